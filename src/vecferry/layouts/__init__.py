@@ -1,0 +1,1 @@
+"""How a record lies in a payload, a row or a folder: plain, LangChain, LlamaIndex."""

@@ -1,0 +1,51 @@
+"""The promises between the core and the adapters. Small protocols; the docstrings are the law."""
+
+from vecferry.ports.abilities import (
+    Changes,
+    ChangeTracking,
+    Deletable,
+    Fetchable,
+    Publishable,
+    Rewindable,
+    Searchable,
+    Store,
+    TextSearchable,
+    Version,
+)
+from vecferry.ports.checks import check_fits
+from vecferry.ports.collection import Collection
+from vecferry.ports.embedder import Embedder
+from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
+from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
+from vecferry.ports.source import Cursor, Fields, Partition, Source
+from vecferry.ports.url import StoreURL
+
+__all__ = [
+    "Capabilities",
+    "ChangeTracking",
+    "Changes",
+    "Collection",
+    "Cursor",
+    "Deletable",
+    "Embedder",
+    "Fetchable",
+    "Fields",
+    "OnProgress",
+    "Partition",
+    "Progress",
+    "Publishable",
+    "Rewindable",
+    "Searchable",
+    "ShouldStop",
+    "Sink",
+    "Source",
+    "Store",
+    "StoreURL",
+    "TextSearchable",
+    "Version",
+    "WriteMode",
+    "WriteReceipt",
+    "check_fits",
+    "ignore_progress",
+    "never_stop",
+]

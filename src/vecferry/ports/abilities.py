@@ -1,0 +1,171 @@
+"""Further abilities. Each is a protocol of its own: ask with ``isinstance``, never by a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from vecferry.ports.sink import Sink, WriteMode
+from vecferry.ports.source import Cursor, Fields, Source
+from vecferry.records import RecordBatch, RecordId, VectorRecord, Where
+from vecferry.records.vectors import Array
+
+
+@runtime_checkable
+class Store(Source, Sink, Protocol):
+    """A store that can be read and written: most are."""
+
+
+@runtime_checkable
+class Fetchable(Protocol):
+    """Reads records by id."""
+
+    def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
+        """The records found, in the order of ``ids``; unknown ids are left out."""
+        ...
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """Finds the nearest records to a vector."""
+
+    def search(
+        self, vector: Any, k: int = 10, *, field: str = "", where: Where | None = None
+    ) -> list[VectorRecord]:
+        """At most ``k`` records, best first, ``score`` set (higher is better, see `VectorRecord`).
+
+        Args:
+            vector: ``(dim,)`` array, ``(m, dim)`` for a multi field, `SparseVector` for a sparse one.
+
+        Raises:
+            SchemaMismatchError: if the dimension is not that of the field.
+        """
+        ...
+
+
+@runtime_checkable
+class TextSearchable(Protocol):
+    """Finds records to a text, embedding it by itself (a hosted index)."""
+
+    def search_text(self, text: str, k: int = 10, *, where: Where | None = None) -> list[VectorRecord]:
+        """At most ``k`` records, best first, ``score`` set."""
+        ...
+
+
+@runtime_checkable
+class Deletable(Protocol):
+    """Deletes records by id."""
+
+    def delete(self, ids: Sequence[RecordId]) -> int:
+        """Delete and return how many there were; unknown ids are no error."""
+        ...
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """A sink that appends: it cannot upsert cheaply, but it can forget what came after a mark.
+
+    The job keeps the mark beside the source's cursor, so that a resume rewinds the target to exactly
+    the records the cursor stands behind.
+    """
+
+    def mark(self) -> Any:
+        """Make all that was written durable (fsync) and name this point, as a JSON value."""
+        ...
+
+    def rewind(self, mark: Any) -> None:
+        """Forget what was written after ``mark``; ``None`` forgets everything.
+
+        Raises:
+            CorruptDataError: if the staged data is shorter than the mark says.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of a published collection. ``tag`` names it; ``live`` is the one that is seen."""
+
+    tag: str
+    live: bool
+    created: str = ""
+    count: int | None = None
+
+
+@runtime_checkable
+class Publishable(Protocol):
+    """Builds a collection beside the one that is seen, and swaps the two in one step."""
+
+    def stages(self, mode: WriteMode) -> bool:
+        """Whether a job in this mode writes to a shadow (always for ``REPLACE``)."""
+        ...
+
+    def shadow(self, tag: str) -> Store:
+        """The collection under construction for ``tag``: the same for the same tag, unseen by name."""
+        ...
+
+    def publish(self, tag: str) -> Version:
+        """Let the shadow be the collection, atomically; the previous one is kept. Twice is as once."""
+        ...
+
+    def discard(self, tag: str) -> None:
+        """Delete an unpublished shadow. No error if there is none."""
+        ...
+
+    def versions(self) -> list[Version]:
+        """The live version and those kept, newest first."""
+        ...
+
+    def rollback(self) -> Version:
+        """Let the version before the live one be the collection again, atomically.
+
+        Raises:
+            NotFoundError: if none is kept.
+        """
+        ...
+
+    def prune(self, keep: int = 0) -> list[str]:
+        """Delete all but the live version and ``keep`` before it; returns the tags deleted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened after a cursor: records to upsert, ids to delete, and the cursor to go on from."""
+
+    cursor: Cursor
+    upserted: RecordBatch | None = None
+    deleted: Sequence[RecordId] = field(default_factory=tuple)
+
+
+@runtime_checkable
+class ChangeTracking(Protocol):
+    """Tells what was added, changed and deleted since a cursor."""
+
+    def track(self) -> Cursor:
+        """Begin to track (install what is needed) and return where the log stands now. Twice is as once."""
+        ...
+
+    def changes(self, after: Cursor, *, batch_size: int = 1024) -> Iterator[Changes]:
+        """All changes committed so far after the cursor, in order; ends when there are no more."""
+        ...
+
+    def untrack(self) -> None:
+        """Remove what `track` installed. Twice is as once."""
+        ...
+
+
+__all__ = [
+    "Array",
+    "ChangeTracking",
+    "Changes",
+    "Deletable",
+    "Fetchable",
+    "Publishable",
+    "Rewindable",
+    "Searchable",
+    "Store",
+    "TextSearchable",
+    "Version",
+]

@@ -1,0 +1,35 @@
+"""What an embedding provider promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecferry.records import EmbeddingSpace
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors of one space."""
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space of every vector it returns. May load the model or ask the server once."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 ``(len(texts), space.dim)``, row i for text i; finite; thread-safe.
+
+        Raises:
+            RetryableError: a passing fault (rate limit, time-out).
+            RejectedRecord: these texts cannot be embedded; ``ids`` are their positions.
+            FatalStoreError: the provider said no for good (key, quota, unknown model).
+        """
+        ...
+
+    async def aembed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As `embed`, for event loops."""
+        ...

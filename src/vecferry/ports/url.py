@@ -1,0 +1,102 @@
+"""`StoreURL`: how a user names a collection.
+
+    scheme:PATH[?option=value&…][#collection]                 faiss:./kb?layout=langchain
+    scheme://[user[:password]@]host[:port]/path[?…][#…]       qdrant://localhost:6333/questions
+
+A path is taken as it is, but for ``?``, ``#`` and ``%``, which are written ``%3F``, ``%23`` and ``%25``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote
+
+from vecferry.errors import ConfigurationError
+
+_SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
+_SECRET = re.compile(r"pass|secret|token|key|credential|signature|auth", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreURL:
+    """A parsed URL. ``str(url)`` never shows a password or a token; use the attributes to connect.
+
+    Attributes:
+        scheme: lower case, such as ``"faiss"``.
+        netloc: whether the URL has the ``//`` form.
+        host, port, user, password: from the ``//`` form, else ``None``.
+        path: the local path, or what follows the host without its leading slash; unquoted.
+        fragment: what follows ``#``: the collection, table or index.
+        options: the query, one string a name.
+    """
+
+    scheme: str
+    path: str = ""
+    netloc: bool = False
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    fragment: str = ""
+    options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> StoreURL:
+        """Parse ``text``.
+
+        Raises:
+            ConfigurationError: if it has no scheme or a malformed port.
+        """
+        match = _SCHEME.match(text)
+        if not match:
+            raise ConfigurationError(
+                f"{_shorten(text)!r} is not a store URL; write SCHEME:PATH, such as faiss:./vectorstore"
+            )
+        scheme, rest = match[1].lower(), match[2]
+        rest, _, fragment = rest.partition("#")
+        rest, _, query = rest.partition("?")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        common = {"scheme": scheme, "fragment": unquote(fragment), "options": options}
+        if not rest.startswith("//"):
+            return cls(path=unquote(rest), **common)  # type: ignore[arg-type]
+        authority, _, path = rest[2:].partition("/")
+        login, at, address = authority.rpartition("@")
+        user, colon, password = login.partition(":")
+        host, port = _split_address(address, text)
+        return cls(
+            netloc=True,
+            host=host,
+            port=port,
+            user=unquote(user) if at else None,
+            password=unquote(password) if colon else None,
+            path=unquote(path),
+            **common,  # type: ignore[arg-type]
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.scheme}:"
+        if self.netloc:
+            login = f"{self.user}@" if self.user else ""
+            host = f"[{self.host}]" if self.host and ":" in self.host else self.host or ""
+            port = f":{self.port}" if self.port else ""
+            text += f"//{login}{host}{port}" + (f"/{self.path}" if self.path else "")
+        else:
+            text += self.path
+        shown = {k: v for k, v in self.options.items() if not _SECRET.search(k)}
+        text += "?" + "&".join(f"{k}={v}" for k, v in shown.items()) if shown else ""
+        return text + (f"#{self.fragment}" if self.fragment else "")
+
+
+def _split_address(address: str, text: str) -> tuple[str, int | None]:
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        return address.strip("[]"), None
+    if not port.isdigit():
+        raise ConfigurationError(f"the port of {_shorten(text)!r} is not a number")
+    return host.strip("[]"), int(port)
+
+
+def _shorten(text: str) -> str:
+    """For messages: without anything that may be a login."""
+    return re.sub(r"//[^/@]*@", "//…@", text)[:80]
