@@ -1,0 +1,336 @@
+"""`StoreContract`: every sentence of the ports that a test can hold, against one adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecferry.errors import SchemaMismatchError, SpaceMismatchError, TargetExistsError
+from vecferry.ports import (
+    Deletable,
+    Fetchable,
+    Fields,
+    Publishable,
+    Rewindable,
+    Searchable,
+    WriteMode,
+)
+from vecferry.records import (
+    EmbeddingSpace,
+    Metric,
+    RecordBatch,
+    VectorField,
+    VectorRecord,
+    encode_id,
+    id_type,
+)
+from vecferry.testing.samples import DIM, ODD_IDS, TYPED_METADATA, sample_records, sample_schema
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What the vendor's own client sees of one record."""
+
+    text: str | None
+    vector: Any
+
+
+class StoreContract:
+    """Subclass it, give `open` and `peek`, and pytest runs every test below against your store.
+
+    Attributes:
+        metric: a metric under which the store keeps vectors bit for bit, if it has one.
+        exact: whether float32 vectors come back bit for bit under that metric.
+    """
+
+    metric: Metric = Metric.L2
+    exact: bool = True
+
+    def open(self, folder: Path, name: str) -> Any:
+        """The store called ``name`` in ``folder``; the same collection for the same arguments."""
+        raise NotImplementedError
+
+    def peek(self, store: Any) -> Mapping[Any, Peek]:
+        """Every record as the vendor's own client sees it, by whatever id it has there.
+
+        Called after `finish` and `close` of every store object of the test."""
+        raise NotImplementedError
+
+    # -- fixtures -----------------------------------------------------------------------------
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Any:
+        store = self.open(tmp_path, "one")
+        yield store
+        store.close()
+
+    @pytest.fixture
+    def full(self, store: Any) -> Any:
+        """A published collection of 25 records."""
+        return self.load(store, sample_records(unit=not self.exact))
+
+    def load(self, store: Any, records: list[VectorRecord], **schema: Any) -> Any:
+        """Write records as a job does: through the shadow where the store wants one."""
+        sink = store.shadow("load") if self._staged(store) else store
+        sink.prepare(sample_schema(self.metric, **schema), WriteMode.CREATE)
+        for start in range(0, len(records), 10):
+            sink.write(RecordBatch.from_records(records[start : start + 10]))
+        sink.finish()
+        if sink is not store:
+            sink.close()
+            store.publish("load")
+        return store
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def test_describe_tells_what_was_prepared(self, full: Any) -> None:
+        schema = full.describe()
+        field = schema.field("")
+        assert (field.dim, field.metric) == (DIM, self.metric)
+        assert field.space == sample_schema().fields[0].space
+        assert full.count() == 25
+        assert schema.count in (None, 25)
+
+    def test_records_come_back_as_they_were(self, full: Any) -> None:
+        self.same(read(full.scan(batch_size=7)), sample_records(unit=not self.exact))
+
+    def test_metadata_keeps_its_types(self, full: Any) -> None:
+        first = next(r for r in read(full.scan()).values() if r.metadata["n"] == 0)
+        for key, value in TYPED_METADATA.items():
+            assert first.metadata[key] == value, key
+            assert type(first.metadata[key]) is type(value), key
+
+    def test_the_vendor_sees_the_same(self, full: Any) -> None:
+        expected = sorted((r.text, r.vector.tolist()) for r in sample_records(unit=not self.exact))
+        full.close()
+        seen = sorted((p.text, np.asarray(p.vector, np.float32).tolist()) for p in self.peek(full).values())
+        assert [text for text, _ in seen] == [text for text, _ in expected]
+        np.testing.assert_allclose(
+            [v for _, v in seen], [v for _, v in expected], rtol=0 if self.exact else 1e-5, atol=1e-6
+        )
+
+    @pytest.mark.parametrize("kind", ["int", "str", "uuid", "tuple"])
+    def test_ids_keep_their_type(self, store: Any, kind: str) -> None:
+        ids = ODD_IDS[kind]
+        self.load(store, sample_records(ids=ids, unit=not self.exact), id_type=kind)
+        back = [record.id for record in read(store.scan()).values()]
+        assert sorted(map(encode_id, back)) == sorted(map(encode_id, ids))
+
+    def test_mixed_ids_stay_apart(self, store: Any) -> None:
+        ids = [id_ for group in ODD_IDS.values() for id_ in group]
+        self.load(store, sample_records(ids=ids, unit=not self.exact), id_type="mixed")
+        back = {(id_type(r.id), encode_id(r.id)) for r in read(store.scan()).values()}
+        assert back == {(id_type(i), encode_id(i)) for i in ids}
+
+    @pytest.mark.parametrize("size", [1, 4, 25, 100])
+    def test_a_batch_is_never_larger_than_asked(self, full: Any, size: int) -> None:
+        assert all(0 < len(batch) <= size for batch in full.scan(batch_size=size) if len(batch))
+
+    def test_every_cursor_goes_on_where_it_stands(self, full: Any) -> None:
+        everything = [encode_id(i) for b in full.scan(batch_size=4) for i in b.id_list]
+        done: list[str] = []
+        for batch in full.scan(batch_size=4):
+            done += map(encode_id, batch.id_list)
+            if batch.cursor is not None:
+                rest = [
+                    encode_id(i) for b in full.scan(after=batch.cursor, batch_size=3) for i in b.id_list
+                ]
+                assert sorted(done + rest) == sorted(everything)
+        assert len(set(everything)) == 25
+
+    @pytest.mark.parametrize("want", [1, 3, 50])
+    def test_partitions_are_disjoint_and_complete(self, full: Any, want: int) -> None:
+        seen: list[str] = []
+        for part in full.partitions(want):
+            after = None
+            for batch in full.scan(partition=part, batch_size=3):
+                seen += map(encode_id, batch.id_list)
+                after = batch.cursor
+            assert not list(read(full.scan(partition=part, after=after)))
+        assert sorted(seen) == sorted(encode_id(r.id) for r in sample_records())
+
+    def test_only_the_wanted_fields_are_read(self, full: Any) -> None:
+        batch = next(iter(full.scan(fields=Fields.IDS)))
+        assert not batch.vectors and batch.texts is None and batch.metadata is None
+        batch = next(iter(full.scan(fields=Fields.NO_VECTORS)))
+        assert not batch.vectors and batch.texts is not None and batch.metadata is not None
+
+    def test_where_filters(self, full: Any) -> None:
+        where = {"even": True, "n": {"$gte": 10, "$lt": 20}}
+        found = {r.metadata["n"] for r in read(full.scan(where=where)).values()}
+        assert found == {10, 12, 14, 16, 18}
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def test_writing_twice_is_as_once(self, store: Any) -> None:
+        records = sample_records(unit=not self.exact)
+        sink = store.shadow("load") if self._staged(store) else store
+        batch = RecordBatch.from_records(records[:10])
+        sink.prepare(sample_schema(self.metric), WriteMode.CREATE)
+        assert sink.write(batch).written == 10
+        sink.write(batch)
+        sink.write(RecordBatch.from_records(records[5:]))
+        sink.finish()
+        sink.finish()
+        if sink is not store:
+            sink.close()
+            store.publish("load")
+        self.same(read(store.scan()), records)
+
+    def test_what_is_unfinished_can_be_resumed(self, tmp_path: Path) -> None:
+        records = sample_records(unit=not self.exact)
+        first = self.open(tmp_path, "resumed")
+        sink = first.shadow("job") if self._staged(first) else first
+        sink.prepare(sample_schema(self.metric), WriteMode.CREATE)
+        sink.write(RecordBatch.from_records(records[:15]))
+        mark = sink.mark() if isinstance(sink, Rewindable) else None
+        sink.close()
+        first.close()
+        second = self.open(tmp_path, "resumed")
+        sink = second.shadow("job") if self._staged(second) else second
+        sink.prepare(sample_schema(self.metric), WriteMode.RESUME)
+        if isinstance(sink, Rewindable):
+            sink.rewind(mark)
+        sink.write(RecordBatch.from_records(records[10:]))
+        sink.finish()
+        if sink is not second:
+            sink.close()
+            second.publish("job")
+        self.same(read(second.scan()), records)
+        second.close()
+
+    def test_upsert_replaces_by_id(self, full: Any) -> None:
+        changed = sample_records(3, seed=1, unit=not self.exact)
+        extra = sample_records(ids=[100], seed=2, unit=not self.exact)
+        full.prepare(sample_schema(self.metric), WriteMode.UPSERT)
+        full.write(RecordBatch.from_records(changed + extra))
+        full.finish()
+        self.same(read(full.scan()), changed + sample_records(unit=not self.exact)[3:] + extra)
+
+    def test_create_refuses_an_existing_target(self, full: Any) -> None:
+        with pytest.raises(TargetExistsError, match="mode="):
+            sink = full.shadow("other") if self._staged(full) else full
+            sink.prepare(sample_schema(self.metric), WriteMode.CREATE)
+        assert full.count() == 25
+
+    def test_another_dimension_is_refused(self, full: Any) -> None:
+        field = VectorField(dim=DIM + 1, metric=self.metric)
+        with pytest.raises(SchemaMismatchError):
+            full.prepare(sample_schema(self.metric, fields=(field,)), WriteMode.UPSERT)
+        assert full.count() == 25
+
+    def test_another_space_is_refused_at_equal_dimension(self, full: Any) -> None:
+        other = EmbeddingSpace(model="another-model", dim=DIM)
+        field = VectorField(dim=DIM, metric=self.metric, space=other)
+        with pytest.raises(SpaceMismatchError, match="another-model"):
+            full.prepare(sample_schema(self.metric, fields=(field,)), WriteMode.UPSERT)
+        assert full.count() == 25
+
+    # -- abilities ----------------------------------------------------------------------------
+
+    def test_fetch_keeps_the_order_and_leaves_out_the_unknown(self, full: Any) -> None:
+        if not isinstance(full, Fetchable):
+            pytest.skip("cannot fetch")
+        batch = full.fetch([9, "nobody", 3, 24])
+        assert batch.id_list == [9, 3, 24]
+        self.same(
+            {encode_id(r.id): r for r in batch.records()},
+            [sample_records(unit=not self.exact)[i] for i in (9, 3, 24)],
+        )
+
+    def test_search_finds_the_record_itself_first(self, full: Any) -> None:
+        if not isinstance(full, Searchable):
+            pytest.skip("cannot search")
+        record = sample_records(unit=not self.exact)[4]
+        hits = full.search(record.vector, 5)
+        assert hits[0].id == record.id and len(hits) == 5
+        assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        only = full.search(record.vector, 5, where={"topic": "t2"})
+        assert only and all(hit.metadata["topic"] == "t2" for hit in only)
+        with pytest.raises(SchemaMismatchError):
+            full.search([1.0] * (DIM + 1), 1)
+
+    def test_delete_counts_what_was_there(self, full: Any) -> None:
+        if not isinstance(full, Deletable):
+            pytest.skip("cannot delete")
+        assert full.delete([3, 4, "nobody"]) == 2
+        assert full.count() == 23
+        assert not {3, 4} & {r.id for r in read(full.scan()).values()}
+
+    def test_rewind_forgets_what_came_after_the_mark(self, store: Any) -> None:
+        sink = store.shadow("job") if self._staged(store) else store
+        if not isinstance(sink, Rewindable):
+            pytest.skip("cannot rewind")
+        records = sample_records(unit=not self.exact)
+        sink.prepare(sample_schema(self.metric), WriteMode.CREATE)
+        sink.write(RecordBatch.from_records(records[:10]))
+        mark = sink.mark()
+        sink.write(RecordBatch.from_records(records[10:]))
+        sink.rewind(mark)
+        sink.finish()
+        if sink is not store:
+            sink.close()
+            store.publish("job")
+        self.same(read(store.scan()), records[:10])
+
+    def test_publish_swaps_and_rollback_swaps_back(self, full: Any) -> None:
+        if not isinstance(full, Publishable):
+            pytest.skip("cannot publish")
+        fresh = sample_records(5, seed=3, unit=not self.exact)
+        shadow = full.shadow("next")
+        shadow.prepare(sample_schema(self.metric), WriteMode.REPLACE)
+        shadow.write(RecordBatch.from_records(fresh))
+        shadow.finish()
+        assert full.count() == 25, "a shadow must not be seen"
+        self.same(read(shadow.scan()), fresh)
+        shadow.close()
+        full.publish("next")
+        full.publish("next")
+        self.same(read(full.scan()), fresh)
+        assert [v.live for v in full.versions()][:1] == [True]
+        full.rollback()
+        self.same(read(full.scan()), sample_records(unit=not self.exact))
+        full.publish("next")
+        assert full.count() == 5
+        full.prune()
+        assert len(full.versions()) == 1
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _staged(self, store: Any) -> bool:
+        return isinstance(store, Publishable) and store.stages(WriteMode.CREATE)
+
+    def same(self, got: Mapping[str, VectorRecord], want: Iterable[VectorRecord]) -> None:
+        """Ids, texts, metadata equal with their types; vectors bit for bit where ``exact``."""
+        expected = {encode_id(record.id): record for record in want}
+        assert got.keys() == expected.keys()
+        for key, record in expected.items():
+            assert got[key].text == record.text
+            assert got[key].metadata == record.metadata
+            assert got[key].vector is not None
+            np.testing.assert_allclose(
+                got[key].vector,
+                record.vector,
+                rtol=0 if self.exact else 1e-5,
+                atol=0 if self.exact else 1e-6,
+            )
+
+
+def read(batches: Iterable[RecordBatch]) -> dict[str, VectorRecord]:
+    """Records by encoded id; an id that comes twice fails.
+
+    Raises:
+        AssertionError: if a scan yields one id twice.
+    """
+    found: dict[str, VectorRecord] = {}
+    for batch in batches:
+        for record in batch.records():
+            key = encode_id(record.id)
+            assert key not in found, f"{record.id!r} came twice"
+            found[key] = record
+    return found
