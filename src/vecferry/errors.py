@@ -17,6 +17,7 @@
     │   └── RequestTooLargeError        the same, in smaller requests
     ├── RejectedRecord              these records cannot be written; the others can
     ├── FatalStoreError             the store said no for good (permission, quota, disk full)
+    │   └── EmbedderExhausted           no embedding provider of this space answers any more
     ├── JobError                    the state of a resumable job is in the way
     │   ├── JobLockedError              another process runs this job now
     │   └── JobChangedError             the settings differ from those the job began with
@@ -121,6 +122,13 @@ class RejectedRecord(VecferryError):
 
 class FatalStoreError(VecferryError):
     """The store said no for good; trying again as is will not help."""
+
+
+class EmbedderExhausted(FatalStoreError):
+    """No provider of the job's embedding space answers any more.
+
+    The same call goes on where it stopped once a provider is back; another space needs a fresh target.
+    """
 
 
 class JobError(VecferryError):
