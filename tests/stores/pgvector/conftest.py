@@ -1,0 +1,3 @@
+from servers.postgres import postgres, postgres16
+
+__all__ = ["postgres", "postgres16"]
