@@ -1,0 +1,396 @@
+"""Files that change in one step: written aside, made durable, swapped in whole, the old ones kept.
+
+A `StagingRoom` stands for one target path, a file or a folder, whether it exists or not. All that is
+not yet seen, or no longer seen, lies in one hidden folder beside it, on the same file system::
+
+    kb                          the target: always a plain file or folder, and always complete
+    .kb.vecferry/
+    ├── room.json               which version is live, which are kept, and a swap that is under way
+    ├── lock                    held while versions change
+    ├── v-TAG/kb                a version under construction, or one that was live before
+    └── trash-…                 on its way out
+
+The swap is one system call, ``renameat2(RENAME_EXCHANGE)`` on Linux or ``renamex_np(RENAME_SWAP)`` on
+macOS; for a single file anywhere else a hard link and ``rename``. For a folder on a system that has none
+of these it takes two renames, and a reader may find nothing for an instant. Before the swap its intent is
+written down with the inode of what goes in; whoever comes next after a crash compares inodes and
+completes what was begun. Inodes survive renames, so no marker is ever put into the user's folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError
+from vecferry.ports import Version
+
+_RENAME_EXCHANGE = 2  # the same bit in Linux's renameat2 and macOS's renamex_np
+_AT_FDCWD = -100
+
+
+# -- durable pieces ---------------------------------------------------------------------------
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable. Does nothing where folders cannot be opened (Windows)."""
+    if os.name == "posix":
+        fsync_file(path)
+
+
+def fsync_tree(path: Path) -> None:
+    """Make a file, or a folder with everything in it, durable."""
+    if not path.is_dir():
+        fsync_file(path)
+        return
+    for root, _, files in os.walk(path):
+        for name in files:
+            fsync_file(Path(root, name))
+        fsync_folder(Path(root))
+
+
+def replace_durably(new: Path, target: Path) -> None:
+    """Let the file ``new`` be ``target``: fsync, rename over it, fsync the folder."""
+    fsync_file(new)
+    new.replace(target)
+    fsync_folder(target.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file such that a crash leaves the old content or the new, never a mixture."""
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        draft.write_bytes(data)
+        replace_durably(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Swap two existing paths in one step; false where the system cannot do that."""
+    call = _exchange_call()
+    if call is None:
+        return False
+    if call(os.fsencode(a), os.fsencode(b)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(a))
+
+
+@cache
+def _exchange_call() -> Any:
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            swap = libc.renamex_np
+            return lambda a, b: swap(a, b, _RENAME_EXCHANGE)
+        swap = libc.renameat2
+    except (OSError, AttributeError, TypeError):
+        return None
+    return lambda a, b: swap(_AT_FDCWD, a, _AT_FDCWD, b, _RENAME_EXCHANGE)
+
+
+# -- the room ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Ledger:
+    """What ``room.json`` holds. ``history`` is oldest first and contains ``live``."""
+
+    live: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    swap: dict[str, Any] | None = None
+
+    def tags(self) -> list[str]:
+        return [str(entry["tag"]) for entry in self.history]
+
+    def entry(self, tag: str) -> dict[str, Any]:
+        return next(entry for entry in self.history if entry["tag"] == tag)
+
+
+class StagingRoom:
+    """The versions of one target path.
+
+    Args:
+        target: the path users see. A symbolic link is followed, so that the swap happens where it leads.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.folder = self.target.parent / f".{self.target.name}.vecferry"
+
+    def path(self, tag: str) -> Path:
+        """Where the version ``tag`` lies while it is not live. Its name is that of the target."""
+        return self.folder / f"v-{quote(tag, safe='')}" / self.target.name
+
+    def begin(self, tag: str) -> Path:
+        """Make the place for a version under construction and return `path`. Twice is as once."""
+        place = self.path(tag)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def publish(self, tag: str, *, count: int | None = None) -> Version:
+        """Make `path` durable and let it be the target, in one step. The previous one is kept.
+
+        Twice is as once; a kept version may be published again.
+
+        Raises:
+            NotFoundError: if nothing was built for ``tag``.
+        """
+        with self._open() as ledger:
+            if ledger.live != tag or self.path(tag).exists() or not self.target.exists():
+                self._swap_in(ledger, tag, count)
+        return self.versions()[0]
+
+    def discard(self, tag: str) -> None:
+        """Delete a version that was never live. No error if there is none."""
+        if not self.path(tag).parent.exists():
+            return
+        with self._open() as ledger:
+            if tag not in ledger.tags():
+                self._trash(tag)
+
+    def versions(self) -> list[Version]:
+        """The live version and those kept, newest first."""
+        if not self.folder.exists():
+            return [Version("original", live=True)] if self.target.exists() else []
+        with self._open() as ledger:
+            return [
+                Version(e["tag"], e["tag"] == ledger.live, e.get("created", ""), e.get("count"))
+                for e in reversed(ledger.history)
+            ]
+
+    def rollback(self) -> Version:
+        """Let the version before the live one be the target again, in one step.
+
+        Raises:
+            NotFoundError: if none is kept.
+        """
+        with self._open() as ledger:
+            tags = ledger.tags()
+            at = tags.index(ledger.live) if ledger.live in tags else 0
+            if at == 0:
+                raise NotFoundError(f"{self.target} keeps no earlier version to roll back to")
+            self._swap_in(ledger, tags[at - 1], None, move_to_end=False)
+        return next(version for version in self.versions() if version.live)
+
+    def prune(self, keep: int = 0) -> list[str]:
+        """Delete all but the live version and ``keep`` others, newest kept; returns the tags deleted."""
+        if not self.folder.exists():
+            return []
+        with self._open() as ledger:
+            others = [tag for tag in ledger.tags() if tag != ledger.live]
+            gone = others[: max(len(others) - keep, 0)]
+            ledger.history = [entry for entry in ledger.history if entry["tag"] not in gone]
+            self._save(ledger)
+            for tag in gone:
+                self._trash(tag)
+        return gone
+
+    def sweep(self) -> None:
+        """Remove the hidden folder if nothing in it is needed any more."""
+        if not self.folder.exists():
+            return
+        with self._open() as ledger:
+            kept = [tag for tag in ledger.tags() if tag != ledger.live]
+            staged = any(self.folder.glob("v-*"))
+        if not kept and not staged:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- how a swap survives a crash ----------------------------------------------------------
+
+    def _swap_in(self, ledger: _Ledger, tag: str, count: int | None, *, move_to_end: bool = True) -> None:
+        place = self.path(tag)
+        if not place.exists():
+            raise NotFoundError(f"{self.target} has no version {tag!r} to publish; write it first")
+        fsync_tree(place)
+        previous = ledger.live = self._name_live(ledger, tag)
+        if tag not in ledger.tags():
+            ledger.history.append({"tag": tag, "created": _now(), "count": count})
+        elif move_to_end:
+            ledger.history.append(ledger.history.pop(ledger.tags().index(tag)))
+        ledger.swap = {"tag": tag, "previous": previous, "inode": place.stat().st_ino}
+        self._save(ledger)
+        self._carry_out(ledger)
+
+    def _name_live(self, ledger: _Ledger, incoming: str) -> str | None:
+        """The tag under which what is live now will be kept; ``None`` if nothing is there."""
+        if not self.target.exists():
+            ledger.history = [entry for entry in ledger.history if entry["tag"] != ledger.live]
+            return None
+        if ledger.live is None:
+            ledger.live = _unused("original", ledger.tags())
+            ledger.history.append({"tag": ledger.live, "created": _modified(self.target)})
+        elif ledger.live == incoming:  # the same job built it anew
+            entry = ledger.entry(incoming)
+            ledger.live = entry["tag"] = _unused(f"{incoming}-before", ledger.tags())
+        return ledger.live
+
+    def _carry_out(self, ledger: _Ledger) -> None:
+        """Do what is left to do of the swap that the ledger names. Any prefix may be done already."""
+        assert ledger.swap is not None
+        tag, previous, inode = (ledger.swap[key] for key in ("tag", "previous", "inode"))
+        place = self.path(tag)
+        if _inode(self.target) != inode:
+            self._put_in_place(place, self.path(previous) if previous else None)
+        # After an exchange the old version lies where the new one was built.
+        if previous and place.exists() and _inode(place) != inode:
+            self._move(place, self.path(previous))
+        if previous is None and place.exists() and _inode(place) != inode:
+            self._trash(tag)
+        if not self.path(tag).exists():
+            shutil.rmtree(self.path(tag).parent, ignore_errors=True)
+        fsync_folder(self.target.parent)
+        ledger.live, ledger.swap = tag, None
+        self._save(ledger)
+
+    def _put_in_place(self, place: Path, keep: Path | None) -> None:
+        if not self.target.exists():
+            place.rename(self.target)
+        elif exchange(place, self.target):
+            pass
+        elif place.is_dir() or self.target.is_dir():
+            assert keep is not None
+            self._move(self.target, keep)
+            place.rename(self.target)
+        else:
+            if keep is not None and not keep.exists():
+                keep.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(self.target, keep)
+            place.replace(self.target)
+        fsync_folder(self.target.parent)
+
+    def _move(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        fsync_folder(target.parent)
+
+    def _trash(self, tag: str) -> None:
+        place = self.path(tag).parent
+        if place.exists():
+            bin_ = self.folder / f"trash-{uuid4().hex[:8]}"
+            place.rename(bin_)
+            shutil.rmtree(bin_, ignore_errors=True)
+
+    # -- the ledger ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _open(self) -> Iterator[_Ledger]:
+        """The ledger under the lock, after completing a swap that was cut short."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "lock"):
+                ledger = self._load()
+                if ledger.swap is not None:
+                    self._carry_out(ledger)
+                for left in self.folder.glob("trash-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                yield ledger
+        except OSError as error:
+            raise as_store_error(error, self.target) from error
+
+    def _load(self) -> _Ledger:
+        try:
+            return _Ledger(**json.loads((self.folder / "room.json").read_bytes()))
+        except FileNotFoundError:
+            if self.target.exists():
+                entry = {"tag": "original", "created": _modified(self.target)}
+                return _Ledger(live="original", history=[entry])
+            return _Ledger()
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{self.folder}/room.json is damaged; if no older version is needed, remove {self.folder}"
+            ) from error
+
+    def _save(self, ledger: _Ledger) -> None:
+        write_durably(self.folder / "room.json", json.dumps(ledger.__dict__, indent=1).encode())
+
+
+def as_store_error(error: OSError, path: Path) -> Exception:
+    """The one table that turns an operating system's refusal into ours."""
+    name = str(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return FatalStoreError(f"no space is left for {name}; free some and run the same call again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return FatalStoreError(f"{name} may not be written; change its permissions or choose another path")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotFoundError(f"{name} is not there, or a folder on the way to it is not")
+    return FatalStoreError(f"{name}: {error.strerror or error}; see to the disk and run the call again")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An advisory lock that the kernel releases when the process dies, however it dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one writer at a time is the caller's duty there
+        yield
+        return
+    with path.open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+        fsync_file(target)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _unused(name: str, taken: list[str]) -> str:
+    names = (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3)))
+    return next(candidate for candidate in names if candidate not in taken)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _modified(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+
+
+__all__ = [
+    "StagingRoom",
+    "as_store_error",
+    "exchange",
+    "fsync_file",
+    "fsync_folder",
+    "fsync_tree",
+    "replace_durably",
+    "write_durably",
+]
