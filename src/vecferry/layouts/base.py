@@ -1,0 +1,133 @@
+"""What a layout promises, and how one is found by name or by looking at payloads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vecferry.errors import ConfigurationError
+from vecferry.layouts.envelope import Payload
+from vecferry.records import ENVELOPE, RecordId
+
+NAMES = ("plain", "langchain", "llamaindex", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What n payloads hold, column by column.
+
+    Attributes:
+        ids: the original ids; ``None`` where the payload knows none, so the store's own id is it.
+        texts: n strings or ``None``.
+        metadata: n dicts, types restored, without anything the layout added.
+        norms: n dicts ``{field: length}``, mostly empty.
+    """
+
+    ids: list[RecordId | None]
+    texts: list[str | None]
+    metadata: list[dict[str, Any]]
+    norms: list[Mapping[str, float]]
+
+
+class Layout(Protocol):
+    """Turns records without vectors into payloads and back; ``decode(encode(x))`` is ``x``."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def text_ids(self) -> bool:
+        """Whether the apps of this layout know ids as text only (so that a UUID and its text are one)."""
+        ...
+
+    @property
+    def indexes(self) -> Mapping[str, str]:
+        """Payload path → index type that the apps of this layout rely on."""
+        ...
+
+    def path(self, key: str) -> tuple[str, ...]:
+        """The steps from the payload's root to the metadata ``key``, for filters and indexes."""
+        ...
+
+    def encode(
+        self,
+        ids: Sequence[RecordId],
+        texts: Sequence[str | None],
+        metadata: Sequence[Mapping[str, Any]],
+        *,
+        foreign: Sequence[bool] | None = None,
+        norms: Sequence[Mapping[str, float]] | None = None,
+    ) -> list[Payload]:
+        """n payloads of pure JSON.
+
+        Args:
+            foreign: true where the store cannot hold the id itself, so the payload must keep it.
+            norms: lengths to keep with each record.
+
+        Raises:
+            TypeError: for a metadata value that cannot be kept, naming its place.
+        """
+        ...
+
+    def decode(self, payloads: Sequence[Mapping[str, Any]]) -> Columns:
+        """The inverse; also reads what the framework itself wrote."""
+        ...
+
+    def recognise(self, payloads: Sequence[Mapping[str, Any]]) -> float:
+        """The share of ``payloads`` that lie in this layout, 0 to 1."""
+        ...
+
+
+def find_layout(name: str, **options: Any) -> Layout:
+    """The layout called ``name``; ``text_key=`` and ``metadata_key=`` as far as it has such keys.
+
+    Raises:
+        ConfigurationError: naming the layouts there are.
+    """
+    from vecferry.layouts.both import BothLayout
+    from vecferry.layouts.langchain import LangChainLayout
+    from vecferry.layouts.llamaindex import LlamaIndexLayout
+    from vecferry.layouts.plain import PlainLayout
+
+    options = {key: value for key, value in options.items() if value}
+    if name == "plain":
+        return PlainLayout(options.get("text_key", "text"))
+    if name == "langchain":
+        return LangChainLayout(
+            options.get("text_key", "page_content"), options.get("metadata_key", "metadata")
+        )
+    if name == "llamaindex":
+        return LlamaIndexLayout()
+    if name == "both":
+        return BothLayout()
+    raise ConfigurationError(f"there is no layout {name!r}; choose one of {', '.join(NAMES)}")
+
+
+def recognise_layout(payloads: Sequence[Mapping[str, Any]]) -> Layout:
+    """The layout in which all sampled payloads lie; plain, with its text key guessed, where none does."""
+    for name in ("both", "llamaindex", "langchain"):
+        layout = find_layout(name)
+        if payloads and layout.recognise(payloads) == 1.0:
+            return layout
+    return find_layout("plain", text_key=guess_text_key(payloads))
+
+
+TEXT_KEYS = ("text", "page_content", "content", "document", "chunk", "body")
+
+
+def guess_text_key(payloads: Sequence[Mapping[str, Any]]) -> str:
+    """The usual key that holds a string in most of the payloads; ``"text"`` if there is none."""
+
+    def share(key: str) -> int:
+        return sum(isinstance(payload.get(key), str) for payload in payloads)
+
+    best = max(TEXT_KEYS, key=share)
+    return best if share(best) * 2 > len(payloads) else "text"
+
+
+def norms_of(payload: Mapping[str, Any]) -> Mapping[str, float]:
+    """The lengths kept in a payload's envelope; empty if there are none."""
+    envelope = payload.get(ENVELOPE)
+    norms = envelope.get("norms") if isinstance(envelope, Mapping) else None
+    return norms if isinstance(norms, Mapping) else {}

@@ -1,0 +1,73 @@
+"""``plain``: metadata keys at the top of the payload, the text beside them under one key.
+
+{"text": "…", "lang": "en", "page": 3}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from typing import Any
+
+from vecferry.layouts.base import Columns, norms_of
+from vecferry.layouts.envelope import Payload, open_envelope, seal
+from vecferry.records import ENVELOPE, RecordId
+
+
+class PlainLayout:
+    """Every key where a filter expects it. The default where no framework is named."""
+
+    name = "plain"
+    text_ids = False
+    indexes: Mapping[str, str] = {}
+
+    def __init__(self, text_key: str = "text") -> None:
+        self.text_key = text_key
+
+    def path(self, key: str) -> tuple[str, ...]:
+        return (key,)
+
+    def encode(
+        self,
+        ids: Sequence[RecordId],
+        texts: Sequence[str | None],
+        metadata: Sequence[Mapping[str, Any]],
+        *,
+        foreign: Sequence[bool] | None = None,
+        norms: Sequence[Mapping[str, float]] | None = None,
+    ) -> list[Payload]:
+        rows = zip(ids, texts, metadata, foreign or repeat(False), norms or repeat(None), strict=False)
+        return [self._encode(*row) for row in rows]
+
+    def _encode(
+        self,
+        id_: RecordId,
+        text: str | None,
+        metadata: Mapping[str, Any],
+        foreign: bool,
+        norms: Mapping[str, float] | None,
+    ) -> Payload:
+        reserved = (self.text_key,)
+        body, envelope = seal(metadata, id=id_ if foreign else None, norms=norms, reserved=reserved)
+        payload = body if text is None else {self.text_key: text, **body}
+        if envelope:
+            payload[ENVELOPE] = envelope
+        return payload
+
+    def decode(self, payloads: Sequence[Mapping[str, Any]]) -> Columns:
+        columns = Columns([], [], [], [])
+        for payload in payloads:
+            body = dict(payload)
+            envelope = body.pop(ENVELOPE, None)
+            text = body.pop(self.text_key, None)
+            if text is not None and not isinstance(text, str):
+                body[self.text_key], text = text, None
+            id_, metadata = open_envelope(body, envelope)
+            columns.ids.append(id_)
+            columns.texts.append(text)
+            columns.metadata.append(metadata)
+            columns.norms.append(norms_of(payload))
+        return columns
+
+    def recognise(self, payloads: Sequence[Mapping[str, Any]]) -> float:
+        return 1.0
