@@ -1,1 +1,1 @@
-"""How a collection is streamed: read, transform, dedupe, embed, write, checkpoint, quarantine."""
+"""How a collection is streamed: read ▸ transform ▸ dedupe ▸ embed ▸ write, checkpoint, quarantine."""

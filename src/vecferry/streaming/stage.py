@@ -42,6 +42,7 @@ class Parcel:
         dropped: rows removed on purpose, by stage (``where``, ``transform``, ``dedupe``).
         rejections: rows refused so far.
         effects: to be run when the parcel's cursor is committed.
+        last: whether the partition ends here; such a parcel is empty.
     """
 
     batch: RecordBatch
@@ -51,6 +52,7 @@ class Parcel:
     dropped: dict[str, int] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()
     effects: tuple[Effect, ...] = ()
+    last: bool = False
 
     def carry(self, batch: RecordBatch, **changes: Any) -> Parcel:
         """The same parcel with other rows."""
@@ -74,7 +76,11 @@ class Parcel:
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step of the stream. ``ordered`` stages see the parcels in the order of the source."""
+    """One step of the stream. ``ordered`` stages see the parcels in the order of the source.
+
+    A stage that mostly waits for somebody else (a model, a server) also has ``waits = True`` and
+    gets a thread of its own. Empty parcels are not shown to stages.
+    """
 
     name: str
     ordered: bool

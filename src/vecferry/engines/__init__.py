@@ -1,0 +1,1 @@
+"""How the partitions of a job are executed."""

@@ -1,0 +1,274 @@
+"""Run a job in this process: stream ─▶ finish ─▶ verify ─▶ publish, each step resumable."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vecferry.errors import JobStopped, NotFoundError
+from vecferry.ports import (
+    Collection,
+    OnProgress,
+    Partition,
+    Progress,
+    Publishable,
+    Rewindable,
+    ShouldStop,
+    WriteMode,
+)
+from vecferry.publishing import new_tag
+from vecferry.records import CollectionSchema, RecordBatch, encode_id
+from vecferry.streaming.checkpoint import Counters, JobState, Progressing
+from vecferry.streaming.quarantine import Quarantine, quarantined_ids
+from vecferry.streaming.read import Reading
+from vecferry.streaming.run import Checkpointer, Clock, Tolerance, flow, run_stream
+from vecferry.streaming.stage import Parcel, Prepass, Stage, Stateful
+from vecferry.streaming.write import Writer
+
+log = logging.getLogger("vecferry.job")
+
+PARTITIONS = 16
+"""Shares a source is asked for; each is a place from which a resume and a verification can go on."""
+
+
+@dataclass
+class Job:
+    """One migration, ready to run.
+
+    Attributes:
+        settings: those that must not change between runs (see `Settings.identity`).
+        stages: made anew for each run, in order.
+        verify: compares what the stream should have written with a source; ``None`` switches it off.
+    """
+
+    source: Collection
+    target: Collection
+    schema: CollectionSchema
+    mode: WriteMode
+    settings: Mapping[str, Any]
+    reading: Reading
+    tolerance: Tolerance
+    stages: Sequence[Stage]
+    folder: Path
+    total: int | None = None
+    resume: bool = True
+    publish: bool = True
+    verify: Callable[..., Any] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What the report is made of."""
+
+    counters: Counters
+    verification: Any
+    published: bool
+    resumed: str | None
+    seconds: float
+
+
+class LocalRun:
+    """One run of a job in threads of this process."""
+
+    def __init__(self, job: Job, state: JobState, on_progress: OnProgress, should_stop: ShouldStop) -> None:
+        self.job, self.state = job, state
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._start = time.monotonic()
+        self.resumed = self._begin_or_resume()
+        self.counters = state.counters
+        self._tag = str(state.get("tag"))
+        store = job.target.store
+        self._staged = isinstance(store, Publishable) and store.stages(job.mode)
+        self._sink: Any = None
+
+    def run(self) -> Outcome:
+        """All steps that are not done yet.
+
+        Raises:
+            JobStopped: when ``should_stop`` turned true; the next run goes on.
+        """
+        try:
+            if self.state.stage == "stream":
+                self._stream()
+                self.state.advance("finish")
+            if self.state.stage == "finish":
+                self._tell("finish")
+                self._open_sink(WriteMode.RESUME).finish()
+                self.state.advance("verify")
+            verification = self._verify()
+            published = self._publish(verification)
+        finally:
+            self._close_sink()
+        return Outcome(self.counters, verification, published, self.resumed, time.monotonic() - self._start)
+
+    # -- begin --------------------------------------------------------------------------------
+
+    def _begin_or_resume(self) -> str | None:
+        job, state = self.job, self.state
+        if state.begun and job.resume:
+            state.check_settings(job.settings)
+            if state.stage == "failed":
+                state.advance("verify")
+            found = describe_progress(state)
+            log.info("job %s goes on: %s", state.folder.name, found)
+            return found
+        if state.begun:
+            self._discard(str(state.get("tag")))
+        parts = job.source.store.partitions(PARTITIONS)
+        fixed = {
+            **job.fixed,
+            "tag": new_tag(),
+            "schema": job.schema.model_dump(mode="json"),
+            "total": job.total,
+            "source": job.source.url,
+            "target": job.target.url,
+            "counters": vars(Counters()),
+        }
+        (state.folder / "quarantine.jsonl").unlink(missing_ok=True)
+        state.begin(job.settings, fixed, parts)
+        log.info("job %s begins: %s → %s", state.folder.name, job.source.url, job.target.url)
+        return None
+
+    def _discard(self, tag: str) -> None:
+        store = self.job.target.store
+        if isinstance(store, Publishable):
+            store.discard(tag)
+
+    # -- stream -------------------------------------------------------------------------------
+
+    def _stream(self) -> None:
+        job, state = self.job, self.state
+        sink = self._prepare()
+        clock = Clock(self.counters.seconds)
+        quarantine = Quarantine(state.folder / "quarantine.jsonl", state.get("quarantine_length") or 0)
+        checkpoint = Checkpointer(state, sink, quarantine, self.counters, job.tolerance)
+        writer = Writer(sink, should_stop=self._should_stop)
+        for stage in job.stages:
+            if isinstance(stage, Stateful):
+                stage.restore(state.connection)
+            self._prepass(stage)
+        parcels = flow(job.source.store, state.partitions(), job.reading, job.stages, clock)
+        try:
+            for _ in run_stream(parcels, writer, checkpoint, clock, should_stop=self._should_stop):
+                self._tell("stream", self.counters.read, job.total)
+        finally:
+            parcels.close()  # type: ignore[attr-defined]
+            quarantine.close()
+
+    def _prepare(self) -> Any:
+        """The sink, prepared, and rewound to the last committed mark."""
+        fresh = not self.state.get("prepared")
+        sink = self._open_sink(self.job.mode if fresh else WriteMode.RESUME)
+        if isinstance(sink, Rewindable):
+            sink.rewind(self.state.get("mark"))
+        self.state.put(prepared=True)
+        return sink
+
+    def _open_sink(self, mode: WriteMode) -> Any:
+        if self._sink is None:
+            store = self.job.target.store
+            self._sink = store.shadow(self._tag) if self._staged else store
+            self._sink.prepare(self.job.schema, mode)
+        return self._sink
+
+    def _close_sink(self) -> None:
+        if self._sink is not None and self._staged:
+            self._sink.close()
+        self._sink = None
+
+    def _prepass(self, stage: Stage) -> None:
+        if isinstance(stage, Prepass) and stage.prepass_fields is not None:
+            reading = Reading(self.job.reading.batch_size, stage.prepass_fields, self.job.reading.where)
+            stage.prepass(flow(self.job.source.store, self._all_parts(), reading, ()))
+
+    # -- verify -------------------------------------------------------------------------------
+
+    def expected(self) -> Iterator[RecordBatch]:
+        """What the target should hold, derived from the source anew by twins of the stages."""
+        stages = [stage.twin() for stage in self.job.stages]
+        for stage in stages:
+            self._prepass(stage)
+        rejected = {encode_id(i) for i in quarantined_ids(self.state.folder / "quarantine.jsonl")}
+        for parcel in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
+            if len(parcel.batch):
+                yield _without(parcel.batch, rejected)
+
+    def _all_parts(self) -> list[Progressing]:
+        return [Progressing(part.partition) for part in self.state.partitions()]
+
+    def _verify(self) -> Any:
+        if self.job.verify is None or self.state.stage not in ("verify", "publish"):
+            return None
+        self._tell("verify", 0, self.counters.written)
+        where = self._view()
+        verification = self.job.verify(
+            self.expected,
+            where,
+            upserted=self.job.mode is WriteMode.UPSERT,
+            on_progress=lambda done: self._tell("verify", done, self.counters.written),
+            should_stop=self._should_stop,
+        )
+        if self._should_stop():
+            raise JobStopped("stopped while verifying; run the same call again to go on")
+        self.state.put(verified=bool(verification.ok))
+        return verification
+
+    def _view(self) -> Any:
+        """The target as the verification reads it: the shadow as long as it is not published."""
+        store = self.job.target.store
+        if self._staged and self._tag not in _published_tags(store):
+            self._close_sink()
+            self._sink = store.shadow(self._tag)
+            return self._sink
+        return store
+
+    # -- publish ------------------------------------------------------------------------------
+
+    def _publish(self, verification: Any) -> bool:
+        if verification is not None and not verification.ok:
+            self.state.advance("failed")
+            return not self._staged
+        self.state.advance("publish")
+        if self._staged and not self.job.publish:
+            return False
+        self._close_sink()
+        if self._staged:
+            self._tell("publish")
+            self.job.target.store.publish(self._tag)
+        self.state.advance("done")
+        return True
+
+    def _tell(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        counters = self.counters
+        seconds = time.monotonic() - self._start
+        self._on_progress(
+            Progress(stage, done, total, counters.written, counters.rejected, counters.bytes, seconds)
+        )
+
+
+def describe_progress(state: JobState) -> str:
+    """Where an unfinished job stands, for people."""
+    counters, total = state.counters, state.get("total")
+    of = f" of {total:,}" if total else ""
+    return f"{counters.read:,}{of} records read, {counters.written:,} written, at stage {state.stage}"
+
+
+def _published_tags(store: Any) -> set[str]:
+    try:
+        return {version.tag for version in store.versions() if version.live}
+    except NotFoundError:
+        return set()
+
+
+def _without(batch: RecordBatch, encoded: set[str]) -> RecordBatch:
+    if not encoded:
+        return batch
+    return batch.take([i for i, id_ in enumerate(batch.id_list) if encode_id(id_) not in encoded])
+
+
+__all__ = ["Job", "LocalRun", "Outcome", "Parcel", "Partition", "describe_progress"]

@@ -1,0 +1,288 @@
+"""The story on one page.
+
+source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ write ) ─▶ finish ─▶ verify ─▶ publish
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vecferry.engines.local import Job, LocalRun, Outcome, describe_progress
+from vecferry.errors import JobError, PlanError
+from vecferry.home import home
+from vecferry.planning import Plan, Settings, read_settings
+from vecferry.planning.draft import Draft, draw_up
+from vecferry.ports import (
+    Collection,
+    Fields,
+    OnProgress,
+    ShouldStop,
+    ignore_progress,
+    never_stop,
+)
+from vecferry.records import CollectionSchema
+from vecferry.registry import connect
+from vecferry.reporting import Report
+from vecferry.streaming.checkpoint import JobState, job_id, peek_job
+from vecferry.streaming.read import Reading, batch_size_for
+from vecferry.streaming.run import Tolerance
+from vecferry.streaming.stage import Stage
+from vecferry.streaming.transform import Apply, Check, Fit
+from vecferry.verifying import Verification, compare
+
+_EPHEMERAL = ("memory:", "qdrant::memory:")
+
+
+def migrate(
+    source: Any,
+    target: Any,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    should_stop: ShouldStop = never_stop,
+    **options: Any,
+) -> Report:
+    """Ferry a collection from ``source`` to ``target`` and prove that it arrived.
+
+    Args:
+        source, target: URLs, collections from `connect`, or adapter objects.
+        on_progress: called with a `Progress` after every batch.
+        should_stop: asked after every batch; true stops at a checkpoint with `JobStopped`.
+        options: the fields of `vecferry.planning.Settings`, and ``layout``, ``source_options`` and
+            ``target_options`` for the adapters.
+
+    Returns:
+        A `Report`. It does not raise on a difference: ask ``report.check()``.
+
+    Raises:
+        PlanError: the call cannot work as written; nothing was written.
+        JobStopped: stopped; the same call goes on where it was.
+        VecferryError: anything else went wrong; the same call goes on where it was.
+    """
+    return plan(source, target, **options).run(on_progress, should_stop=should_stop)
+
+
+def plan(
+    source: Any,
+    target: Any,
+    *,
+    layout: str | None = None,
+    source_options: dict[str, Any] | None = None,
+    target_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Plan:
+    """Look at both sides and say what `migrate` would do. Nothing is written.
+
+    Takes what `migrate` takes, and raises `PlanError` where that would.
+    """
+    settings = read_settings(options)
+    laid = {"layout": layout} if layout else {}
+    origin = connect(source, **(source_options or {}))
+    goal = connect(target, **laid, **(target_options or {}))
+    if origin.store is goal.store or (origin.url == goal.url and not _ephemeral(origin)):
+        raise PlanError(f"source and target are the same collection ({origin.url})")
+    return _Crossing(origin, goal, settings).plan()
+
+
+def verify(
+    source: Any,
+    target: Any,
+    *,
+    on_progress: Callable[[int], None] = lambda _: None,
+    should_stop: ShouldStop = never_stop,
+    where: Any = None,
+    fields: Any = None,
+    **options: Any,
+) -> Verification:
+    """Compare two collections record by record: ids, texts, metadata, vectors, search results.
+
+    Args:
+        where: compare only the records of the source that pass this filter; others are no difference.
+        fields: as in `migrate`.
+        options: passed on to `vecferry.verifying.compare`.
+    """
+    origin, goal = connect(source), connect(target)
+    found, have = origin.describe(), goal.describe()
+    names = _shared_fields(found, have, fields)
+    wanted = have.model_copy(update={"fields": tuple(f for f in have.fields if f.name in names.values())})
+    stages: list[Stage] = [Fit(wanted, names, keep_text=have.has_text)]
+    job = _bare_job(origin, goal, wanted, Reading(batch_size_for(found), where=where), stages)
+    return compare(
+        job,
+        wanted,
+        goal.store,
+        allow_extra=where is not None,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        **options,
+    )
+
+
+def _bare_job(
+    origin: Collection,
+    goal: Collection,
+    schema: CollectionSchema,
+    reading: Reading,
+    stages: Sequence[Stage],
+) -> Callable[[], Any]:
+    """The expected batches of a comparison that no job stands behind."""
+    from vecferry.streaming.checkpoint import Progressing
+    from vecferry.streaming.run import flow
+
+    parts = [Progressing(part) for part in origin.store.partitions(1)]
+
+    def batches() -> Any:
+        return (p.batch for p in flow(origin.store, parts, reading, stages) if len(p.batch))
+
+    return batches
+
+
+def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any) -> dict[str, str]:
+    """Pair the fields by name; two lone fields are a pair whatever they are called."""
+    from vecferry.planning import field_names
+
+    names = field_names(found, fields)
+    there = {field.name for field in have.fields}
+    if fields is None and len(names) == 1 and len(there) == 1:
+        return {next(iter(names)): next(iter(there))}
+    return {old: new for old, new in names.items() if new in there}
+
+
+@dataclass
+class _Crossing:
+    """One source, one target, one set of settings: on the way from call to report."""
+
+    source: Collection
+    target: Collection
+    settings: Settings
+
+    def plan(self) -> Plan:
+        folder = self._folder()
+        state = peek_job(folder) if folder and self.settings.resume else {}
+        unfinished = state.get("stage") not in (None, "done")
+        fixed = CollectionSchema(**state["schema"]) if unfinished else None
+        draft = draw_up(self.source, self.target, self.settings, fixed=fixed)
+        return Plan(
+            source=self.source.url,
+            target=self.target.url,
+            mode=self.settings.mode,
+            source_schema=draft.source_schema,
+            target_schema=draft.target_schema,
+            names=draft.names,
+            count=self._count(draft),
+            losses=draft.losses,
+            notes=draft.notes,
+            resuming=_describe(state) if unfinished else None,
+            _runner=partial(self.run, draft, folder),
+        )
+
+    def run(
+        self,
+        draft: Draft,
+        folder: Path | None,
+        planned: Plan,
+        on_progress: OnProgress,
+        should_stop: ShouldStop,
+    ) -> Report:
+        with ExitStack() as stack:
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecferry-")))
+            state = stack.enter_context(JobState(folder))
+            job = self._job(draft, folder, planned.count)
+            outcome = LocalRun(job, state, on_progress, should_stop).run()
+            return self._report(draft, state, outcome)
+
+    def _job(self, draft: Draft, folder: Path, total: int | None) -> Job:
+        settings = self.settings
+        reading = Reading(
+            settings.batch_size or batch_size_for(draft.source_schema),
+            Fields(vectors=tuple(draft.names)),
+            settings.where,
+            should_stop=never_stop,
+        )
+        return Job(
+            source=self.source,
+            target=self.target,
+            schema=draft.target_schema,
+            mode=settings.write_mode,
+            settings=settings.identity(),
+            reading=reading,
+            tolerance=Tolerance(settings.on_error == "quarantine", settings.max_rejected),
+            stages=self._stages(draft),
+            folder=folder,
+            total=total,
+            resume=settings.resume,
+            publish=settings.publish == "auto",
+            verify=partial(_compare, draft.target_schema) if settings.verify else None,
+        )
+
+    def _stages(self, draft: Draft) -> list[Stage]:
+        stages: list[Stage] = [Check()]
+        if self.settings.transform is not None:
+            stages.append(Apply(self.settings.transform))
+        return [*stages, Fit(draft.target_schema, draft.names, keep_text=draft.keep_text)]
+
+    def _report(self, draft: Draft, state: JobState, outcome: Outcome) -> Report:
+        counters = outcome.counters
+        quarantine = state.folder / "quarantine.jsonl"
+        return Report(
+            source=self.source.url,
+            target=self.target.url,
+            job=state.folder.name,
+            folder=str(state.folder),
+            read=counters.read,
+            written=counters.written,
+            rejected=counters.rejected,
+            dropped=counters.dropped,
+            bytes=counters.bytes,
+            seconds=outcome.seconds,
+            stages=counters.seconds,
+            resumed=outcome.resumed,
+            published=outcome.published,
+            verification=outcome.verification,
+            losses=draft.losses,
+            quarantine=str(quarantine) if counters.rejected else None,
+        )
+
+    def _count(self, draft: Draft) -> int | None:
+        if self.settings.where is not None:
+            return draft.census.records if draft.census.complete else None
+        return draft.source_schema.count
+
+    def _folder(self) -> Path | None:
+        """Where the job's state lives; ``None`` if one side does not outlive this process anyway."""
+        if self.settings.state_dir is not None:
+            return self.settings.state_dir
+        if _ephemeral(self.source) or _ephemeral(self.target):
+            return None
+        return home() / "jobs" / job_id(_absolute(self.source.url), _absolute(self.target.url))
+
+
+def _compare(schema: CollectionSchema, expected: Any, target: Any, *, upserted: bool, **hooks: Any) -> Any:
+    return compare(expected, schema, target, allow_extra=upserted, **hooks)
+
+
+def _ephemeral(collection: Collection) -> bool:
+    return collection.url.startswith(_EPHEMERAL) or ":" not in collection.url
+
+
+def _absolute(url: str) -> str:
+    """The same text for the same place, from whatever folder it is named."""
+    scheme, _, rest = url.partition(":")
+    return url if rest.startswith("//") else f"{scheme}:{Path(rest).absolute()}"
+
+
+def _describe(state: dict[str, Any]) -> str:
+    counters = state.get("counters", {})
+    return (
+        f"{counters.get('read', 0):,} records read, {counters.get('written', 0):,} written, "
+        f"at stage {state.get('stage')}"
+    )
+
+
+__all__ = ["JobError", "describe_progress", "migrate", "plan", "verify"]

@@ -1,0 +1,123 @@
+"""Records that could not go on, kept durably with the reason, to be mended and replayed.
+
+One JSON object a line: ``id`` (typed, see `encode_id`), ``stage``, ``reason``, ``text``, ``metadata``
+and ``types`` (see `to_json`), ``vectors`` and ``sparse_vectors``. Floats are written such that they read
+back to the same float32; NaN and infinities as strings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecferry.records import (
+    RecordId,
+    SparseVector,
+    VectorRecord,
+    decode_id,
+    encode_id,
+    from_json,
+    to_json,
+)
+from vecferry.streaming.stage import Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One line of the file."""
+
+    record: VectorRecord
+    stage: str
+    reason: str
+
+
+class Quarantine:
+    """An append log with a committed length: what a job did not commit is cut off when it resumes.
+
+    Args:
+        path: the JSON Lines file.
+        length: the committed bytes; everything behind them is forgotten.
+    """
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self.path = path
+        self._file = path.open("ab")
+        if self._file.tell() > length:
+            self._file.truncate(length)
+            self._file.seek(length)
+
+    def add(self, rejection: Rejection) -> None:
+        """Append the rejection's records."""
+        for record in rejection.batch.records():
+            line = _line(record, rejection.stage, rejection.reason)
+            self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+
+    def sync(self) -> int:
+        """Make what was added durable and return the length to commit."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_quarantine(path: Path) -> Iterator[Quarantined]:
+    """The records of a quarantine file; none if it is not there."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            item = json.loads(line)
+            record = VectorRecord.model_construct(
+                id=decode_id(item["id"]),
+                text=item["text"],
+                vectors={k: _array(v) for k, v in item["vectors"].items()},
+                sparse_vectors={
+                    k: SparseVector(v["indices"], v["values"]) for k, v in item["sparse_vectors"].items()
+                },
+                metadata=from_json(item["metadata"], item["types"]),
+                score=None,
+            )
+            yield Quarantined(record, item["stage"], item["reason"])
+
+
+def quarantined_ids(path: Path) -> set[RecordId]:
+    """The ids in a quarantine file."""
+    return {item.record.id for item in read_quarantine(path)}
+
+
+def _line(record: VectorRecord, stage: str, reason: str) -> dict[str, Any]:
+    try:
+        metadata, types = to_json(record.metadata)
+    except TypeError:
+        metadata, types = {"repr": repr(record.metadata)}, {}
+    return {
+        "id": encode_id(record.id),
+        "stage": stage,
+        "reason": reason,
+        "text": record.text,
+        "metadata": metadata,
+        "types": types,
+        "vectors": {k: _numbers(v) for k, v in record.vectors.items()},
+        "sparse_vectors": {
+            k: {"indices": v.indices.tolist(), "values": v.values.tolist()}
+            for k, v in record.sparse_vectors.items()
+        },
+    }
+
+
+def _numbers(array: Any) -> dict[str, Any]:
+    finite = [x if np.isfinite(x) else repr(x) for x in array.ravel().tolist()]
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "values": finite}
+
+
+def _array(item: dict[str, Any]) -> Any:
+    values = [float(x) if isinstance(x, str) else x for x in item["values"]]
+    return np.array(values, dtype=item["dtype"]).reshape(item["shape"])

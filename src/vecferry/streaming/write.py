@@ -1,0 +1,95 @@
+"""Write parcels to a sink: retry a passing fault, shrink what is too large, single out what is bad."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vecferry.errors import RejectedRecord, RequestTooLargeError
+from vecferry.ports import ShouldStop, Sink, never_stop
+from vecferry.records import RecordBatch
+from vecferry.retry import RetryDetails, RetryPolicy
+from vecferry.streaming.stage import Rejection
+
+log = logging.getLogger("vecferry.streaming")
+
+_GROW_AFTER = 16  # successful writes before a shrunken request may double again
+
+
+@dataclass
+class Writer:
+    """Writes batches. After `write` every row is acknowledged, or among the rejections it returns.
+
+    Args:
+        sink: prepared.
+        retry: bounds of the retry around each single write.
+        on_retry: told before each wait.
+    """
+
+    sink: Sink
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    should_stop: ShouldStop = never_stop
+    on_retry: Callable[[RetryDetails], None] = lambda _: None
+    written: int = 0
+    bytes: int = 0
+    _limit: int | None = None
+    _smooth: int = 0
+
+    def write(self, batch: RecordBatch) -> list[Rejection]:
+        """Write all rows, and return those the sink refuses, each with its own reason.
+
+        Raises:
+            RetryableError, FatalStoreError: when a bound of the retry is reached, or at once.
+        """
+        rejections: list[Rejection] = []
+        queue = [batch]
+        while queue:
+            piece = queue.pop()
+            if not len(piece):
+                continue
+            if self._limit and len(piece) > self._limit:
+                queue += reversed(list(piece.split(self._limit)))
+                continue
+            queue += reversed(self._attempt(piece, rejections))
+        return rejections
+
+    def _attempt(self, piece: RecordBatch, rejections: list[Rejection]) -> list[RecordBatch]:
+        """Write one piece; return the pieces that remain to be written."""
+        try:
+            receipt = self.retry.call(
+                lambda: self.sink.write(piece), should_stop=self.should_stop, on_retry=self.on_retry
+            )
+        except RequestTooLargeError:
+            if len(piece) == 1:
+                raise
+            self._shrink(len(piece))
+            return list(piece.split(max(1, len(piece) // 2)))
+        except RejectedRecord as error:
+            return self._single_out(piece, error, rejections)
+        self.written += receipt.written
+        self.bytes += receipt.bytes or piece.nbytes
+        self._grow()
+        return []
+
+    def _single_out(
+        self, piece: RecordBatch, error: RejectedRecord, rejections: list[Rejection]
+    ) -> list[RecordBatch]:
+        """Split until the bad record stands alone, or at once where the sink names it."""
+        named = {*map(repr, error.ids)}
+        bad = [i for i, id_ in enumerate(piece.id_list) if repr(id_) in named]
+        if not bad and len(piece) > 1:
+            return list(piece.split((len(piece) + 1) // 2))
+        bad = bad or [0]
+        rejections.append(Rejection(piece.take(bad), "write", str(error)))
+        rest = set(bad)
+        return [piece.take([i for i in range(len(piece)) if i not in rest])]
+
+    def _shrink(self, size: int) -> None:
+        self._limit, self._smooth = max(1, size // 2), 0
+        log.info("request too large: writing at most %d records at a time", self._limit)
+
+    def _grow(self) -> None:
+        self._smooth += 1
+        if self._limit and self._smooth >= _GROW_AFTER:
+            self._limit, self._smooth = self._limit * 2, 0
