@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -62,6 +62,20 @@ class VectorRecord(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            id: RecordId,
+            text: str | None = None,
+            vector: Any = None,
+            vectors: Mapping[str, Any] = ...,
+            sparse_vectors: Mapping[str, Any] = ...,
+            metadata: Mapping[str, Any] = ...,
+            score: float | None = None,
+        ) -> None: ...
 
     id: Id
     text: str | None = None
