@@ -89,6 +89,25 @@ def write_durably(path: Path, data: bytes) -> None:
         raise
 
 
+def replace_whole(new: Path, target: Path) -> None:
+    """Let a durable file or folder be ``target`` in one step, keeping nothing of what was there."""
+    fsync_tree(new)
+    if not target.is_dir() and not new.is_dir():
+        new.replace(target)
+    elif not target.exists():
+        new.rename(target)
+    elif not exchange(new, target):
+        aside = new.with_name(f"trash-{uuid4().hex[:8]}")
+        target.rename(aside)
+        new.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    fsync_folder(target.parent)
+    if new.is_dir():
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        new.unlink(missing_ok=True)
+
+
 def exchange(a: Path, b: Path) -> bool:
     """Swap two existing paths in one step; false where the system cannot do that."""
     call = _exchange_call()
@@ -392,5 +411,6 @@ __all__ = [
     "fsync_folder",
     "fsync_tree",
     "replace_durably",
+    "replace_whole",
     "write_durably",
 ]
