@@ -1,0 +1,127 @@
+"""Documents and chunks of the service as records, and records as documents.
+
+What a chunk knows of its document and its neighbours lies in the metadata as in the ``llamaindex``
+layout (`vecferry.layouts.llamaindex.NODE_KEY`), so that it is still a node in any store it goes to.
+What only LlamaCloud knows of a document (where its pages begin) lies under `CLOUD_KEY`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vecferry.errors import CorruptDataError, RejectedRecord
+from vecferry.layouts import open_envelope, seal
+from vecferry.layouts.llamaindex import NODE_KEY, read_node
+from vecferry.records import ENVELOPE, RecordId, VectorRecord, uuid_of
+
+CLOUD_KEY = "_llamacloud"
+_EXCLUDED = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+_NOT_A_SEGMENT = ("", ".", "..")
+"""Ids that a URL path cannot hold."""
+
+
+def document_record(document: Mapping[str, Any]) -> tuple[RecordId, str, dict[str, Any]]:
+    """Id, text and metadata of a ``CloudDocument``.
+
+    Raises:
+        CorruptDataError: if it has no id.
+    """
+    metadata = dict(document.get("metadata") or {})
+    kept = open_envelope(metadata, metadata.pop(ENVELOPE, None))
+    id_, metadata = kept[0], kept[1]
+    excluded = {key: document[key] for key in _EXCLUDED if document.get(key)}
+    if excluded:
+        metadata[NODE_KEY] = {**_mapping(metadata.get(NODE_KEY)), **excluded}
+    if document.get("page_positions") is not None:
+        metadata[CLOUD_KEY] = {"page_positions": list(document["page_positions"])}
+    return _id(document, "id") if id_ is None else id_, document.get("text") or "", metadata
+
+
+def chunk_record(node: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Id, text and metadata of a ``TextNode`` as the service spells it.
+
+    Raises:
+        CorruptDataError: if it has no id.
+    """
+    metadata = {**_mapping(node.get("extra_info")), **_mapping(node.get("metadata"))}
+    metadata.pop(ENVELOPE, None)  # of the document the chunk was cut from
+    known = {
+        key: value
+        for key, value in node.items()
+        if value is not None and key not in ("extra_info", "metadata_seperator", "embedding")
+    }
+    separator = node.get("metadata_separator", node.get("metadata_seperator"))
+    if separator is not None:
+        known["metadata_separator"] = separator
+    _, text, metadata = read_node({**known, "metadata": metadata})
+    return _id(node, "id_"), text or "", metadata
+
+
+def hit_record(hit: Mapping[str, Any]) -> VectorRecord:
+    """A retrieved node with its score."""
+    id_, text, metadata = chunk_record(hit.get("node") or {})
+    score = hit.get("score")
+    return VectorRecord(id=id_, text=text, metadata=metadata, score=None if score is None else float(score))
+
+
+def record_document(id_: RecordId, text: str | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``CloudDocumentCreate`` that `document_record` reads back as the same record.
+
+    Raises:
+        RejectedRecord: if the record has no text, or metadata that JSON cannot hold.
+    """
+    if text is None:
+        raise RejectedRecord(f"record {id_!r} has no text, and LlamaCloud indexes texts", ids=[id_])
+    foreign = not isinstance(id_, str) or id_ in _NOT_A_SEGMENT
+    try:
+        body, envelope = seal(metadata, id=id_ if foreign else None)
+    except TypeError as error:
+        raise RejectedRecord(f"record {id_!r}: {error}", ids=[id_]) from None
+    excluded = _take_excluded(body)
+    positions = _take_positions(body)
+    if envelope:
+        body[ENVELOPE] = envelope
+    document = {"id": document_id(id_), "text": text, "metadata": body, **excluded}
+    return document if positions is None else {**document, "page_positions": positions}
+
+
+def document_id(id_: RecordId) -> str:
+    """How the service knows a record: by the id itself if it is usable text, else by a UUID made of it."""
+    return id_ if isinstance(id_, str) and id_ not in _NOT_A_SEGMENT else str(uuid_of(id_))
+
+
+def chunk_id(place: Mapping[str, Any], number: int) -> str:
+    """A stable id for a chunk that the service does not name: file and position, else the rank."""
+    file = place.get("parsed_directory_file_id")
+    return f"{file}#{place.get('chunk_index', number)}" if file else f"hit-{number}"
+
+
+def _take_excluded(body: dict[str, Any]) -> dict[str, list[str]]:
+    node = body.get(NODE_KEY)
+    if not isinstance(node, Mapping):
+        return {key: [] for key in _EXCLUDED}
+    rest = {key: value for key, value in node.items() if key not in _EXCLUDED}
+    body.pop(NODE_KEY)
+    if rest:
+        body[NODE_KEY] = rest
+    return {key: list(node.get(key) or []) for key in _EXCLUDED}
+
+
+def _take_positions(body: dict[str, Any]) -> list[int] | None:
+    cloud = body.get(CLOUD_KEY)
+    if not isinstance(cloud, Mapping) or set(cloud) != {"page_positions"}:
+        return None
+    del body[CLOUD_KEY]
+    return list(cloud["page_positions"])
+
+
+def _id(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key)
+    if not isinstance(found, str):
+        raise CorruptDataError(f"the service sent an object without {key!r}; its keys are {sorted(value)}")
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
