@@ -20,6 +20,7 @@ _EXPORTS = {
     "VecferryError": "vecferry.errors",
     "VectorRecord": "vecferry.records",
     "connect": "vecferry.registry",
+    "inspect": "vecferry.migration",
     "migrate": "vecferry.migration",
     "plan": "vecferry.migration",
     "verify": "vecferry.migration",
@@ -36,6 +37,7 @@ __all__ = [
     "VectorRecord",
     "__version__",
     "connect",
+    "inspect",
     "migrate",
     "plan",
     "verify",
@@ -43,6 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vecferry.errors import VecferryError as VecferryError
+    from vecferry.migration import inspect as inspect
     from vecferry.migration import migrate as migrate
     from vecferry.migration import plan as plan
     from vecferry.migration import verify as verify

@@ -5,33 +5,39 @@ source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ w
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vecferry.engines.local import Job, LocalRun, Outcome, describe_progress
-from vecferry.errors import JobError, PlanError
+from vecferry.engines.local import Job, LocalRun, Outcome
+from vecferry.errors import PlanError
 from vecferry.home import home
-from vecferry.planning import Plan, Settings, read_settings
+from vecferry.planning import Plan, Settings, field_names, read_settings
+from vecferry.planning.census import SAMPLE
 from vecferry.planning.draft import Draft, draw_up
+from vecferry.planning.inspection import Inspection, inspect_collection
 from vecferry.ports import (
     Collection,
     Fields,
     OnProgress,
     ShouldStop,
+    StoreURL,
     ignore_progress,
+    is_secret,
     never_stop,
 )
-from vecferry.records import CollectionSchema
-from vecferry.registry import connect
+from vecferry.records import CollectionSchema, RecordBatch
+from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
-from vecferry.streaming.checkpoint import JobState, job_id, peek_job
+from vecferry.reporting.logs import job_log
+from vecferry.streaming.checkpoint import JobState, Progressing, job_id, peek_job
 from vecferry.streaming.read import Reading, batch_size_for
-from vecferry.streaming.run import Tolerance
+from vecferry.streaming.run import Tolerance, flow
 from vecferry.streaming.stage import Stage
 from vecferry.streaming.transform import Apply, Check, Fit
 from vecferry.verifying import Verification, compare
@@ -82,11 +88,11 @@ def plan(
     """
     settings = read_settings(options)
     laid = {"layout": layout} if layout else {}
-    origin = connect(source, **(source_options or {}))
-    goal = connect(target, **laid, **(target_options or {}))
-    if origin.store is goal.store or (origin.url == goal.url and not _ephemeral(origin)):
-        raise PlanError(f"source and target are the same collection ({origin.url})")
-    return _Crossing(origin, goal, settings).plan()
+    open_source = partial(connect, source, **(source_options or {}))
+    open_target = partial(connect, target, **laid, **(target_options or {}))
+    call = {"source": source, "target": target, "layout": layout, **options}
+    call |= {"source_options": source_options, "target_options": target_options}
+    return _Crossing(open_source, open_target, settings, _repeatable(call)).plan()
 
 
 def verify(
@@ -106,46 +112,42 @@ def verify(
         fields: as in `migrate`.
         options: passed on to `vecferry.verifying.compare`.
     """
-    origin, goal = connect(source), connect(target)
-    found, have = origin.describe(), goal.describe()
-    names = _shared_fields(found, have, fields)
-    wanted = have.model_copy(update={"fields": tuple(f for f in have.fields if f.name in names.values())})
-    stages: list[Stage] = [Fit(wanted, names, keep_text=have.has_text)]
-    job = _bare_job(origin, goal, wanted, Reading(batch_size_for(found), where=where), stages)
-    return compare(
-        job,
-        wanted,
-        goal.store,
-        allow_extra=where is not None,
-        on_progress=on_progress,
-        should_stop=should_stop,
-        **options,
-    )
+    with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
+        found, have = origin.describe(), goal.describe()
+        names = _shared_fields(found, have, fields)
+        wanted = have.model_copy(
+            update={"fields": tuple(f for f in have.fields if f.name in names.values())}
+        )
+        stages: list[Stage] = [Fit(wanted, names, keep_text=have.has_text)]
+        reading = Reading(batch_size_for(found), Fields(vectors=tuple(names)), where)
+        parts = [Progressing(part) for part in origin.store.partitions(1)]
+
+        def expected() -> Iterator[RecordBatch]:
+            return (p.batch for p in flow(origin.store, parts, reading, stages) if len(p.batch))
+
+        return compare(
+            expected,
+            wanted,
+            goal.store,
+            allow_extra=where is not None,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            **options,
+        )
 
 
-def _bare_job(
-    origin: Collection,
-    goal: Collection,
-    schema: CollectionSchema,
-    reading: Reading,
-    stages: Sequence[Stage],
-) -> Callable[[], Any]:
-    """The expected batches of a comparison that no job stands behind."""
-    from vecferry.streaming.checkpoint import Progressing
-    from vecferry.streaming.run import flow
+def inspect(target: Any, *, sample: int | None = SAMPLE) -> Inspection:
+    """Look at a collection: schema, layout, types, lengths of vectors, duplicates, what is missing.
 
-    parts = [Progressing(part) for part in origin.store.partitions(1)]
-
-    def batches() -> Any:
-        return (p.batch for p in flow(origin.store, parts, reading, stages) if len(p.batch))
-
-    return batches
+    Args:
+        sample: how many records to look at; ``None`` for all.
+    """
+    with borrowed(partial(connect, target)) as collection:
+        return inspect_collection(collection, sample=sample)
 
 
 def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any) -> dict[str, str]:
     """Pair the fields by name; two lone fields are a pair whatever they are called."""
-    from vecferry.planning import field_names
-
     names = field_names(found, fields)
     there = {field.name for field in have.fields}
     if fields is None and len(names) == 1 and len(there) == 1:
@@ -157,11 +159,31 @@ def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any)
 class _Crossing:
     """One source, one target, one set of settings: on the way from call to report."""
 
-    source: Collection
-    target: Collection
+    open_source: Callable[[], Collection]
+    open_target: Callable[[], Collection]
     settings: Settings
+    call: dict[str, Any] | None
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Both sides open; those that were named by URL are closed again, so that no lock is left."""
+        with ExitStack() as stack:
+            self.source = stack.enter_context(borrowed(self.open_source))
+            self.target = stack.enter_context(borrowed(self.open_target))
+            yield
 
     def plan(self) -> Plan:
+        """Open both sides, compare, close."""
+        with self._opened():
+            if self.source.store is self.target.store or self._same_place():
+                raise PlanError(f"source and target are the same collection ({self.source.url})")
+            return self._draw()
+
+    def _same_place(self) -> bool:
+        a, b = self.source.url, self.target.url
+        return not _ephemeral(self.source) and _absolute(a) == _absolute(b)
+
+    def _draw(self) -> Plan:
         folder = self._folder()
         state = peek_job(folder) if folder and self.settings.resume else {}
         unfinished = state.get("stage") not in (None, "done")
@@ -190,9 +212,11 @@ class _Crossing:
         should_stop: ShouldStop,
     ) -> Report:
         with ExitStack() as stack:
+            stack.enter_context(self._opened())
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecferry-")))
             state = stack.enter_context(JobState(folder))
+            stack.enter_context(job_log(folder))
             job = self._job(draft, folder, planned.count)
             outcome = LocalRun(job, state, on_progress, should_stop).run()
             return self._report(draft, state, outcome)
@@ -219,6 +243,7 @@ class _Crossing:
             resume=settings.resume,
             publish=settings.publish == "auto",
             verify=partial(_compare, draft.target_schema) if settings.verify else None,
+            fixed={"call": self.call},
         )
 
     def _stages(self, draft: Draft) -> list[Stage]:
@@ -267,6 +292,24 @@ def _compare(schema: CollectionSchema, expected: Any, target: Any, *, upserted: 
     return compare(expected, schema, target, allow_extra=upserted, **hooks)
 
 
+def _repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
+    """The call as JSON without secrets, for ``vecferry jobs resume``; ``None`` if it holds objects."""
+    named = {"state_dir", "resume"}
+    kept = {key: value for key, value in call.items() if value is not None and key not in named}
+    for side in ("source", "target"):
+        if not isinstance(kept[side], str):
+            return None
+        kept[side] = str(StoreURL.parse(kept[side]))
+    try:
+        json.dumps(kept)
+    except TypeError:
+        return None
+    secret = any(
+        is_secret(name) for side in ("source", "target") for name in kept.get(f"{side}_options", {})
+    )
+    return None if secret else kept
+
+
 def _ephemeral(collection: Collection) -> bool:
     return collection.url.startswith(_EPHEMERAL) or ":" not in collection.url
 
@@ -285,4 +328,4 @@ def _describe(state: dict[str, Any]) -> str:
     )
 
 
-__all__ = ["JobError", "describe_progress", "migrate", "plan", "verify"]
+__all__ = ["inspect", "migrate", "plan", "verify"]

@@ -10,6 +10,8 @@ The class needs ``from_url(url: StoreURL, **options)`` and the ports it wants to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -69,6 +71,22 @@ def connect(target: Any, **options: Any) -> Collection:
             f"{url.scheme}: has no option {name!r}; see its page in the docs"
         ) from error
     return Collection(store, str(url))
+
+
+@contextmanager
+def borrowed(opener: Callable[[], Collection]) -> Iterator[Collection]:
+    """Open a collection and close it afterwards, unless it was the caller's own object.
+
+    Args:
+        opener: ``functools.partial(connect, target, …)``.
+    """
+    collection = opener()
+    named = isinstance(getattr(opener, "args", (None,))[0], str | StoreURL)
+    try:
+        yield collection
+    finally:
+        if named:
+            collection.close()
 
 
 def find(group: str, name: str) -> Any:

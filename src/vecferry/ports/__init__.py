@@ -18,7 +18,7 @@ from vecferry.ports.embedder import Embedder
 from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
 from vecferry.ports.source import Cursor, Fields, Partition, Source
-from vecferry.ports.url import StoreURL
+from vecferry.ports.url import StoreURL, is_secret
 
 __all__ = [
     "Capabilities",
@@ -47,5 +47,6 @@ __all__ = [
     "WriteReceipt",
     "check_fits",
     "ignore_progress",
+    "is_secret",
     "never_stop",
 ]

@@ -83,7 +83,7 @@ class StoreURL:
             text += f"//{login}{host}{port}" + (f"/{self.path}" if self.path else "")
         else:
             text += self.path
-        shown = {k: v for k, v in self.options.items() if not _SECRET.search(k)}
+        shown = {k: v for k, v in self.options.items() if not is_secret(k)}
         text += "?" + "&".join(f"{k}={v}" for k, v in shown.items()) if shown else ""
         return text + (f"#{self.fragment}" if self.fragment else "")
 
@@ -95,6 +95,11 @@ def _split_address(address: str, text: str) -> tuple[str, int | None]:
     if not port.isdigit():
         raise ConfigurationError(f"the port of {_shorten(text)!r} is not a number")
     return host.strip("[]"), int(port)
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option's name says that its value must not be shown or stored."""
+    return bool(_SECRET.search(option))
 
 
 def _shorten(text: str) -> str:

@@ -1,0 +1,5 @@
+"""``python -m vecferry``."""
+
+from vecferry.cli import main
+
+main()

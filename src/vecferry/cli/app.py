@@ -1,0 +1,57 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import vecferry as vf
+from vecferry.cli import crossing, looking
+from vecferry.cli import jobs as jobs_
+
+app = typer.Typer(
+    name="vecferry",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold secrets
+    help="Ferry collections of vectors between stores, and prove that nothing was lost.",
+)
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    crossing.migrate,
+    crossing.plan,
+    crossing.verify,
+    looking.inspect,
+    looking.search,
+    jobs_.versions,
+    jobs_.rollback,
+    jobs_.prune,
+    jobs_.publish,
+    jobs_.repair,
+)
+for command in _COMMANDS:
+    app.command()(command)
+app.add_typer(jobs_.jobs, name="jobs")
+app.add_typer(jobs_.quarantine, name="quarantine")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vecferry {vf.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Ferry collections of vectors between stores, and prove that nothing was lost."""
+
+
+def main() -> None:
+    """The entry point of ``vecferry`` and ``python -m vecferry``."""
+    app()

@@ -1,0 +1,131 @@
+"""What every command shares: output as text or JSON, progress bars, signals, exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from vecferry.errors import JobStopped, VecferryError
+from vecferry.ports import Progress as Step
+
+OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
+"""Exit statuses: proved; a difference was found; the command could not do it; stopped, resumable."""
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def emit(value: Any, *, as_json: bool) -> None:
+    """Print a result: ``to_dict()`` or the value itself as JSON, or its text."""
+    if not as_json:
+        out.print(str(value), markup=False)
+        return
+    data = value.to_dict() if hasattr(value, "to_dict") else value
+    data = data.model_dump(mode="json") if hasattr(data, "model_dump") else data
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def errors_as_text(*, as_json: bool = False) -> Iterator[None]:
+    """Turn vecferry's errors into one line and an exit status; bugs keep their traceback."""
+    try:
+        yield
+    except JobStopped as error:
+        _fail(error, STOPPED, as_json)
+    except VecferryError as error:
+        _fail(error, FAILED, as_json)
+
+
+def _fail(error: VecferryError, status: int, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(
+            json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}) + "\n"
+        )
+    else:
+        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        err.print(str(error), markup=False)
+    raise typer.Exit(status)
+
+
+class StopFlag:
+    """True once SIGINT or SIGTERM came; a second signal ends the process at once. Both are resumable."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __call__(self) -> bool:
+        return self.stopped
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+        err.print("stopping at the next checkpoint; once more to stop at once", markup=False)
+
+
+@contextmanager
+def graceful_stop() -> Iterator[StopFlag]:
+    """Install the signal handlers for the time of a job."""
+    flag = StopFlag()
+    before = {n: signal.signal(n, flag._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    except KeyboardInterrupt:
+        err.print("stopped; run the same command again to go on", markup=False)
+        raise typer.Exit(STOPPED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Bars:
+    """A progress bar for each step of a job, with rate and remaining time. Draws on stderr."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, step: Step) -> None:
+        if step.stage not in self._tasks:
+            self._tasks[step.stage] = self._progress.add_task(step.stage, total=step.total, rate="")
+        rate = f"{step.written / step.seconds:,.0f}/s" if step.seconds and step.stage == "stream" else ""
+        self._progress.update(
+            self._tasks[step.stage], completed=step.done, total=step.total or None, rate=rate
+        )
+
+
+@contextmanager
+def bars(*, quiet: bool) -> Iterator[Any]:
+    """A progress listener; silent with ``quiet`` or where stderr is no terminal."""
+    if quiet or not err.is_terminal:
+        yield lambda step: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=False) as progress:
+        yield Bars(progress)

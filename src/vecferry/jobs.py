@@ -1,0 +1,242 @@
+"""What can be done with jobs after the call that began them: look, go on, replay, publish, repair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vecferry.errors import JobError, NotFoundError, PlanError, UnsupportedError
+from vecferry.home import home
+from vecferry.migration import migrate, verify
+from vecferry.ports import (
+    Collection,
+    Fetchable,
+    OnProgress,
+    Publishable,
+    ShouldStop,
+    Version,
+    WriteMode,
+    ignore_progress,
+    never_stop,
+)
+from vecferry.publishing import prune as _prune
+from vecferry.publishing import rollback as _rollback
+from vecferry.publishing import versions as _versions
+from vecferry.records import RecordBatch, RecordId, encode_id
+from vecferry.registry import borrowed, connect
+from vecferry.reporting import Report
+from vecferry.streaming import checkpoint
+from vecferry.streaming.quarantine import Quarantine, read_quarantine
+from vecferry.streaming.stage import Rejection
+from vecferry.streaming.write import Writer
+from vecferry.verifying import Verification
+
+_REPAIR_CHUNK = 256
+_REPAIR_LIMIT = 1_000_000
+
+
+def list_jobs() -> list[dict[str, Any]]:
+    """The jobs under ``VECFERRY_HOME``, the last touched first."""
+    return checkpoint.list_jobs(home() / "jobs")
+
+
+def show_job(job: str | Path) -> dict[str, Any]:
+    """Everything stored of one job.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    found = checkpoint.peek_job(job_folder(job))
+    if not found:
+        raise NotFoundError(f"there is no job {str(job)!r}; see: vecferry jobs list")
+    return found
+
+
+def describe_job(job: dict[str, Any]) -> str:
+    """One line: id, stage, counters, source and target."""
+    counters = job.get("counters", {})
+    return (
+        f"{job['id']}  {job.get('stage', '?'):<7} {counters.get('written', 0):>12,} written  "
+        f"{job.get('updated', '')}  {job.get('source')} → {job.get('target')}"
+    )
+
+
+def job_folder(job: str | Path) -> Path:
+    """The folder of a job given by its id or by the folder itself."""
+    folder = Path(job)
+    return folder if (folder / "job.sqlite").exists() else home() / "jobs" / str(job)
+
+
+def resume_job(
+    job: str | Path,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    should_stop: ShouldStop = never_stop,
+) -> Report:
+    """Go on with an unfinished job, with the settings it began with.
+
+    Raises:
+        JobError: if it is done, or was begun with objects or functions that only its caller has.
+    """
+    return _again(job, on_progress=on_progress, should_stop=should_stop)
+
+
+def _again(job: str | Path, **changes: Any) -> Report:
+    found = show_job(job)
+    call = found.get("call")
+    if found.get("stage") == "done":
+        raise JobError(f"job {found['id']} is done; migrate() begins a new one")
+    if call is None:
+        raise JobError(
+            f"job {found['id']} was begun from code with objects or functions; "
+            "make the same call again there"
+        )
+    return migrate(**{**call, "state_dir": found["folder"], **changes})
+
+
+def forget_job(job: str | Path) -> bool:
+    """Delete the state of a job (its target stays as it is); false if there is none."""
+    return checkpoint.forget_job(job_folder(job))
+
+
+def publish_job(job: str | Path) -> Version:
+    """Swap in the target of a job that was run with ``publish="manual"`` and verified without difference.
+
+    Raises:
+        JobError: if the job did not come so far.
+    """
+    found = show_job(job)
+    if found.get("stage") != "publish" or not found.get("verified"):
+        raise JobError(
+            f"job {found['id']} is at stage {found.get('stage')}; only a verified target is published"
+        )
+    with checkpoint.JobState(job_folder(job)) as state, _goal(found, None) as target:
+        store = target.store
+        if not isinstance(store, Publishable):
+            raise UnsupportedError(f"{target.url} keeps no versions")
+        version = store.publish(str(state.get("tag")))
+        state.advance("done")
+        return version
+
+
+def _goal(found: dict[str, Any], target: Any) -> AbstractContextManager[Collection]:
+    """The job's target, opened as its call opened it."""
+    if target is not None:
+        return borrowed(partial(connect, target))
+    call = found.get("call") or {}
+    options = {**({"layout": call["layout"]} if "layout" in call else {}), **call.get("target_options", {})}
+    return borrowed(partial(connect, found["target"], **options))
+
+
+# -- versions ---------------------------------------------------------------------------------
+
+
+def versions(url: str | Collection) -> list[Version]:
+    """The versions of a collection that are kept, the live one first."""
+    with borrowed(partial(connect, url)) as collection:
+        return _versions(collection)
+
+
+def rollback(url: str | Collection) -> Version:
+    """Make the version before the live one the collection again, in one step."""
+    with borrowed(partial(connect, url)) as collection:
+        return _rollback(collection)
+
+
+def prune(url: str | Collection, keep: int = 0) -> list[str]:
+    """Delete all versions but the live one and ``keep`` before it."""
+    with borrowed(partial(connect, url)) as collection:
+        return _prune(collection, keep)
+
+
+# -- quarantine -------------------------------------------------------------------------------
+
+
+def quarantined(job: str | Path, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rejected records of a job: id, stage, reason, text."""
+    rows = islice(read_quarantine(job_folder(job) / "quarantine.jsonl"), limit)
+    return [
+        {"id": encode_id(r.record.id), "stage": r.stage, "reason": r.reason, "text": r.record.text}
+        for r in rows
+    ]
+
+
+def replay_quarantine(job: str | Path, target: Any = None) -> dict[str, int]:
+    """Write the quarantined records to the job's target again; those it still refuses stay.
+
+    Args:
+        target: where to write, if the job's own URL does not open it.
+
+    Returns:
+        ``{"written": n, "left": m}``.
+    """
+    found = show_job(job)
+    if found.get("stage") not in ("done", "failed", "verify", "publish"):
+        raise JobError(
+            f"job {found['id']} is not through; finish it first: vecferry jobs resume {found['id']}"
+        )
+    with checkpoint.JobState(job_folder(job)) as state, _goal(found, target) as goal:
+        path = state.folder / "quarantine.jsonl"
+        items = list(read_quarantine(path))
+        if not items:
+            return {"written": 0, "left": 0}
+        sink = goal.store
+        sink.prepare(goal.describe(), WriteMode.UPSERT)
+        writer = Writer(sink)
+        left: list[Rejection] = []
+        everything = RecordBatch.from_records([item.record for item in items])
+        for batch in everything.split(_REPAIR_CHUNK):
+            left += writer.write(batch)
+        sink.finish()
+        _rewrite(path, left)
+        counters = state.counters
+        counters.rejected = sum(len(rejection.batch) for rejection in left)
+        counters.written += writer.written
+        state.commit(counters, cursors={}, quarantine_length=path.stat().st_size)
+        return {"written": writer.written, "left": counters.rejected}
+
+
+def _rewrite(path: Path, left: Sequence[Rejection]) -> None:
+    draft = path.with_suffix(".tmp")
+    fresh = Quarantine(draft)
+    for rejection in left:
+        fresh.add(rejection)
+    fresh.sync()
+    fresh.close()
+    draft.replace(path)
+
+
+# -- repair -----------------------------------------------------------------------------------
+
+
+def repair(source: Any, target: Any) -> Verification:
+    """Verify, copy the records that are missing or different, delete the surplus, verify again.
+
+    Raises:
+        UnsupportedError: if the source cannot fetch by id, or the target cannot be written.
+    """
+    origin, goal = connect(source), connect(target)
+    if not isinstance(origin.store, Fetchable):
+        raise UnsupportedError(f"{origin.url} cannot fetch by id; migrate it again with mode='replace'")
+    proof = verify(origin, goal, limit=_REPAIR_LIMIT)
+    if proof.ok:
+        return proof
+    wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
+    if wrong:
+        goal.store.prepare(goal.describe(), WriteMode.UPSERT)
+        for batch in _fetched(origin.store, wrong):
+            if Writer(goal.store).write(batch):
+                raise PlanError("the target refuses some of the records; see verify()")
+        goal.store.finish()
+    if proof.extra_ids:
+        goal.delete(list(proof.extra_ids))
+    return verify(origin, goal)
+
+
+def _fetched(store: Fetchable, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:
+    for start in range(0, len(ids), _REPAIR_CHUNK):
+        yield store.fetch(ids[start : start + _REPAIR_CHUNK])
