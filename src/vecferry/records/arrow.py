@@ -60,7 +60,7 @@ def arrow_schema(schema: CollectionSchema, id_kind: str) -> pa.Schema:
     for f in schema.fields:
         role = {"role": "vector", "name": f.name, "kind": f.kind, "dtype": f.dtype, "dim": f.dim}
         fields.append(_field(column_name(f.name), _vector_type(f), **role))
-    about = {"version": 1, "schema": schema.model_dump(mode="json", exclude_defaults=True)}
+    about = {"version": 1, "schema": schema.model_dump(mode="json", exclude_none=True)}
     return pa.schema(fields, metadata={KEY: orjson.dumps(about)})
 
 

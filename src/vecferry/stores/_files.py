@@ -1,0 +1,415 @@
+"""What the file stores have in common: everything but the format.
+
+A write goes to an append log beside the target (`AppendLog`); `finish` builds the file from what was
+there before and the log, and lets it be the target in one step. What comes out depends only on the order
+of the records, not on how they were batched or how often the job was interrupted, so that it is equal to
+the byte. Of records with one id the last written wins.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from vecferry.errors import (
+    NotFoundError,
+    SchemaMismatchError,
+    TargetExistsError,
+)
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    Version,
+    WriteMode,
+    WriteReceipt,
+    check_fits,
+)
+from vecferry.records import (
+    CollectionSchema,
+    DType,
+    Kind,
+    Metric,
+    RecordBatch,
+    RecordId,
+    SparseVector,
+    VectorField,
+    VectorRecord,
+    Where,
+    matches,
+)
+from vecferry.records.metrics import score, scores
+from vecferry.records.vectors import Array, DenseColumn
+from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
+from vecferry.stores._log import ID_KINDS, AppendLog
+from vecferry.stores._staging import StagingRoom, as_store_error, replace_whole
+
+_SEARCH_BATCH = 4096
+
+
+class FileStore(ABC):
+    """A collection in a file or a folder of files.
+
+    A subclass knows the format: how to list and read its files, how to encode a batch for the log,
+    and how to build the target. Positions are int64 numbers that name a record of the present
+    content: row numbers or byte offsets.
+    """
+
+    scheme: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.url = f"{self.scheme}:{path}"
+        self.room = StagingRoom(self.path)
+        self._log = AppendLog(self.room.folder / "pending")
+        self._writing: CollectionSchema | None = None
+        self._index: tuple[Any, KeyIndex] | None = None
+        self._dropped = keys_of([])
+
+    # -- what a format must say ---------------------------------------------------------------
+
+    @abstractmethod
+    def describe(self) -> CollectionSchema: ...
+
+    @abstractmethod
+    def count(self) -> int: ...
+
+    @abstractmethod
+    def partitions(self, want: int) -> Sequence[Partition]: ...
+
+    @abstractmethod
+    def scan(
+        self,
+        *,
+        partition: Partition | None = None,
+        after: Cursor | None = None,
+        batch_size: int = 1024,
+        fields: Fields = Fields.ALL,
+        where: Where | None = None,
+    ) -> Iterator[RecordBatch]: ...
+
+    @abstractmethod
+    def _located(self, batch_size: int, fields: Fields) -> Iterator[tuple[RecordBatch, Array]]:
+        """Every record with its position."""
+
+    @abstractmethod
+    def _at(self, positions: Array, fields: Fields) -> RecordBatch:
+        """The records at the given positions, in that order."""
+
+    @abstractmethod
+    def _encode(self, batch: RecordBatch, schema: CollectionSchema) -> tuple[bytes, Array, str]:
+        """Bytes for the log, the length of each row in them, and the kind of the ids."""
+
+    @abstractmethod
+    def _build(self, place: Path, pending: Pending) -> None:
+        """Write the whole target, file or folder, at ``place``."""
+
+    @abstractmethod
+    def _twin(self, path: Path) -> Self:
+        """A store of the same settings at another path."""
+
+    # -- files --------------------------------------------------------------------------------
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the target is, or would be, a folder."""
+        return self.path.is_dir() or (not self.path.exists() and not self.path.name.endswith(self.suffixes))
+
+    def files(self) -> list[Path]:
+        """The data files, in order of their names.
+
+        Raises:
+            NotFoundError: if there is nothing at the path.
+        """
+        if self.path.is_dir():
+            found = sorted(p for p in self.path.rglob("*") if self._is_data(p))
+            if not found:
+                raise NotFoundError(f"{self.url} holds no {self.suffixes[0]} file; check the path")
+            return found
+        if not self.path.exists():
+            raise NotFoundError(f"{self.url} is not there; check the path")
+        return [self.path]
+
+    def _is_data(self, path: Path) -> bool:
+        hidden = any(part.startswith((".", "_")) for part in path.relative_to(self.path).parts)
+        return path.name.endswith(self.suffixes) and not hidden and path.is_file()
+
+    def _stamp(self) -> Any:
+        return [(str(p), s.st_size, s.st_mtime_ns, s.st_ino) for p in self.files() for s in (p.stat(),)]
+
+    # -- sink ---------------------------------------------------------------------------------
+
+    def capabilities(self) -> Capabilities:
+        """Everything fits, as it is."""
+        return Capabilities(kinds=frozenset(Kind), metrics=frozenset(Metric), dtypes=frozenset(DType))
+
+    def exists(self) -> bool:
+        """Whether there is a file (in the folder)."""
+        try:
+            return bool(self.files())
+        except NotFoundError:
+            return False
+
+    def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
+        """Begin or resume the log; the target itself is not touched before `finish`."""
+        if mode is WriteMode.RESUME:
+            self._resume(schema)
+            return
+        if self._writing is not None:  # twice is as once
+            check_fits(self._writing, schema, self.url)
+            return
+        there = self.exists()
+        if there and mode is WriteMode.CREATE and self.count():
+            raise TargetExistsError(f'{self.url} holds records; pass mode="upsert" or mode="replace"')
+        keep = there and mode is WriteMode.UPSERT
+        if keep:
+            have = self.describe()
+            check_fits(have, schema, self.url)
+            schema = have
+        schema = schema.model_copy(update={"losses": (), "count": None})
+        try:
+            self._log.begin(schema, keep=keep)
+        except OSError as error:
+            raise as_store_error(error, self.path) from error
+        self._writing = schema
+
+    def _resume(self, schema: CollectionSchema) -> None:
+        try:
+            self._log.resume()
+        except NotFoundError:
+            if not self.exists():
+                raise
+            # The finish of an earlier run was complete but for its acknowledgement.
+            have = self.describe()
+            self._log.begin(have.model_copy(update={"losses": (), "count": None}), keep=True)
+        check_fits(self._log.schema, schema, self.url)
+        self._writing = self._log.schema
+
+    def write(self, batch: RecordBatch) -> WriteReceipt:
+        """Append to the log."""
+        if self._writing is None:
+            if not self.exists():
+                raise NotFoundError(f"{self.url} was not prepared; call prepare() first")
+            self.prepare(self.describe(), WriteMode.UPSERT)
+        assert self._writing is not None
+        check_columns(batch, self._writing, self.url)
+        rows, lengths, kind = self._encode(batch, self._writing)
+        try:
+            self._log.append(rows, lengths, batch.ids, kind)
+        except OSError as error:
+            raise as_store_error(error, self.path) from error
+        return WriteReceipt(len(batch), len(rows))
+
+    def finish(self) -> None:
+        """Build the target from what was there and the log, and swap it in."""
+        if self._writing is None:
+            return
+        self._log.mark()
+        draft = self._log.folder / "draft" / self.path.name
+        shutil.rmtree(draft.parent, ignore_errors=True)
+        try:
+            draft.parent.mkdir()
+            self._build(draft, Pending(self, self._log, self._writing))
+            replace_whole(draft, self.room.target)
+        except OSError as error:
+            raise as_store_error(error, self.path) from error
+        self._writing = self._index = None
+        self._log.remove()
+        self.room.sweep()
+
+    def close(self) -> None:
+        """Close the log; what is in it stays resumable."""
+        self._log.close()
+        self._writing = None
+
+    def mark(self) -> Any:
+        """Make the log durable. ``None`` when nothing is being written."""
+        return self._log.mark() if self._writing is not None else None
+
+    def rewind(self, mark: Any) -> None:
+        """Cut the log back to ``mark``."""
+        if self._writing is None:
+            raise NotFoundError(f"{self.url} has nothing to rewind; prepare it first")
+        if mark and not self._log.entries().size and self.exists():
+            return  # finished, see `_resume`
+        self._log.rewind(mark)
+
+    # -- abilities ----------------------------------------------------------------------------
+
+    def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
+        """By an index of the ids (24 bytes each), made at the first call and kept while the file stays."""
+        positions = self._key_index().positions(keys_of(ids))
+        return self._at(positions[positions >= 0], fields)
+
+    def _key_index(self) -> KeyIndex:
+        stamp = self._stamp()
+        if self._index is None or self._index[0] != stamp:
+            located = self._located(8192, Fields.IDS)
+            self._index = stamp, KeyIndex((keys_of(batch.ids), at) for batch, at in located)
+        return self._index[1]
+
+    def search(
+        self, vector: Any, k: int = 10, *, field: str = "", where: Where | None = None
+    ) -> list[VectorRecord]:
+        """Exact, by reading everything once in bounded memory."""
+        target = self.describe().field(field)
+        check_query(vector, target)
+        best: list[tuple[float, int]] = []
+        fields = Fields(vectors=(target.name,), text=False, metadata=where is not None)
+        for batch, positions in self._located(_SEARCH_BATCH, fields):
+            points = score_batch(batch, target, vector, where)
+            top = np.argsort(-points, kind="stable")[:k]
+            best += [(float(points[i]), int(positions[i])) for i in top if np.isfinite(points[i])]
+            best = sorted(best, key=lambda hit: -hit[0])[:k]
+        records = self._at(np.array([at for _, at in best], dtype=np.int64), Fields.ALL).records()
+        return [
+            record.model_copy(update={"score": point})
+            for (point, _), record in zip(best, records, strict=True)
+        ]
+
+    def delete(self, ids: Sequence[RecordId]) -> int:
+        """Rewrite the target without the ids."""
+        index = self._key_index()
+        known = np.unique(keys_of(list(ids)))
+        gone = int((index.positions(known) >= 0).sum())
+        if gone:
+            self.prepare(self.describe(), WriteMode.UPSERT)
+            self._dropped = known
+            try:
+                self.finish()
+            finally:
+                self._dropped = keys_of([])
+        return gone
+
+    def stages(self, mode: WriteMode) -> bool:
+        """A new collection is built aside; an upsert goes through the log instead."""
+        return mode in (WriteMode.CREATE, WriteMode.REPLACE)
+
+    def shadow(self, tag: str) -> Self:
+        """The store of the version under construction."""
+        return self._twin(self.room.begin(tag))
+
+    def publish(self, tag: str) -> Version:
+        place = self.room.path(tag)
+        count = self._twin(place).count() if place.exists() else None
+        return self.room.publish(tag, count=count)
+
+    def discard(self, tag: str) -> None:
+        self.room.discard(tag)
+
+    def versions(self) -> list[Version]:
+        return self.room.versions()
+
+    def rollback(self) -> Version:
+        return self.room.rollback()
+
+    def prune(self, keep: int = 0) -> list[str]:
+        gone = self.room.prune(keep)
+        self.room.sweep()
+        return gone
+
+
+class Pending:
+    """What `FileStore.finish` builds from: rows kept of the old content, then rows of the log."""
+
+    def __init__(self, store: FileStore, log: AppendLog, schema: CollectionSchema) -> None:
+        self.store, self.log, self.schema = store, log, schema
+        self.entries = log.entries()
+        self.keep = last_of_each(self.entries["key"])
+        self.base = store if log.about["keep"] else None
+        gone = np.concatenate([self.entries["key"], store._dropped])
+        self._gone = KeyIndex([(gone, np.zeros(len(gone), dtype=np.int64))])
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the log as it stands is the whole content."""
+        return self.base is None and bool(self.keep.all())
+
+    def id_kind(self) -> str:
+        """One kind if all ids share it, else ``"mixed"``."""
+        kinds = {ID_KINDS[k] for k in np.unique(self.entries["kind"])}
+        if self.base is not None:
+            for batch, _ in self.base._located(8192, Fields.IDS):
+                kinds.add(kind_of(batch))
+        return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "str"
+
+    def stays(self, ids: Sequence[RecordId] | Array) -> Array:
+        """bool ``(n,)``: true for ids that the log does not bring again and nobody deletes."""
+        return self._gone.positions(keys_of(ids)) < 0
+
+    def survivors(self, batch_size: int) -> Iterator[RecordBatch]:
+        """Rows of the old content whose ids the log does not bring again."""
+        if self.base is None:
+            return
+        for batch, _ in self.base._located(batch_size, Fields.ALL):
+            stays = self.stays(batch.ids)
+            yield batch if stays.all() else batch.take(np.flatnonzero(stays))
+
+
+def kind_of(batch: RecordBatch) -> str:
+    """The kind of a batch's ids, as the log names it."""
+    from vecferry.records.arrow import id_kind_of
+
+    return id_kind_of(batch.ids)
+
+
+def check_columns(batch: RecordBatch, schema: CollectionSchema, url: str) -> None:
+    """Whether each vector column is a field of the schema, in kind and width.
+
+    Raises:
+        SchemaMismatchError: naming the field.
+    """
+    fields = {field.name: field for field in schema.fields}
+    for name, column in batch.columns():
+        field = fields.get(name)
+        if field is None:
+            raise SchemaMismatchError(f"{url} has no vector field {name!r}, only {sorted(fields)}")
+        if field.dim is None or field.kind is Kind.SPARSE:
+            continue
+        width, due = column.values.shape[-1], field.dtype.width(field.dim)
+        if width != due and column.present.any():
+            raise SchemaMismatchError(
+                f"vectors {name!r} have {width} components where {url} holds {due}; write to another target"
+            )
+
+
+def check_query(vector: Any, field: VectorField) -> None:
+    """Whether a query has the shape of the field.
+
+    Raises:
+        SchemaMismatchError: naming both shapes.
+    """
+    if isinstance(vector, SparseVector) or field.kind is Kind.SPARSE or not field.dim:
+        return
+    width = field.dtype.width(field.dim)
+    if np.shape(vector)[-1:] != (width,) or (field.kind is Kind.DENSE and np.ndim(vector) != 1):
+        raise SchemaMismatchError(
+            f"the query has shape {np.shape(vector)}, the field {field.name!r} holds ({width},)"
+        )
+
+
+def score_batch(batch: RecordBatch, field: VectorField, vector: Any, where: Where | None) -> Array:
+    """float32 ``(n,)``: the score of each row; −inf where it has no vector or fails the filter."""
+    side = batch.sparse_vectors if field.kind is Kind.SPARSE else batch.vectors
+    column = side.get(field.name)  # type: ignore[attr-defined]
+    points = np.full(len(batch), -np.inf, dtype=np.float32)
+    if column is None:
+        return points
+    if isinstance(column, DenseColumn):
+        points = np.where(column.present, scores(field.metric, vector, column.values), -np.inf)
+    else:
+        for row in np.flatnonzero(column.present).tolist():
+            points[row] = score(field.metric, field.kind, vector, column[row])
+    if where is not None:
+        points[[not matches(where, metadata) for metadata in batch.metadata_list]] = -np.inf
+    return points
+
+
+__all__ = ["FileStore", "Pending", "check_columns", "kind_of", "score_batch"]

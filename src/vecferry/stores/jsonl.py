@@ -1,0 +1,335 @@
+"""``jsonl:PATH``: one JSON object a line, for people, ``jq`` and ``head``.
+
+A path that ends in ``.jsonl`` or ``.ndjson`` (with ``.gz`` also) is a file, any other a folder of such
+files. Every line is a record, see `vecferry.stores._json_rows`; the first one also carries the collection's
+schema under ``_vecferry``, so that a file is complete in itself and no line of it is anything else. Foreign
+files are read by their usual key names, or as the options ``id``, ``text``, ``vector`` and ``metadata`` say.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import compress, islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from vecferry.errors import ConfigurationError, CorruptDataError
+from vecferry.ports import Cursor, Fields, Partition, StoreURL
+from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, matches, schema_of, type_name
+from vecferry.records.vectors import Array
+from vecferry.stores._files import FileStore, Pending, kind_of
+from vecferry.stores._json_rows import columns_of, dump_rows, header_of, load_row
+from vecferry.stores._lines import align, line_number, lines, open_lines
+
+_BATCH_BYTES = 64 << 20
+_FILE_SHIFT = 44  # a position is the number of the file, then 44 bits of byte offset
+_Line = tuple[int, int, bytes]
+
+
+class JsonlStore(FileStore):
+    """Source, sink and every ability on lines of JSON.
+
+    Args:
+        path: a file or a folder.
+        id, text, vector, metadata: the keys of a foreign file; by default the usual ones are tried.
+        on_bad_line: ``stop`` raises `CorruptDataError` with the line's number; ``skip`` passes it over.
+    """
+
+    scheme = "jsonl"
+    suffixes = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        id: str | None = None,
+        text: str | None = None,
+        vector: str | None = None,
+        metadata: str | None = None,
+        on_bad_line: str = "stop",
+    ) -> None:
+        super().__init__(path)
+        if on_bad_line not in ("stop", "skip"):
+            raise ConfigurationError(f"on_bad_line is 'stop' or 'skip', not {on_bad_line!r}")
+        self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
+        self._skip_bad = on_bad_line == "skip"
+
+    @classmethod
+    def from_url(cls, url: StoreURL, **options: Any) -> JsonlStore:
+        return cls(url.path or ".", **options)
+
+    # -- source -------------------------------------------------------------------------------
+
+    def describe(self) -> CollectionSchema:
+        known = self._schema()
+        sample = next(self._batches(self._spans(None, None), known, Fields.ALL, 256), None)
+        batch = sample[0] if sample else RecordBatch(ids=[])
+        schema = known or schema_of(batch)
+        kind = kind_of(batch) if len(batch) else schema.id_type
+        types = {key: type_name(v) for row in batch.metadata_list for key, v in row.items()}
+        return schema.model_copy(
+            update={
+                "name": schema.name or self.path.name.split(".")[0],
+                "count": self.count(),
+                "id_type": schema.id_type if known else kind,
+                "ids_unique": known is not None,
+                "metadata_types": schema.metadata_types or types,
+                "has_text": schema.has_text if known else any(t is not None for t in batch.text_list),
+            }
+        )
+
+    def _schema(self) -> CollectionSchema | None:
+        """What the first line says; ``None`` in a foreign file."""
+        for path in self.files():
+            for _, line in lines(path):
+                try:
+                    envelope, _ = header_of(line.removeprefix(b"\xef\xbb\xbf"))
+                    return CollectionSchema(**envelope["schema"]) if "schema" in envelope else None
+                except (ValueError, TypeError):
+                    return None  # the scan tells what is wrong with the line
+        return None
+
+    def count(self) -> int:
+        total = 0
+        for path in self.files():
+            first: bytes | None = None
+            for _, line in lines(path):
+                first = first or line
+                total += 1
+            if first and len(first) < 1 << 20 and _is_header(first):
+                total -= 1
+        return total
+
+    def partitions(self, want: int) -> Sequence[Partition]:
+        """Byte ranges that begin and end with a line; a gzipped file is one range."""
+        files = self.files()
+        sizes = [path.stat().st_size for path in files]
+        share = max(sum(sizes) // max(want, 1), 1)
+        groups: list[list[list[int]]] = [[]]
+        filled = 0
+        for at, (path, size) in enumerate(zip(files, sizes, strict=True)):
+            for start, stop in _ranges(path, size, share):
+                if filled >= share:
+                    groups.append([])
+                    filled = 0
+                groups[-1].append([at, start, stop])
+                filled += stop - start
+        return [Partition(str(i), spans) for i, spans in enumerate(groups) if spans or i == 0]
+
+    def scan(
+        self,
+        *,
+        partition: Partition | None = None,
+        after: Cursor | None = None,
+        batch_size: int = 1024,
+        fields: Fields = Fields.ALL,
+        where: Where | None = None,
+    ) -> Iterator[RecordBatch]:
+        """A cursor is ``[number of the file, byte offset of the next line]``."""
+        spans = self._spans(partition, after)
+        read = fields if where is None else Fields(fields.vectors, fields.text, metadata=True)
+        for batch, _ in self._batches(spans, self._schema(), read, batch_size):
+            if where is not None:
+                rows = [i for i, m in enumerate(batch.metadata_list) if matches(where, m)]
+                batch = batch.take(rows)
+                batch = batch if fields.metadata else batch.replace(metadata=None)
+            yield batch
+
+    def _spans(
+        self, partition: Partition | None, after: Cursor | None
+    ) -> list[tuple[int, int, int | None]]:
+        """``(file, start, stop)`` still to be read."""
+        spans: list[Any] = [(i, 0, None) for i in range(len(self.files()))]
+        if partition is not None:
+            spans = [(i, start, None if stop < 0 else stop) for i, start, stop in partition.bounds]
+        if after is None:
+            return spans
+        at, offset = after
+        left = [(i, max(start, offset) if i == at else start, stop) for i, start, stop in spans if i >= at]
+        return [(i, start, stop) for i, start, stop in left if stop is None or start < stop]
+
+    def _batches(
+        self, spans: Sequence[Any], schema: CollectionSchema | None, fields: Fields, size: int
+    ) -> Iterator[tuple[RecordBatch, Array]]:
+        """Batches with their cursors set, and the position of each row."""
+        held: list[_Line] = []
+        held_bytes = 0
+        paths = self.files()
+        for at, start, stop in spans:
+            for offset, line in lines(paths[at], start, stop):
+                held.append((at, offset, line))
+                held_bytes += len(line)
+                if len(held) == size or held_bytes > _BATCH_BYTES:
+                    yield self._batch(paths, held, schema, fields)
+                    held, held_bytes = [], 0
+        if held:
+            yield self._batch(paths, held, schema, fields)
+
+    def _batch(
+        self, paths: Sequence[Path], held: Sequence[_Line], schema: CollectionSchema | None, fields: Fields
+    ) -> tuple[RecordBatch, Array]:
+        rows, kept = [], []
+        for entry in held:
+            row = self._row(paths, entry)
+            if row is not None:
+                rows.append(row)
+                kept.append(entry)
+        try:
+            columns = columns_of(rows, schema or CollectionSchema(), fields.wants)
+        except (ValueError, TypeError) as error:
+            raise self._complaint(paths, kept, str(error)) from error
+        last = held[-1]
+        batch = RecordBatch(
+            **columns,
+            texts=[row["text"] for row in rows] if fields.text else None,
+            metadata=[row["metadata"] for row in rows] if fields.metadata else None,
+            cursor=[last[0], last[1] + len(last[2])],
+        )
+        return batch, np.array([at << _FILE_SHIFT | offset for at, offset, _ in kept], dtype=np.int64)
+
+    def _row(self, paths: Sequence[Path], entry: _Line) -> dict[str, Any] | None:
+        at, offset, line = entry
+        try:
+            if offset == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            return load_row(line, self._names, at << _FILE_SHIFT | offset)
+        except (ValueError, TypeError, KeyError) as error:
+            if self._skip_bad:
+                return None
+            number = line_number(paths[at], offset)
+            raise CorruptDataError(
+                f"{paths[at]} line {number} is not a record: {error}; "
+                "repair the line or pass on_bad_line='skip'"
+            ) from error
+
+    def _complaint(self, paths: Sequence[Path], kept: Sequence[_Line], reason: str) -> CorruptDataError:
+        row = (
+            int(reason[4:].split(":", maxsplit=1)[0]) if reason.startswith("row ") and ":" in reason else 0
+        )
+        at, offset, _ = kept[row]
+        return CorruptDataError(f"{paths[at]} line {line_number(paths[at], offset)}: {reason}; repair it")
+
+    # -- what the common part asks for --------------------------------------------------------
+
+    def _located(self, batch_size: int, fields: Fields) -> Iterator[tuple[RecordBatch, Array]]:
+        yield from self._batches(self._spans(None, None), self._schema(), fields, batch_size)
+
+    def _at(self, positions: Array, fields: Fields) -> RecordBatch:
+        paths, schema = self.files(), self._schema()
+        order = np.argsort(positions, kind="stable")
+        held: list[_Line] = []
+        handle: IO[bytes] | None = None
+        current = -1
+        for position in positions[order].tolist():
+            at, offset = position >> _FILE_SHIFT, position & ((1 << _FILE_SHIFT) - 1)
+            if at != current:
+                if handle is not None:
+                    handle.close()
+                handle, current = open_lines(paths[at]), at
+            assert handle is not None
+            handle.seek(offset)
+            held.append((at, offset, handle.readline()))
+        if handle is None:
+            return RecordBatch(ids=[])
+        handle.close()
+        batch, _ = self._batch(paths, held, schema, fields)
+        return batch.take(np.argsort(order)).replace(cursor=None)
+
+    def _encode(self, batch: RecordBatch, schema: CollectionSchema) -> tuple[bytes, Array, str]:
+        first = not self._log.rows_path.stat().st_size and not self._log.about["keep"]
+        rows = list(dump_rows(batch, _header(schema) if first else None))
+        return b"".join(rows), np.array([len(row) for row in rows], dtype=np.uint64), kind_of(batch)
+
+    def _build(self, place: Path, pending: Pending) -> None:
+        target = place
+        if self.is_folder:
+            place.mkdir()
+            target = place / "part-00000.jsonl"
+        if pending.untouched and len(pending.entries) and not target.name.endswith(".gz"):
+            _link(self._log.rows_path, target)
+            return
+        with _create(target) as out:
+            wrote = False
+            for line in self._surviving_lines(pending):
+                out.write(line if wrote else _with_header(line, pending.schema))
+                wrote = True
+            if not wrote:
+                out.write(orjson.dumps({ENVELOPE: _header(pending.schema)}) + b"\n")
+
+    def _surviving_lines(self, pending: Pending) -> Iterator[bytes]:
+        """The lines of the old content that stay, as they are, then those of the log."""
+        if pending.base is not None:
+            yield from self._old_lines(pending)
+        with self._log.rows_path.open("rb") as handle:
+            for length, keep in zip(pending.entries["length"].tolist(), pending.keep.tolist(), strict=True):
+                line = handle.read(length)
+                if keep:
+                    yield line
+
+    def _old_lines(self, pending: Pending) -> Iterator[bytes]:
+        paths = self.files()
+        found = (
+            (at, offset, line)
+            for at, start, stop in self._spans(None, None)
+            for offset, line in lines(paths[at], start, stop)
+        )
+        while held := list(islice(found, 1024)):
+            rows = [(entry[2], row) for entry in held if (row := self._row(paths, entry)) is not None]
+            stays = pending.stays([row["id"] for _, row in rows])
+            for line, _ in compress(rows, stays):
+                yield line if line.endswith(b"\n") else line + b"\n"
+
+    def _twin(self, path: Path) -> JsonlStore:
+        return JsonlStore(path)
+
+
+def _header(schema: CollectionSchema) -> dict[str, Any]:
+    return {"schema": schema.model_dump(mode="json", exclude_none=True)}
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        return header_of(line)[1]
+    except ValueError:
+        return False
+
+
+def _with_header(line: bytes, schema: CollectionSchema) -> bytes:
+    """The line with the schema in its envelope. Numbers stay as they were written."""
+    envelope, _ = header_of(line)
+    if "schema" in envelope:
+        return line
+    body = line.rstrip()
+    if envelope:
+        marker = b',"' + ENVELOPE.encode() + b'":'
+        body = body[: body.rindex(marker)] + b"}"
+    whole = {ENVELOPE: {**envelope, **_header(schema)}}
+    return body[:-1].rstrip() + b"," + orjson.dumps(whole)[1:] + b"\n"
+
+
+def _ranges(path: Path, size: int, share: int) -> Iterator[tuple[int, int]]:
+    if path.name.endswith(".gz"):
+        yield 0, -1
+        return
+    edges = sorted({align(path, at) for at in range(0, size, share)} | {size})
+    yield from zip(edges, edges[1:], strict=False)
+
+
+def _create(path: Path) -> IO[bytes]:
+    if path.name.endswith(".gz"):
+        return gzip.GzipFile(path, "wb", mtime=0)  # type: ignore[return-value]
+    return path.open("wb")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The log is the file already; a link leaves it in place until all is done."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

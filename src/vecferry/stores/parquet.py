@@ -1,0 +1,369 @@
+"""``parquet:PATH``: Apache Parquet, one file or a folder of part files.
+
+A path that ends in ``.parquet`` (or ``.pq``) is a file, any other a folder. The columns are those of
+`vecferry.records.arrow`; the collection's schema, with the embedding space of each field, is in the file's
+key-value metadata. Foreign files are read by the names and types of their columns, or as the options
+``id``, ``text``, ``vector`` and ``metadata`` say; columns that are none of these become metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vecferry.errors import CorruptDataError, MissingDependencyError
+from vecferry.ports import Cursor, Fields, Partition, StoreURL
+from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, matches, type_name
+from vecferry.records.vectors import Array
+from vecferry.stores._files import FileStore, Pending, kind_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from vecferry.records.arrow import Layout
+else:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:  # pragma: no cover
+        raise MissingDependencyError("parquet:", "parquet") from error
+
+from vecferry.records.arrow import (
+    arrow_schema,
+    batch_from_arrow,
+    batch_to_arrow,
+    layout_of,
+    schema_from_arrow,
+)
+
+GROUP_BYTES = 16 << 20
+"""About the size of a row group before compression; what is read and written at a time."""
+GROUPS_PER_PART = 16
+_ROW_EXTRA = 512  # text and metadata of a row, as a guess that decides nothing but the group size
+
+
+class ParquetStore(FileStore):
+    """Source, sink and every ability on Parquet files.
+
+    Args:
+        path: a file or a folder.
+        id, text, vector, metadata: the columns of a foreign file; by default they are guessed.
+        compression: ``zstd``, ``snappy``, ``lz4``, ``gzip`` or ``none``, for everything but the vectors,
+            which hardly compress.
+    """
+
+    scheme = "parquet"
+    suffixes = (".parquet", ".pq")
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        id: str | None = None,
+        text: str | None = None,
+        vector: str | None = None,
+        metadata: str | None = None,
+        compression: str = "zstd",
+    ) -> None:
+        super().__init__(path)
+        self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
+        self._compression = compression
+
+    @classmethod
+    def from_url(cls, url: StoreURL, **options: Any) -> ParquetStore:
+        return cls(url.path or ".", **options)
+
+    # -- source -------------------------------------------------------------------------------
+
+    def describe(self) -> CollectionSchema:
+        files = self.files()
+        with self._open(files[0]) as first:
+            arrow = first.schema_arrow
+            layout = self._layout(arrow)
+            known = schema_from_arrow(arrow) if layout.own else None
+            sample = next(self._read(first, 0, layout, Fields.ALL, 256), None)
+        schema = known or self._guess(layout, sample)
+        types = schema.metadata_types or (_metadata_types(sample) if sample is not None else {})
+        return schema.model_copy(
+            update={
+                "name": schema.name or self.path.stem,
+                "count": self.count(),
+                "id_type": layout.id_kind,
+                "ids_unique": layout.own,
+                "metadata_types": types,
+                "losses": () if layout.own else _losses(arrow, layout),
+            }
+        )
+
+    def _guess(self, layout: Layout, sample: RecordBatch | None) -> CollectionSchema:
+        fields = []
+        for place in layout.vectors:
+            column = sample.vectors.get(place.name) if sample is not None else None
+            dim = place.dim or (column.values.shape[1] if column is not None else None) or None
+            fields.append(place.field.model_copy(update={"dim": dim}))
+        return CollectionSchema(fields=tuple(fields), has_text=layout.text is not None)
+
+    def count(self) -> int:
+        return sum(rows for _, rows in self._counts())
+
+    def partitions(self, want: int) -> Sequence[Partition]:
+        """Runs of row groups of about equal numbers of rows."""
+        groups = self._groups()
+        total = sum(rows for _, _, rows in groups)
+        share = max(total / max(want, 1), 1)
+        parts: list[Partition] = []
+        start = rows = 0
+        for at, (_, _, size) in enumerate(groups):
+            rows += size
+            if rows >= share * 0.999 or at == len(groups) - 1:
+                parts.append(Partition(str(len(parts)), [start, at + 1], rows))
+                start, rows = at + 1, 0
+        return parts or [Partition("0", [0, 0], 0)]
+
+    def scan(
+        self,
+        *,
+        partition: Partition | None = None,
+        after: Cursor | None = None,
+        batch_size: int = 1024,
+        fields: Fields = Fields.ALL,
+        where: Where | None = None,
+    ) -> Iterator[RecordBatch]:
+        """A cursor is ``[row group, rows of it already read]``, groups counted over all files."""
+        first, last = partition.bounds if partition else (0, None)
+        group, skip = after or (first, 0)
+        read = fields if where is None else Fields(fields.vectors, fields.text, metadata=True)
+        for at, start, batch in self._batches(group, last, skip, batch_size, read):
+            cursor = [at, start + len(batch)]
+            if where is not None:
+                rows = [i for i, m in enumerate(batch.metadata_list) if matches(where, m)]
+                batch = batch.take(rows).replace(
+                    metadata=batch.take(rows).metadata if fields.metadata else None
+                )
+            yield batch.replace(cursor=cursor)
+
+    def _batches(
+        self, first: int, last: int | None, skip: int, batch_size: int, fields: Fields
+    ) -> Iterator[tuple[int, int, RecordBatch]]:
+        """``(group, first row in it, batch)`` from group ``first``, ``skip`` rows in, to before ``last``."""
+        base = number = 0
+        for path, groups in self._files_and_groups():
+            with self._open(path) as file:
+                layout = self._layout(file.schema_arrow)
+                for inner, rows in enumerate(groups):
+                    at = base + inner
+                    if first <= at and (last is None or at < last):
+                        offset = skip if at == first else 0
+                        for start, batch in self._group(file, inner, layout, fields, batch_size, offset):
+                            yield at, start, _numbered(batch, layout, number + start)
+                    number += rows
+            base += len(groups)
+
+    def _group(
+        self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int, skip: int
+    ) -> Iterator[tuple[int, RecordBatch]]:
+        start = 0
+        for batch in self._read(file, group, layout, fields, size):
+            begin = max(skip - start, 0)
+            if begin < len(batch):
+                yield start + begin, batch.slice(begin, len(batch)) if begin else batch
+            start += len(batch)
+
+    def _read(
+        self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
+    ) -> Iterator[RecordBatch]:
+        if group >= file.num_row_groups:
+            return
+        names = [place.name for place in layout.vectors if fields.wants(place.name)]
+        columns = layout.columns(vectors=names, text=fields.text, metadata=fields.metadata)
+        try:
+            if not columns:  # nothing but row numbers
+                rows = file.metadata.row_group(group).num_rows
+                for start in range(0, rows, size):
+                    yield RecordBatch(ids=np.arange(start, min(start + size, rows), dtype=np.int64))
+                return
+            for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                yield batch_from_arrow(batch, layout)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptDataError(
+                f"row group {group} of {self.url} cannot be read: {error}; restore the file"
+            ) from error
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptDataError(f"{path} is not a whole Parquet file: {error}; restore it") from error
+
+    def _layout(self, arrow: pa.Schema) -> Layout:
+        return layout_of(arrow, **self._names)
+
+    def _files_and_groups(self) -> Iterator[tuple[Path, list[int]]]:
+        for path in self.files():
+            with self._open(path) as file:
+                about = file.metadata
+                yield path, [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+
+    def _counts(self) -> list[tuple[Path, int]]:
+        return [(path, sum(groups)) for path, groups in self._files_and_groups()]
+
+    def _groups(self) -> list[tuple[Path, int, int]]:
+        return [(path, i, n) for path, groups in self._files_and_groups() for i, n in enumerate(groups)]
+
+    # -- what the common part asks for --------------------------------------------------------
+
+    def _located(self, batch_size: int, fields: Fields) -> Iterator[tuple[RecordBatch, Array]]:
+        row = 0
+        for _, _, batch in self._batches(0, None, 0, batch_size, fields):
+            yield batch, np.arange(row, row + len(batch))
+            row += len(batch)
+
+    def _at(self, positions: Array, fields: Fields) -> RecordBatch:
+        groups = self._groups()
+        ends = np.cumsum([rows for _, _, rows in groups])
+        which = np.searchsorted(ends, positions, side="right")
+        found: list[RecordBatch] = []
+        order: list[Array] = []
+        for group in np.unique(which).tolist():
+            path, inner, rows = groups[group]
+            asked = np.flatnonzero(which == group)
+            start = int(ends[group]) - rows
+            with self._open(path) as file:
+                layout = self._layout(file.schema_arrow)
+                for first, batch in self._group(file, inner, layout, fields, 8192, 0):
+                    local = positions[asked] - start - first
+                    inside = (local >= 0) & (local < len(batch))
+                    if inside.any():
+                        found.append(_numbered(batch, layout, start + first).take(local[inside]))
+                        order.append(asked[inside])
+        if not found:
+            return RecordBatch(ids=[])
+        return RecordBatch.concat(found).take(np.argsort(np.concatenate(order)))
+
+    def _encode(self, batch: RecordBatch, schema: CollectionSchema) -> tuple[bytes, Array, str]:
+        kind = kind_of(batch)
+        arrow = batch_to_arrow(batch, schema, kind)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, arrow.schema) as writer:
+            writer.write_batch(arrow)
+        data = sink.getvalue()
+        lengths = np.zeros(len(batch), dtype=np.uint64)
+        lengths[:1] = data.size  # one piece for all the rows of the batch
+        return data, lengths, kind
+
+    def _build(self, place: Path, pending: Pending) -> None:
+        arrow = arrow_schema(pending.schema, pending.id_kind())
+        rows = group_rows(pending.schema)
+        writer = _PartWriter(place, arrow, rows, self._compression, folder=self.is_folder)
+        for piece in _regroup(_all_rows(pending, arrow), rows):
+            writer.write(piece)
+        writer.close()
+
+    def _twin(self, path: Path) -> ParquetStore:
+        return ParquetStore(path, compression=self._compression)
+
+
+def group_rows(schema: CollectionSchema) -> int:
+    """Rows a group: fixed by the schema alone, so that the same records give the same file."""
+    width = sum(
+        np.dtype(f.dtype.numpy).itemsize * f.dtype.width(f.dim or 64) * (1 if f.kind == "dense" else 32)
+        for f in schema.fields
+    )
+    return max(GROUP_BYTES // (width + _ROW_EXTRA), 256)
+
+
+class _PartWriter:
+    """One file, or part files of `GROUPS_PER_PART` groups each."""
+
+    def __init__(self, place: Path, arrow: pa.Schema, rows: int, compression: str, *, folder: bool) -> None:
+        self._place, self._arrow, self._rows = place, arrow, rows
+        self._folder = folder
+        vectors = [name for name in arrow.names if name.startswith("vector")]
+        others = [name for name in arrow.names if name not in vectors]
+        self._options = {
+            "compression": dict.fromkeys(others, compression) if compression != "none" else "none",
+            "use_dictionary": [],
+            "write_statistics": others,
+        }
+        self._parts = self._groups = 0
+        self._writer = self._next()
+
+    def write(self, table: pa.Table) -> None:
+        if self._folder and self._groups == GROUPS_PER_PART:
+            self._writer.close()
+            self._writer = self._next()
+        self._writer.write_table(table, row_group_size=self._rows)
+        self._groups += 1
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _next(self) -> pq.ParquetWriter:
+        path = self._place
+        if self._folder:
+            path.mkdir(exist_ok=True)
+            path = path / f"part-{self._parts:05d}.parquet"
+        self._parts, self._groups = self._parts + 1, 0
+        return pq.ParquetWriter(path, self._arrow, **self._options)
+
+
+def _all_rows(pending: Pending, arrow: pa.Schema) -> Iterator[pa.Table]:
+    """What survives of the old content, then the log, as tables of the final schema."""
+    kind = layout_of(arrow).id_kind
+    for batch in pending.survivors(4096):
+        yield pa.Table.from_batches([batch_to_arrow(batch, pending.schema, kind)], arrow)
+    with pending.log.rows_path.open("rb") as handle:
+        for first, after, offset, length in pending.log.chunks(pending.entries):
+            handle.seek(offset)
+            with pa.ipc.open_stream(handle.read(length)) as stream:
+                table = stream.read_all()
+            keep = pending.keep[first:after]
+            if not keep.all():
+                table = table.filter(pa.array(keep))
+            yield _with_ids(table, kind).cast(arrow)
+
+
+def _with_ids(table: pa.Table, kind: str) -> pa.Table:
+    """The same rows with their ids in the final form, where batches differ in the kind of their ids."""
+    if layout_of(table.schema).id_kind == kind:
+        return table
+    batch = batch_from_arrow(table.select(["id"]))
+    ids = batch_to_arrow(batch, CollectionSchema(), kind)
+    return table.set_column(0, ids.schema.field(0), ids.column(0))
+
+
+def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of exactly ``rows`` rows, the last one shorter."""
+    held: list[pa.Table] = []
+    have = 0
+    for table in tables:
+        held.append(table)
+        have += table.num_rows
+        while have >= rows:
+            joined = pa.concat_tables(held)
+            yield joined.slice(0, rows)
+            held, have = [joined.slice(rows)], have - rows
+    if have:
+        yield pa.concat_tables(held)
+
+
+def _numbered(batch: RecordBatch, layout: Layout, start: int) -> RecordBatch:
+    """Row numbers as ids where the file has none."""
+    if layout.id is not None:
+        return batch
+    return batch.replace(ids=np.arange(start, start + len(batch), dtype=np.int64))
+
+
+def _metadata_types(sample: RecordBatch) -> dict[str, str]:
+    return {key: type_name(value) for row in sample.metadata_list for key, value in row.items()}
+
+
+def _losses(arrow: pa.Schema, layout: Layout) -> tuple[Loss, ...]:
+    doubles = [p.column for p in layout.vectors if "double" in str(arrow.field(p.column).type)]
+    if not doubles:
+        return ()
+    return (Loss(kind="vector", detail=f"float64 in {doubles[0]!r} is read as float32", where="source"),)
