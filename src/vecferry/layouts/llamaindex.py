@@ -163,8 +163,8 @@ class LlamaIndexLayout:
         foreign: bool,
         norms: Mapping[str, float] | None,
     ) -> Payload:
-        # A LlamaIndex id is a string; the envelope remembers any other, and what stands in for it.
-        original = id_ if foreign or not isinstance(id_, str) else None
+        # A LlamaIndex id is a string and stands in the node itself; the envelope remembers any other.
+        original = None if isinstance(id_, str) else id_
         special = [key for key in (NODE_KEY, PAYLOAD_KEY) if key in metadata]
         for reserved in ((), special):
             body, envelope = seal(

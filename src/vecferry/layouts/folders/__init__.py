@@ -1,0 +1,34 @@
+"""Collections as folders of files: LangChain's and LlamaIndex's, hand-written ones, and vecferry's own.
+
+Knows no index format: vectors are the business of the store that reads and writes the index file.
+"""
+
+from vecferry.layouts.folders.found import CARD, NAMES, Found, find
+from vecferry.layouts.folders.langchain import write_langchain
+from vecferry.layouts.folders.lines import Entry, LineFile, dumps, encode_lines
+from vecferry.layouts.folders.llamaindex import VECTORS, read_simple
+from vecferry.layouts.folders.llamaindex_write import write_llamaindex, write_simple_vectors
+from vecferry.layouts.folders.own import JSONL, PARQUET, write_parquet
+from vecferry.layouts.folders.raw import write_raw
+from vecferry.layouts.folders.sidecar import Sidecar
+
+__all__ = [
+    "CARD",
+    "JSONL",
+    "NAMES",
+    "PARQUET",
+    "VECTORS",
+    "Entry",
+    "Found",
+    "LineFile",
+    "Sidecar",
+    "dumps",
+    "encode_lines",
+    "find",
+    "read_simple",
+    "write_langchain",
+    "write_llamaindex",
+    "write_parquet",
+    "write_raw",
+    "write_simple_vectors",
+]

@@ -1,0 +1,203 @@
+"""LangChain's FAISS folder: ``index.faiss`` and a pickle of ``(docstore, {row: docstore id})``.
+
+Read: the pickles of langchain 0.0.x, langchain-community 0.2 and 0.4, without LangChain and without
+unpickling (see `vecferry.layouts.folders.pickles`). Written: the form of langchain-community 0.4 with
+langchain-core 1.x, opcode by opcode, so that the memory stays that of one record.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+from vecferry.errors import CorruptDataError
+from vecferry.layouts.folders.inert import DocstoreContent
+from vecferry.layouts.folders.lines import Entries, Entry, Spool
+from vecferry.layouts.folders.measure import check_size
+from vecferry.layouts.folders.pickles import read_pickle
+from vecferry.layouts.folders.sidecar import Sidecar, rows_of
+from vecferry.records import ENVELOPE, decode_id, encode_id
+from vecferry.records.vectors import Array
+
+_BATCH = 1000  # items a SETITEMS opcode takes, as Python's pickler does
+
+
+def read_langchain(path: Path, ids: Array | None, count: int) -> Sidecar:
+    """The sidecar ``index.pkl`` for an index of ``count`` vectors numbered ``ids`` (``None``: 0, 1, …).
+
+    Raises:
+        CorruptDataError: if documents and vectors do not belong to each other.
+        UnsafePickleError: if the pickle asks for anything but records.
+    """
+    with Spool() as spool:
+
+        def keep(document: dict[str, Any]) -> int:
+            metadata = document["metadata"]
+            return spool.add(_entry("", document["page_content"], metadata, str(path)))
+
+        value = read_pickle(path, keep_document=keep)
+        documents, names = _parts(value, path)
+        rows = _rows(documents, names, path)
+        order = rows_of(rows, ids, count, str(path))
+        texts = {row: name for name, row in documents.items()}
+        return Sidecar(_Named(spool.seal(), texts), order)
+
+
+def _parts(value: Any, path: Path) -> tuple[DocstoreContent, dict[int, str]]:
+    if isinstance(value, tuple) and len(value) == 2:
+        documents, names = value
+        if isinstance(documents, DocstoreContent) and isinstance(names, dict):
+            return documents, names
+    raise CorruptDataError(
+        f"{path} is not LangChain's (docstore, index_to_docstore_id); name another layout with ?layout="
+    )
+
+
+def _rows(documents: DocstoreContent, names: dict[int, str], path: Path) -> dict[int, int]:
+    missing = [name for name in names.values() if name not in documents]
+    if missing or len(names) != len(documents):
+        raise CorruptDataError(
+            f"{path} lists {len(names)} rows and holds {len(documents)} documents"
+            + (f"; {missing[0]!r} is missing" if missing else "")
+            + "; restore the folder from a backup or save it again with LangChain"
+        )
+    return {int(row): documents[name] for row, name in names.items()}
+
+
+def _entry(name: str, text: str | None, metadata: dict[str, Any], where: str) -> Entry:
+    check_size(metadata, where)
+    envelope = metadata.pop(ENVELOPE, None)
+    if isinstance(envelope, dict):
+        if envelope.get("no_text") and not text:
+            text = None
+        if isinstance(envelope.get("aside"), dict):
+            metadata |= envelope["aside"]
+        metadata[_ORIGINAL] = envelope.get("id")
+    return Entry(name, text, metadata)
+
+
+_ORIGINAL = "\x00id"
+
+
+class _Named:
+    """Spooled documents with the docstore's ids, or the original ones where an envelope kept them."""
+
+    def __init__(self, entries: Entries, names: dict[int, str]) -> None:
+        self._entries = entries
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, rows: Array) -> list[Entry]:
+        found = []
+        for row, entry in zip(rows.tolist(), self._entries.read(rows), strict=True):
+            original = entry.metadata.pop(_ORIGINAL, None)
+            id_: Any = decode_id(original) if original else self._names[row]
+            found.append(Entry(id_, entry.text, entry.metadata))
+        return found
+
+    def close(self) -> None:
+        self._entries.close()
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def write_langchain(
+    path: Path, entries: Callable[[], Iterable[Entry]], name_of: Callable[[Any], str]
+) -> None:
+    """Write ``index.pkl``.
+
+    Args:
+        entries: gives the records in the order of the index, each time it is called.
+        name_of: the docstore id of a record's id.
+    """
+    with path.open("wb") as file:
+        write = file.write
+        write(b"\x80\x04" + _name("langchain_community.docstore.in_memory", "InMemoryDocstore"))
+        write(b")\x81}" + _string("_dict") + b"}")
+        document = _name("langchain_core.documents.base", "Document") + b"q\x00"
+        for batch in _batches(entries()):
+            write(b"(")
+            for _, entry in batch:
+                write(_string(name_of(entry.id)) + document + b")\x81")
+                write(_state(entry, name_of(entry.id)) + b"b")
+                document = b"h\x00"
+            write(b"u")
+        write(b"sb}")
+        for batch in _batches(entries()):
+            write(b"(")
+            write(b"".join(_number(row) + _string(name_of(entry.id)) for row, entry in batch))
+            write(b"u")
+        write(b"\x86.")
+
+
+def _batches(entries: Iterable[Entry]) -> Iterator[list[tuple[int, Entry]]]:
+    batch: list[tuple[int, Entry]] = []
+    for row, entry in enumerate(entries):
+        batch.append((row, entry))
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _state(entry: Entry, name: str) -> bytes:
+    """A document's state as pydantic 2 pickles it."""
+    metadata, envelope = dict(entry.metadata), {}
+    if name != entry.id:
+        envelope["id"] = encode_id(entry.id)
+    if entry.text is None:
+        envelope["no_text"] = True
+    if ENVELOPE in metadata:
+        envelope["aside"] = {ENVELOPE: metadata.pop(ENVELOPE)}
+    if envelope:
+        metadata[ENVELOPE] = envelope
+    fields = b"(" + _string("id") + _string(name) + _string("metadata") + _plain(metadata)
+    fields += _string("page_content") + _string(entry.text or "")
+    fields += _string("type") + _string("Document") + b"u"
+    return b"}(" + _string("__dict__") + b"}" + fields + _TAIL + b"u"
+
+
+def _plain(value: Any) -> bytes:
+    """A value's own pickle without frame, memo and end, to be set into a larger one."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)
+    pickler.fast = True  # no memo, so that the pieces do not share numbers
+    pickler.dump(value)
+    return buffer.getvalue()[2:-1]
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) < 256:
+        return b"\x8c" + bytes([len(data)]) + data
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value) if value < 2**31 else b"\x8a\x08" + struct.pack("<q", value)
+
+
+def _name(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+_TAIL = (
+    _string("__pydantic_extra__")
+    + b"N"
+    + _string("__pydantic_fields_set__")
+    + b"\x8f("
+    + b"".join(_string(name) for name in ("page_content", "metadata", "id"))
+    + b"\x90"
+    + _string("__pydantic_private__")
+    + b"N"
+)
+

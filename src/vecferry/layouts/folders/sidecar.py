@@ -1,0 +1,63 @@
+"""What stands beside an index: its records without their vectors, and which belongs to which vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vecferry.errors import CorruptDataError
+from vecferry.layouts.folders.lines import Entries, Entry
+from vecferry.records.vectors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """Records for the vectors of an index.
+
+    Attributes:
+        entries: the records, in whatever order the file has them.
+        order: int64 ``(n,)``, the entry that belongs to the vector at each position of the index;
+            ``None`` where position and entry agree.
+    """
+
+    entries: Entries
+    order: Array | None = None
+
+    def read(self, positions: Array) -> list[Entry]:
+        """The records of the vectors at ``positions`` (int64)."""
+        return self.entries.read(positions if self.order is None else self.order[positions])
+
+    def close(self) -> None:
+        self.entries.close()
+
+
+def rows_of(rows: Mapping[int, int], ids: Array | None, count: int, name: str) -> Array | None:
+    """The entry of each position, from a mapping of the index's own numbers to entries.
+
+    Raises:
+        CorruptDataError: if the mapping and the index do not hold the same numbers.
+    """
+    check_count(len(rows), count, name)
+    numbers = range(count) if ids is None else ids.tolist()
+    try:
+        order = np.fromiter((rows[number] for number in numbers), dtype=np.int64, count=count)
+    except KeyError as error:
+        raise CorruptDataError(
+            f"{name} has no record for the vector numbered {error}; restore the folder from a backup"
+        ) from error
+    return None if np.array_equal(order, np.arange(count)) else order
+
+
+def check_count(have: int, want: int, name: str) -> None:
+    """Whether a sidecar is as long as the index.
+
+    Raises:
+        CorruptDataError: with both numbers.
+    """
+    if have != want:
+        raise CorruptDataError(
+            f"{name} holds {have:,} records for an index of {want:,} vectors; restore the folder from a "
+            "backup, or read the index alone with ?layout=none"
+        )

@@ -1,0 +1,447 @@
+"""`QdrantStore`: a collection on a Qdrant server or in the client's local mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vecferry.errors import (
+    ConfigurationError,
+    NotFoundError,
+    SchemaMismatchError,
+)
+from vecferry.layouts import find_layout
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    StoreURL,
+    Version,
+    WriteMode,
+    WriteReceipt,
+)
+from vecferry.records import (
+    CollectionSchema,
+    Kind,
+    Metric,
+    RecordBatch,
+    RecordId,
+    SparseVector,
+    VectorRecord,
+    Where,
+    check_where,
+    encode_id,
+    matches,
+)
+from vecferry.stores.qdrant import points as pts
+from vecferry.stores.qdrant.building import Builder
+from vecferry.stores.qdrant.config import DATATYPES, DISTANCES
+from vecferry.stores.qdrant.connection import Address, Connection, _flag, _number
+from vecferry.stores.qdrant.facts import Facts, read_facts
+from vecferry.stores.qdrant.uploading import Uploader
+
+if TYPE_CHECKING:
+    from vecferry.stores.qdrant.versions import Versions
+
+_FACTS_SECONDS = 30.0
+_FETCH_AT_ONCE = 256
+_PAGE_BYTES = 16 * 2**20
+_NO_VECTORS = Fields(vectors=False)
+_ENVELOPE_ONLY = Fields(text=False, metadata=False)
+
+
+class QdrantStore:
+    """Source, sink, and every ability but change tracking.
+
+    Args:
+        address: where.
+        collection: the collection, or an alias of one.
+        layout: how payloads lie; recognised if not given (and plain where nothing is there yet).
+        text_key: where the text lies in the plain layout (``"text"``) or in LangChain's.
+        metadata_key: where the metadata lies in LangChain's layout.
+        keep_norms: keep the lengths of vectors that a cosine collection brings to unit length.
+        batch_points, max_bytes: the most points and the most bytes in one request.
+        parallel: requests on their way at once, to a server.
+        wait_index: the most seconds `finish` waits until a server has built its indexes.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        collection: str,
+        *,
+        layout: str | None = None,
+        text_key: str | None = None,
+        metadata_key: str | None = None,
+        keep_norms: bool = True,
+        batch_points: int = 256,
+        max_bytes: int = 8 * 2**20,
+        parallel: int = 4,
+        wait_index: int = 60,
+    ) -> None:
+        if not collection:
+            raise ConfigurationError("qdrant: names no collection; write qdrant:FOLDER#COLLECTION")
+        if layout:
+            find_layout(layout)
+        place = address.path if address.local else f"//{address.host}:{address.port}"
+        self.url = f"qdrant:{place}{'#' if address.local else '/'}{collection}"
+        self.collection = collection
+        self._options: dict[str, Any] = {
+            "layout": layout,
+            "text_key": text_key,
+            "metadata_key": metadata_key,
+            "keep_norms": keep_norms,
+            "batch_points": batch_points,
+            "max_bytes": max_bytes,
+            "parallel": parallel,
+            "wait_index": wait_index,
+        }
+        self._at = Connection(address, self.url)
+        self._uploader = Uploader(self._at, points=batch_points, max_bytes=max_bytes, parallel=parallel)
+        self._builder = Builder(self._at, collection, self._options)
+        self._cached: tuple[float, Facts] | None = None
+
+    @classmethod
+    def from_url(
+        cls,
+        url: StoreURL,
+        *,
+        layout: str | None = None,
+        text_key: str | None = None,
+        metadata_key: str | None = None,
+        keep_norms: Any = True,
+        batch_points: Any = None,
+        max_bytes: Any = None,
+        parallel: Any = None,
+        wait_index: Any = None,
+        **address: Any,
+    ) -> QdrantStore:
+        """From ``qdrant://HOST[:PORT]/COLLECTION`` or ``qdrant:FOLDER#COLLECTION``.
+
+        Also: ``grpc_port``, ``prefer_grpc``, ``https``, ``timeout``, ``prefix``, ``api_key``.
+        """
+        known = ("grpc_port", "prefer_grpc", "https", "timeout", "prefix", "api_key")
+        for name in address:
+            if name not in known:
+                raise TypeError(f"from_url() got an unexpected keyword argument '{name}'")
+        collection = url.fragment or (url.path.strip("/") if url.netloc else "")
+        return cls(
+            Address.of(url, **address),
+            collection,
+            layout=layout,
+            text_key=text_key,
+            metadata_key=metadata_key,
+            keep_norms=_flag("keep_norms", keep_norms, True),
+            batch_points=_number("batch_points", batch_points, 256),
+            max_bytes=_number("max_bytes", max_bytes, 8 * 2**20),
+            parallel=_number("parallel", parallel, 4),
+            wait_index=_number("wait_index", wait_index, 60),
+        )
+
+    # -- source -------------------------------------------------------------------------------
+
+    def describe(self) -> CollectionSchema:
+        return self._facts(fresh=True).schema.model_copy(update={"count": self.count()})
+
+    def count(self) -> int:
+        return int(self._at.call("count", self.collection, exact=True).count)
+
+    def partitions(self, want: int) -> Sequence[Partition]:
+        total = self.count()
+        edges = self._edges(want) if want > 1 and total > want else []
+        bounds = zip([None, *edges], [*edges, None], strict=True)
+        share = total // (len(edges) + 1)
+        return [Partition(str(i), list(pair), share) for i, pair in enumerate(bounds)]
+
+    def _edges(self, want: int) -> list[pts.PointId]:
+        """Quantiles of a random sample of ids: shares of about equal size whatever the ids look like."""
+        from qdrant_client import models
+
+        query = models.SampleQuery(sample=models.Sample.RANDOM)
+        answer = self._at.call(
+            "query_points", self.collection, query, limit=64 * want, with_payload=False, with_vectors=False
+        )
+        ids = sorted({point.id for point in answer.points}, key=pts.order)
+        picked = [ids[len(ids) * i // want] for i in range(1, want)] if ids else []
+        return list(dict.fromkeys(picked))
+
+    def scan(
+        self,
+        *,
+        partition: Partition | None = None,
+        after: Cursor | None = None,
+        batch_size: int = 1024,
+        fields: Fields = Fields.ALL,
+        where: Where | None = None,
+    ) -> Iterator[RecordBatch]:
+        facts = self._facts(fresh=True)
+        start, stop = partition.bounds if partition else (None, None)
+        if after is not None:
+            start = pts.after(after)
+            if start is None:
+                return
+        asked = fields if where is None else _with_metadata(fields)
+        for page in self._pages(facts, start, stop, batch_size, asked, where):
+            batch = self._batch(page, facts, asked)
+            if where is not None:
+                keep = [i for i, meta in enumerate(batch.metadata_list) if matches(where, meta)]
+                batch = batch.take(keep) if len(keep) < len(batch) else batch
+                batch = batch if fields.metadata else batch.replace(metadata=None)
+            yield batch.replace(cursor=page[-1].id)
+
+    def _pages(
+        self,
+        facts: Facts,
+        start: pts.PointId | None,
+        stop: pts.PointId | None,
+        size: int,
+        fields: Fields,
+        where: Where | None,
+    ) -> Iterator[list[Any]]:
+        """Points in the order of their ids, from ``start`` up to before ``stop``."""
+        wanted = {
+            "with_payload": facts.payload_selector(fields),
+            "with_vectors": facts.vector_names(fields),
+        }
+        upper = facts.bounds(check_where(where)).upper if where else None
+        if self._at.address.local:
+            yield from self._local_pages(start, stop, size, upper, wanted)
+            return
+        size = min(size, max(16, _PAGE_BYTES // facts.row_bytes))
+        end = None if stop is None else pts.order(stop)
+        while True:
+            page, following = self._at.call(
+                "scroll", self.collection, scroll_filter=upper, limit=size, offset=start, **wanted
+            )
+            inside = page if end is None else [p for p in page if pts.order(p.id) < end]
+            if inside:
+                yield inside
+            if following is None or len(inside) < len(page):
+                return
+            start = following
+
+    def _local_pages(
+        self, start: Any, stop: Any, size: int, upper: Any, wanted: dict[str, Any]
+    ) -> Iterator[list[Any]]:
+        """The local mode walks through everything at each scroll: the ids are asked for once."""
+        everything = max(self.count(), 1)
+        found, _ = self._at.call(
+            "scroll",
+            self.collection,
+            upper,
+            everything,
+            offset=start,
+            with_payload=False,
+            with_vectors=False,
+        )
+        end = None if stop is None else pts.order(stop)
+        ids = [p.id for p in found if end is None or pts.order(p.id) < end]
+        del found
+        for low in range(0, len(ids), size):
+            page = self._at.call("retrieve", self.collection, ids[low : low + size], **wanted)
+            if page:
+                yield page
+
+    # -- sink ---------------------------------------------------------------------------------
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            kinds=frozenset(Kind),
+            metrics=frozenset(DISTANCES),
+            dtypes=frozenset(DATATYPES),
+            id_types=frozenset({"int", "uuid"}),
+            metadata_types=frozenset({"str", "int", "float", "bool", "null", "list", "object"}),
+            normalizes=frozenset({Metric.COSINE}),
+            keeps_norms=bool(self._options["keep_norms"]),
+            max_dim=tuple((dtype, 65536) for dtype in DATATYPES),
+        )
+
+    def exists(self) -> bool:
+        try:
+            return self._facts(fresh=True).record.state != "loading"
+        except NotFoundError:
+            return False
+
+    def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
+        self._cached = None
+        self._builder.prepare(schema, mode, self._have)
+
+    def _have(self) -> Facts | None:
+        try:
+            return self._facts(fresh=True)
+        except NotFoundError:
+            return None
+
+    def write(self, batch: RecordBatch) -> WriteReceipt:
+        facts = self._facts()
+        self._check_width(batch, facts.schema)
+        rows = pts.rows_of(batch, facts.schema, facts.layout, keep_norms=self._options["keep_norms"])
+        self._uploader.upload(self.collection, rows)
+        return WriteReceipt(len(batch), batch.nbytes)
+
+    def _check_width(self, batch: RecordBatch, schema: CollectionSchema) -> None:
+        known = {f.name: f for f in schema.fields}
+        for name, column in batch.vectors.items():
+            if name not in known:
+                raise SchemaMismatchError(f"{self.url} has no vector field {name!r}, only {sorted(known)}")
+            width = column.values.shape[1]
+            if column.present.any() and width != known[name].dim:
+                raise SchemaMismatchError(
+                    f"{self.url} field {name!r} holds {known[name].dim} dimensions, the batch has {width}"
+                )
+
+    def finish(self) -> None:
+        self._builder.finish(self._facts(fresh=True))
+        self._cached = None
+
+    def close(self) -> None:
+        self._cached = None
+        self._uploader.close()
+        self._at.close()
+
+    # -- abilities ----------------------------------------------------------------------------
+
+    def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
+        facts = self._facts()
+        parts = [
+            self._batch(page, facts, fields)
+            for page in self._retrieve(
+                ids,
+                with_payload=facts.payload_selector(fields),
+                with_vectors=facts.vector_names(fields),
+            )
+        ]
+        found = RecordBatch.concat(parts) if parts else self._batch([], facts, fields)
+        rows = {encode_id(id_): row for row, id_ in enumerate(found.id_list)}
+        return found.take([rows[key] for key in map(encode_id, ids) if key in rows])
+
+    def _retrieve(self, ids: Sequence[RecordId], **wanted: Any) -> Iterator[list[Any]]:
+        points = list(dict.fromkeys(point for id_ in ids for point in pts.candidates(id_)))
+        for low in range(0, len(points), _FETCH_AT_ONCE):
+            page = self._at.call("retrieve", self.collection, points[low : low + _FETCH_AT_ONCE], **wanted)
+            if page:
+                yield page
+
+    def search(
+        self,
+        vector: Any,
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | None = None,
+        ef_search: int | None = None,
+        exact: bool = False,
+    ) -> list[VectorRecord]:
+        """As the port says. ``ef_search`` is HNSW's, ``exact`` asks for a search without the index."""
+        from qdrant_client import models
+
+        facts = self._facts()
+        target = facts.schema.field(field)
+        query = _query(vector, target.kind)
+        if target.kind is not Kind.SPARSE and np.shape(vector)[-1:] != (target.dim,):
+            raise SchemaMismatchError(
+                f"the query has shape {np.shape(vector)}, the field {target.name!r} holds ({target.dim},)"
+            )
+        limits = facts.bounds(check_where(where)) if where else None
+        params = models.SearchParams(hnsw_ef=ef_search, exact=exact) if ef_search or exact else None
+        distance = target.metric in (Metric.L2, Metric.L1)
+        asked = k
+        while True:
+            answer = self._at.call(
+                "query_points",
+                self.collection,
+                query,
+                using=target.name or None,
+                query_filter=limits.upper if limits else None,
+                search_params=params,
+                limit=asked,
+                with_payload=True,
+                with_vectors=True,
+            )
+            hits = _hits(self._batch(answer.points, facts, Fields.ALL), answer.points, distance)
+            hits = [hit for hit in hits if where is None or matches(where, hit.metadata)]
+            if len(hits) >= k or len(answer.points) < asked:
+                return hits[:k]
+            asked *= 4  # the server could not apply the whole filter: look further down
+
+    def delete(self, ids: Sequence[RecordId]) -> int:
+        facts = self._facts()
+        wanted, gone = {encode_id(id_) for id_ in ids}, 0
+        for page in self._retrieve(
+            ids, with_payload=facts.payload_selector(Fields.IDS), with_vectors=False
+        ):
+            found = self._batch(page, facts, Fields.IDS).id_list
+            doomed = [p.id for p, id_ in zip(page, found, strict=True) if encode_id(id_) in wanted]
+            if doomed:
+                self._at.call("delete", self.collection, doomed, wait=True)
+            gone += len(doomed)
+        return gone
+
+    def stages(self, mode: WriteMode) -> bool:
+        return mode is WriteMode.REPLACE
+
+    def shadow(self, tag: str) -> QdrantStore:
+        from vecferry.stores.qdrant.versions import check_tag
+
+        return QdrantStore(self._at.address, self._versions().collection(check_tag(tag)), **self._options)
+
+    def publish(self, tag: str) -> Version:
+        self._cached = None
+        return self._versions().publish(tag)
+
+    def discard(self, tag: str) -> None:
+        self._versions().discard(tag)
+
+    def versions(self) -> list[Version]:
+        return self._versions().all()
+
+    def rollback(self) -> Version:
+        self._cached = None
+        return self._versions().rollback()
+
+    def prune(self, keep: int = 0) -> list[str]:
+        return self._versions().prune(keep)
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _versions(self) -> Versions:
+        from vecferry.stores.qdrant.versions import Versions
+
+        return Versions(self._at, self.collection)
+
+    def _facts(self, *, fresh: bool = False) -> Facts:
+        """What is known of the collection; kept for a while, because every search needs it."""
+        now = time.monotonic()
+        if not fresh and self._cached and now - self._cached[0] < _FACTS_SECONDS:
+            return self._cached[1]
+        facts = read_facts(self._at, self.collection, self._options)
+        self._cached = (now, facts)
+        return facts
+
+    def _batch(self, points: Sequence[Any], facts: Facts, fields: Fields) -> RecordBatch:
+        return pts.batch_of(points, facts.schema, facts.layout, fields, restore=self._options["keep_norms"])
+
+
+def _with_metadata(fields: Fields) -> Fields:
+    return Fields(vectors=fields.vectors, text=fields.text, metadata=True)
+
+
+def _query(vector: Any, kind: Kind) -> Any:
+    from qdrant_client import models
+
+    if isinstance(vector, SparseVector):
+        return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    if kind is Kind.SPARSE:
+        raise SchemaMismatchError("a sparse field is searched with a SparseVector")
+    rows = np.asarray(vector, dtype=np.float32)
+    return np.atleast_2d(rows).tolist() if kind is Kind.MULTI else rows.tolist()
+
+
+def _hits(batch: RecordBatch, points: Sequence[Any], distance: bool) -> list[VectorRecord]:
+    scores = [-abs(p.score) if distance else p.score for p in points]
+    records = zip(batch.records(), scores, strict=True)
+    return [record.model_copy(update={"score": float(score)}) for record, score in records]
