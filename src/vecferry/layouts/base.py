@@ -38,7 +38,7 @@ class Layout(Protocol):
 
     @property
     def text_ids(self) -> bool:
-        """Whether the apps of this layout know ids as text only (so that a UUID and its text are one)."""
+        """Whether the framework keeps the id as text in the payload, so that a UUID comes back as text."""
         ...
 
     @property

@@ -20,7 +20,7 @@ class LangChainLayout:
     """The text under one key, the metadata as an object under another. LangChain demands a text."""
 
     name = "langchain"
-    text_ids = True
+    text_ids = False
     indexes: Mapping[str, str] = {}
 
     def __init__(self, text_key: str = "page_content", metadata_key: str = "metadata") -> None:

@@ -68,6 +68,7 @@ class Builder:
             state="loading",
             layout=layout.name,
             text_key=getattr(layout, "text_key", ""),
+            text_ids=layout.name != "plain" and schema.id_type != "uuid",
             spaces={f.name: f.space.model_dump() for f in schema.fields if f.space},
             dtypes={f.name: str(f.dtype) for f in schema.fields if self._returns_as(f)},
             settings={k: v for k, v in _own(schema).items() if k not in ("payload_indexes", "text_key")},

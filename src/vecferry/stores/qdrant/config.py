@@ -52,6 +52,7 @@ class Record:
     Attributes:
         state: ``"loading"`` from `prepare` to `finish` of a new collection, else ``"ready"``.
         layout, text_key: how payloads lie.
+        text_ids: whether UUIDs of points are texts (see `vecferry.stores.qdrant.points.point_id`).
         spaces: field name → `EmbeddingSpace` as JSON.
         dtypes: field name → dtype where Qdrant stores another.
         settings, payload_indexes: as they were asked for; the local mode forgets them itself.
@@ -62,6 +63,7 @@ class Record:
     state: str = "ready"
     layout: str = ""
     text_key: str = ""
+    text_ids: bool = False
     spaces: dict[str, Any] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

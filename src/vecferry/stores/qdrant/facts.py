@@ -23,12 +23,16 @@ _PAYLOAD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A collection as it stands. ``empty`` says that it holds no point."""
+    """A collection as it stands.
+
+    ``empty`` says that it holds no point; ``text_ids`` that its UUIDs are texts (see `point_id`).
+    """
 
     schema: CollectionSchema
     layout: Layout
     record: Record
     empty: bool
+    text_ids: bool
 
     @property
     def row_bytes(self) -> int:
@@ -68,8 +72,9 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
     payloads = [point.payload or {} for point in sample]
     layout = _layout(record, payloads, options)
     columns = layout.decode(payloads)
-    ids = [record_id(p.id) if i is None else i for p, i in zip(sample, columns.ids, strict=True)]
-    types = {id_type(i) for i in ids}
+    text_ids = record.text_ids if record.layout else layout.text_ids
+    pairs = zip(sample, columns.ids, strict=True)
+    types = {id_type(record_id(p.id, text_ids=text_ids) if i is None else i) for p, i in pairs}
     settings = read_settings(info, record, local=local)
     indexes = read_indexes(info, record, local=local)
     own = {"payload_indexes": indexes, "text_key": getattr(layout, "text_key", "")}
@@ -84,7 +89,7 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
         layout=layout.name,
         settings={"qdrant": {**settings, **{k: v for k, v in own.items() if v}}},
     )
-    return Facts(schema, layout, record, empty=not sample)
+    return Facts(schema, layout, record, empty=not sample, text_ids=text_ids)
 
 
 def _layout(record: Record, payloads: list[dict[str, Any]], options: dict[str, Any]) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import numpy as np
 import orjson
@@ -26,9 +26,10 @@ from vecferry.records import (
     SparseColumn,
     SparseVector,
     VectorField,
+    encode_id,
     ids_column,
-    uuid_of,
 )
+from vecferry.records.ids import ID_NAMESPACE
 from vecferry.records.vectors import Array
 
 PointId = int | str
@@ -58,30 +59,28 @@ class Row:
 
 
 def point_id(id_: RecordId, *, text_ids: bool) -> tuple[PointId, bool]:
-    """The point's id for a record's id, and whether it is another value.
+    """The point's id for a record's id, and whether the payload must keep the record's.
 
-    Integers from 0 to 2^64 − 1 and UUIDs are themselves. In a layout whose apps know ids as text only, a
-    text that is a UUID in its usual spelling is itself too. Every other id becomes `uuid_of`.
+    Integers from 0 to 2^64 − 1 are themselves, and so are UUIDs; where ids are ``text_ids``, it is not UUIDs
+    but texts that are a UUID in its usual spelling. Every other id becomes a UUIDv5 of its typed text.
     """
-    if isinstance(id_, int):
-        return (id_, False) if id_ in UINT64 else (str(uuid_of(id_)), True)
-    if isinstance(id_, UUID):
+    if isinstance(id_, int) and id_ in UINT64:
+        return id_, False
+    if isinstance(id_, UUID) and not text_ids:
         return str(id_), False
-    if text_ids and isinstance(id_, str) and _is_uuid(id_):
-        return id_, True  # a UUID on the way back, but for what the payload says
-    return str(uuid_of(id_)), True
+    if isinstance(id_, str) and text_ids and _is_uuid(id_):
+        return id_, False
+    return str(uuid5(ID_NAMESPACE, encode_id(id_))), True
 
 
 def candidates(id_: RecordId) -> list[PointId]:
-    """Every point id under which a record of this id may lie, in whatever layout."""
-    found = [point_id(id_, text_ids=False)[0]]
-    if isinstance(id_, str) and _is_uuid(id_):
-        found.append(id_)
-    return found
+    """Every point id under which a record of this id may lie."""
+    return list(dict.fromkeys(point_id(id_, text_ids=text_ids)[0] for text_ids in (False, True)))
 
 
-def record_id(point: PointId) -> RecordId:
-    return point if isinstance(point, int) else UUID(point)
+def record_id(point: PointId, *, text_ids: bool) -> RecordId:
+    """The record's id where the payload keeps none."""
+    return point if isinstance(point, int) or text_ids else UUID(point)
 
 
 def after(point: PointId) -> PointId | None:
@@ -107,7 +106,9 @@ def _is_uuid(text: str) -> bool:
 # -- batch → rows -------------------------------------------------------------------------------
 
 
-def rows_of(batch: RecordBatch, schema: CollectionSchema, layout: Layout, *, keep_norms: bool) -> list[Row]:
+def rows_of(
+    batch: RecordBatch, schema: CollectionSchema, layout: Layout, *, text_ids: bool, keep_norms: bool
+) -> list[Row]:
     """The batch as rows.
 
     Raises:
@@ -116,7 +117,7 @@ def rows_of(batch: RecordBatch, schema: CollectionSchema, layout: Layout, *, kee
     ids = batch.id_list
     if bad := batch.non_finite():
         raise RejectedRecord("vectors hold NaN or infinite numbers", ids=[ids[row] for row in bad])
-    points = [point_id(id_, text_ids=layout.text_ids) for id_ in ids]
+    points = [point_id(id_, text_ids=text_ids) for id_ in ids]
     norms = _norms(batch, schema) if keep_norms else None
     payloads = _payloads(batch, ids, layout, [foreign for _, foreign in points], norms)
     columns = dict(_wire_columns(batch))
@@ -256,12 +257,18 @@ def _packed_floats(vector: Array) -> bytes:
 
 
 def batch_of(
-    points: Sequence[Any], schema: CollectionSchema, layout: Layout, fields: Fields, *, restore: bool
+    points: Sequence[Any],
+    schema: CollectionSchema,
+    layout: Layout,
+    fields: Fields,
+    *,
+    text_ids: bool,
+    restore: bool,
 ) -> RecordBatch:
     """A batch of ``models.Record`` (or scored points). ``restore`` gives vectors their lengths back."""
     columns = layout.decode([point.payload or {} for point in points])
     ids = [
-        record_id(point.id) if known is None else known
+        record_id(point.id, text_ids=text_ids) if known is None else known
         for point, known in zip(points, columns.ids, strict=True)
     ]
     stored = [_named(point.vector) for point in points]

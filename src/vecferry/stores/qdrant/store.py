@@ -279,7 +279,13 @@ class QdrantStore:
     def write(self, batch: RecordBatch) -> WriteReceipt:
         facts = self._facts()
         self._check_width(batch, facts.schema)
-        rows = pts.rows_of(batch, facts.schema, facts.layout, keep_norms=self._options["keep_norms"])
+        rows = pts.rows_of(
+            batch,
+            facts.schema,
+            facts.layout,
+            text_ids=facts.text_ids,
+            keep_norms=self._options["keep_norms"],
+        )
         self._uploader.upload(self.collection, rows)
         return WriteReceipt(len(batch), batch.nbytes)
 
@@ -423,7 +429,14 @@ class QdrantStore:
         return facts
 
     def _batch(self, points: Sequence[Any], facts: Facts, fields: Fields) -> RecordBatch:
-        return pts.batch_of(points, facts.schema, facts.layout, fields, restore=self._options["keep_norms"])
+        return pts.batch_of(
+            points,
+            facts.schema,
+            facts.layout,
+            fields,
+            text_ids=facts.text_ids,
+            restore=self._options["keep_norms"],
+        )
 
 
 def _with_metadata(fields: Fields) -> Fields:

@@ -1,0 +1,53 @@
+"""The contract against the local mode: in a folder, under two metrics, and in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qdrant_client import QdrantClient
+
+from vecferry.records import Metric
+from vecferry.stores.qdrant import QdrantStore
+from vecferry.stores.qdrant.connection import Address
+from vecferry.testing import Peek, StoreContract
+
+TEXT_KEYS = {"plain": "text", "langchain": "page_content"}
+
+
+def peek(client: QdrantClient, collection: str, text_key: str) -> dict[Any, Peek]:
+    points, _ = client.scroll(collection, limit=1000, with_vectors=True)
+    return {point.id: Peek(point.payload[text_key], point.vector) for point in points}
+
+
+class TestFolder(StoreContract):
+    layout = "plain"
+
+    def open(self, folder: Path, name: str) -> QdrantStore:
+        return QdrantStore(Address(path=str(folder / "db")), name, layout=self.layout)
+
+    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+        client = QdrantClient(path=store._at.address.path)
+        try:
+            return peek(client, store.collection, TEXT_KEYS[self.layout])
+        finally:
+            client.close()
+
+
+class TestCosineFolder(TestFolder):
+    """Unit vectors, which a cosine collection keeps up to rounding."""
+
+    metric = Metric.COSINE
+    exact = False
+
+
+class TestLangChainFolder(TestFolder):
+    layout = "langchain"
+
+
+class TestLlamaIndexFolder(TestFolder):
+    layout = "llamaindex"
+
+    @pytest.mark.skip("the text lies inside the node's JSON; tests/layouts looks there")
+    def test_the_vendor_sees_the_same(self) -> None: ...
