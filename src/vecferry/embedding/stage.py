@@ -1,0 +1,402 @@
+"""The embed stage of a stream: what lacks a vector of the target's space gets one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from vecferry.embedding.base import BaseEmbedder, Listener, Matrix, listen, parts_of
+from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder
+from vecferry.embedding.cache import EmbeddingCache, open_cache
+from vecferry.embedding.cached import CachedEmbedder
+from vecferry.embedding.chain import EmbedderChain
+from vecferry.embedding.chunking import (
+    LongText,
+    Splitter,
+    TextLimit,
+    as_splitter,
+    split_rows,
+)
+from vecferry.embedding.prices import PriceTable
+from vecferry.embedding.reports import EmbedReport, Estimate, Survey
+from vecferry.embedding.resolve import resolve
+from vecferry.embedding.sentence_transformers import SentenceTransformersEmbedder
+from vecferry.embedding.spaces import KNOWN, check_same_space
+from vecferry.embedding.tokens import count_tokens, counts_exactly
+from vecferry.errors import (
+    ConfigurationError,
+    EmbedderExhausted,
+    FatalStoreError,
+    LossRefusedError,
+    RetryableError,
+)
+from vecferry.ports import Embedder, ShouldStop
+from vecferry.ports.progress import never_stop
+from vecferry.records import (
+    CollectionSchema,
+    DenseColumn,
+    EmbeddingSpace,
+    Kind,
+    Metric,
+    RecordBatch,
+    VectorField,
+)
+
+if TYPE_CHECKING:
+    from vecferry.streaming.stage import Parcel
+
+Reembed: TypeAlias = Literal["auto", "always", "never"]
+OnNoText: TypeAlias = Literal["quarantine", "refuse"]
+
+
+class EmbedStage:
+    """Implements `vecferry.streaming.stage.Stage`.
+
+    Args:
+        embedder: what `vecferry.embedding.resolve` takes; one space for the whole job.
+        field: the vector field to fill.
+        reembed: ``auto`` embeds what has no vector, or has one of another or an unknown space;
+            ``always`` everything; ``never`` only checks that the known spaces agree.
+        source_space: of the vectors that come in; ``None`` if unknown.
+        on_no_text: what happens to a record that needs a vector and has no text.
+        long_text: texts longer than the model reads are cut for embedding (the record keeps its whole
+            text), split into several records, set aside, or refused.
+        chunk_size, chunk_overlap: tokens, for ``"split"``; the model's own limit and 0 by default.
+        splitter: a function, a LlamaIndex node parser or a LangChain splitter, for ``"split"``.
+        cache: ``True``, a path, a Redis URL, a cache, or ``False``.
+        job_cache_path: the job's own cache file, used when ``cache`` is ``False``.
+        budget, ledger, job: limits, the ledger's file or object, and the job's name in it.
+        should_stop, on_event: asked during waits; told of retries and switches.
+
+    Raises:
+        ConfigurationError: for an unknown choice, or a budget without a known price.
+        SpaceMismatchError: with ``reembed="never"`` if the source is known to be of another space.
+    """
+
+    name = "embed"
+    ordered = False
+
+    def __init__(
+        self,
+        embedder: Any,
+        *,
+        field: str = "",
+        reembed: Reembed = "auto",
+        source_space: EmbeddingSpace | None = None,
+        on_no_text: OnNoText = "quarantine",
+        long_text: LongText = "truncate",
+        chunk_size: int | None = None,
+        chunk_overlap: int = 0,
+        splitter: Any = None,
+        cache: bool | str | os.PathLike[str] | EmbeddingCache = True,
+        job_cache_path: str | os.PathLike[str] | None = None,
+        budget: Budget | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        job: str = "",
+        should_stop: ShouldStop = never_stop,
+        on_event: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        _check_choice("reembed", reembed, ("auto", "always", "never"))
+        _check_choice("on_no_text", on_no_text, ("quarantine", "refuse"))
+        _check_choice("long_text", long_text, ("truncate", "split", "quarantine", "refuse"))
+        self.embedder = resolve(embedder)
+        self.field = field
+        self.reembed: Reembed = reembed
+        self.source_space = source_space
+        self._on_no_text = on_no_text
+        self._long_text: LongText = long_text
+        self._chunks = (chunk_size, chunk_overlap)
+        self._splitter: Splitter | None = as_splitter(splitter) if splitter is not None else None
+        self._limit: TextLimit | None = None
+        self._counts = {"embedded": 0, "kept": 0, "rejected": 0}
+        if reembed == "never" and source_space is not None:
+            check_same_space(
+                source_space, self.embedder.space, "reembed='never' would mix two spaces; use 'auto'"
+            )
+        listen(self.embedder, Listener(should_stop, on_event))
+        self._meters: list[MeteredEmbedder] = []
+        metered = self._metered(self.embedder, budget or Budget(), ledger, job)
+        self._metered_embedder = metered
+        store = open_cache(cache, job_cache_path)
+        if store is not None:
+            store.pin()
+        self._cached = CachedEmbedder(metered, store)
+
+    # -- the stage ----------------------------------------------------------------------------
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Of every vector in the field after this stage."""
+        return self.embedder.space
+
+    def apply(self, parcel: Parcel) -> Parcel:
+        """The parcel with a vector of `space` in every row; rows that cannot have one are rejected.
+
+        Raises:
+            BudgetExceeded: before a call that would exceed the budget.
+            EmbedderExhausted: if the provider failed for good, or for longer than its retries last.
+            LossRefusedError: a row without text, or a text too long, that the settings refuse.
+        """
+        if self.reembed == "never":
+            self._counts["kept"] += len(parcel.batch)
+            return parcel
+        parcel = self._without_textless(parcel)
+        parcel = self._with_long_texts_handled(parcel)
+        rows = self._to_embed(parcel.batch)
+        self._counts["kept"] += len(parcel.batch) - len(rows)
+        if not rows:
+            return parcel
+        vectors, refused = self._embed(self._texts(parcel.batch, rows))
+        good = [place for place in range(len(rows)) if place not in refused]
+        whole = self._filled(parcel.batch, [rows[place] for place in good], vectors[good])
+        self._counts["embedded"] += len(good)
+        if not refused:
+            return parcel.carry(whole)
+        reasons = {rows[place]: reason for place, reason in refused.items()}
+        rest = self._rejected(parcel, reasons)
+        return rest.carry(whole.take([row for row in range(len(whole)) if row not in reasons]))
+
+    def twin(self) -> EmbedStage:
+        """The same decisions and vectors: through the cache, which holds what this stage computed."""
+        other = copy(self)
+        other._counts = dict.fromkeys(self._counts, 0)
+        other._cached = CachedEmbedder(self._metered_embedder, self._cached.cache, self._cached.refused)
+        return other
+
+    def close(self) -> None:
+        """Release processes, connections and the cache."""
+        if isinstance(self.embedder, BaseEmbedder):
+            self.embedder.close()
+        if self._cached.cache is not None:
+            self._cached.cache.close()
+        self._ledger.close()
+
+    # -- planning -----------------------------------------------------------------------------
+
+    def target_field(self, schema: CollectionSchema) -> VectorField:
+        """The field as the target gets it, and from now on the name of the field that is filled.
+
+        Metric and HNSW settings are those of the source's field where it has one. ``""`` means the
+        only field of a source that has one.
+        """
+        try:
+            old = schema.field(self.field)
+        except KeyError:
+            old = VectorField(name=self.field)
+        self.field = old.name
+        usable = old.kind is Kind.DENSE and old.metric in (Metric.COSINE, Metric.IP, Metric.L2)
+        index = {key: value for key, value in old.index.items() if key.startswith("hnsw_")}
+        return VectorField(
+            name=old.name,
+            dim=self.space.dim,
+            metric=old.metric if usable else Metric.COSINE,
+            space=self.space,
+            index=index if usable else {},
+        )
+
+    def survey(self, batch: RecordBatch) -> Survey:
+        """What this batch would ask of the stage; add the surveys of several batches up."""
+        if self.reembed == "never":
+            return Survey(records=len(batch))
+        rows = self._to_embed(batch)
+        texts = [text for row in rows if (text := batch.text_list[row]) and text.strip()]
+        tokens = self._text_limit().count(texts) if texts else []
+        return Survey(
+            records=len(batch),
+            to_embed=len(texts),
+            no_text=len(rows) - len(texts),
+            too_long=len(self._text_limit().too_long(texts)),
+            tokens=sum(tokens),
+        )
+
+    def estimate(self, survey: Survey, total: int | None = None, sample: Sequence[str] = ()) -> Estimate:
+        """Cost and time of ``total`` records of which ``survey`` is a sample.
+
+        Args:
+            survey: of at least one record.
+            total: records in all; else those surveyed.
+            sample: texts to measure the speed with, at most 64 of them; only used if embedding is free.
+        """
+        scale = (total or survey.records) / max(1, survey.records)
+        whole = survey.scaled(scale)
+        prices = [meter.price for meter in self._meters]
+        dearest = None if None in prices else max(price or 0.0 for price in prices)
+        per_text = self._seconds_a_text(sample[:64]) if dearest == 0.0 and sample else None
+        return Estimate(
+            survey=whole,
+            exact=scale == 1.0 and self._counts_exactly(),
+            usd=None if dearest is None else dearest * whole.tokens / 1e6,
+            prices_as_of=self._prices.as_of,
+            seconds=None if per_text is None else per_text * whole.to_embed,
+        )
+
+    def report(self) -> EmbedReport:
+        """What has been done so far."""
+        usd = None if any(m.price is None for m in self._meters) else sum(m.usd for m in self._meters)
+        chain = self._metered_embedder
+        return EmbedReport(
+            space=self.space,
+            **self._counts,
+            hits=self._cached.counts.hits,
+            misses=self._cached.counts.misses,
+            hit_rate=self._cached.counts.hit_rate,
+            tokens=sum(meter.tokens for meter in self._meters),
+            usd=usd,
+            switches=tuple(chain.switches) if isinstance(chain, EmbedderChain) else (),
+        )
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def _to_embed(self, batch: RecordBatch) -> list[int]:
+        """Rows without a vector of the target's space."""
+        column = batch.vectors.get(self.field)
+        keeps = self.reembed == "auto" and self.source_space == self.space
+        if not keeps or not isinstance(column, DenseColumn) or column.values.shape[1] != self.space.dim:
+            return list(range(len(batch)))
+        return np.flatnonzero(~column.present).tolist()
+
+    def _without_textless(self, parcel: Parcel) -> Parcel:
+        texts = parcel.batch.text_list
+        bare = [row for row in self._to_embed(parcel.batch) if not (texts[row] or "").strip()]
+        if not bare:
+            return parcel
+        if self._on_no_text == "refuse":
+            raise LossRefusedError(
+                f"record {parcel.batch.id_list[bare[0]]!r} needs a vector and has no text to embed; "
+                "on_no_text='quarantine' sets such records aside"
+            )
+        return self._rejected(parcel, dict.fromkeys(bare, "it needs a vector and has no text to embed"))
+
+    def _with_long_texts_handled(self, parcel: Parcel) -> Parcel:
+        if self._long_text == "truncate":
+            return parcel
+        texts = [text or "" for text in parcel.batch.text_list]
+        rows = self._to_embed(parcel.batch)
+        limit = self._text_limit()
+        long = [rows[place] for place in limit.too_long([texts[row] for row in rows])]
+        if self._long_text == "split":
+            chosen = rows if limit.tokens is None and self._splitter else long
+            return self._split(parcel, chosen) if chosen else parcel
+        if not long:
+            return parcel
+        reason = f"its text is longer than the {limit.tokens} tokens that {self.space.model} reads"
+        if self._long_text == "refuse":
+            raise LossRefusedError(
+                f"record {parcel.batch.id_list[long[0]]!r}: {reason}; "
+                "long_text= takes 'truncate', 'split' or 'quarantine' as well"
+            )
+        return self._rejected(parcel, dict.fromkeys(long, reason))
+
+    def _split(self, parcel: Parcel, rows: list[int]) -> Parcel:
+        if self._splitter is None:
+            self._splitter = self._text_limit().splitter(self._chunks[1])
+        return parcel.carry(split_rows(parcel.batch, rows, self._splitter))
+
+    def _texts(self, batch: RecordBatch, rows: list[int]) -> list[str]:
+        """The texts as they are sent: cut where the provider would refuse instead of cutting."""
+        texts = [batch.text_list[row] or "" for row in rows]
+        card = KNOWN.get(self.space.model)
+        if getattr(self.embedder, "cuts_itself", False) or card is None or card.tokenizer is None:
+            return texts
+        limit = self._text_limit()
+        for place in limit.too_long(texts):
+            texts[place] = limit.cut(texts[place])
+        return texts
+
+    def _filled(self, batch: RecordBatch, rows: list[int], vectors: Matrix) -> RecordBatch:
+        """The batch with ``vectors`` in ``rows`` of the field."""
+        if len(rows) == len(batch):
+            column = DenseColumn(vectors)
+        else:
+            old = batch.vectors.get(self.field)
+            values = np.zeros((len(batch), self.space.dim), dtype=np.float32)
+            present = np.zeros(len(batch), dtype=np.bool_)
+            if isinstance(old, DenseColumn) and old.values.shape == values.shape:
+                values[:], present[:] = old.values, old.present
+            values[rows], present[rows] = vectors, True
+            column = DenseColumn(values, None if present.all() else present)
+        return batch.replace(vectors={**batch.vectors, self.field: column})
+
+    def _rejected(self, parcel: Parcel, reasons: dict[int, str]) -> Parcel:
+        """Without the rows of ``reasons``, one rejection for each different reason."""
+        self._counts["rejected"] += len(reasons)
+        left = list(range(len(parcel.batch)))
+        for reason in dict.fromkeys(reasons.values()):
+            gone = {row for row, why in reasons.items() if why == reason}
+            parcel = parcel.reject([i for i, row in enumerate(left) if row in gone], self.name, reason)
+            left = [row for row in left if row not in gone]
+        return parcel
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def _embed(self, texts: list[str]) -> tuple[Matrix, dict[int, str]]:
+        """Vectors by position, and the positions that were refused with the reason."""
+        vectors = np.zeros((len(texts), self.space.dim), dtype=np.float32)
+        refused: dict[int, str] = {}
+        try:
+            for part in parts_of(self._cached, texts):
+                if part.vectors is None:
+                    refused.update(dict.fromkeys(part.rows, part.reason))
+                else:
+                    vectors[part.rows] = part.vectors
+        except EmbedderExhausted:
+            raise
+        except (FatalStoreError, RetryableError) as error:
+            raise EmbedderExhausted(
+                f"embedding stopped: {error}. The same call goes on from here once that is solved"
+            ) from error
+        return vectors, refused
+
+    def _metered(
+        self, embedder: Embedder, budget: Budget, ledger: Ledger | str | os.PathLike[str] | None, job: str
+    ) -> Embedder:
+        self._ledger = ledger if isinstance(ledger, Ledger) else Ledger(_path(ledger or budget.ledger))
+        self._prices = PriceTable.load(budget.prices)
+
+        def meter(host: Embedder) -> Embedder:
+            metered = MeteredEmbedder(host, self._ledger, budget=budget, job=job, prices=self._prices)
+            self._meters.append(metered)
+            return metered
+
+        return embedder.over(meter) if isinstance(embedder, EmbedderChain) else meter(embedder)
+
+    def _text_limit(self) -> TextLimit:
+        if self._limit is None:
+            embedder = self.embedder
+            if isinstance(embedder, BaseEmbedder):
+                count, longest = embedder.count_tokens, embedder.max_tokens
+            else:
+                model, longest = self.space.model, None
+                count = partial(count_tokens, model=model)
+            size = self._chunks[0] if self._long_text == "split" else None
+            tokens = min(size, longest) if size and longest else size or longest
+            self._limit = TextLimit(tokens, count, count([""])[0], self.space.model)
+        return self._limit
+
+    def _counts_exactly(self) -> bool:
+        return isinstance(self.embedder, SentenceTransformersEmbedder) or counts_exactly(self.space.model)
+
+    def _seconds_a_text(self, sample: Sequence[str]) -> float:
+        texts = [text for text in sample if text.strip()]
+        if not texts:
+            return 0.0
+        self.embedder.embed(texts[:4])  # the first call is slower: connections, caches
+        start = time.perf_counter()
+        self.embedder.embed(texts)
+        return (time.perf_counter() - start) / len(texts)
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{option}={value!r} is not one of {', '.join(choices)}")
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
