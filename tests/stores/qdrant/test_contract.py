@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
+from servers.qdrant_grpc import QdrantServer
 from vecferry.records import Metric
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
@@ -51,3 +52,20 @@ class TestLlamaIndexFolder(TestFolder):
 
     @pytest.mark.skip("the text lies inside the node's JSON; tests/layouts looks there")
     def test_the_vendor_sees_the_same(self) -> None: ...
+
+
+class TestWire(StoreContract):
+    """Over gRPC, in small requests, several at once."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Any:
+        with QdrantServer() as server:
+            self.server = server
+            yield
+
+    def open(self, folder: Path, name: str) -> QdrantStore:
+        address = Address(host="127.0.0.1", grpc_port=self.server.port)
+        return QdrantStore(address, name, batch_points=3, parallel=3)
+
+    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+        return peek(self.server.client, store.collection, "text")
