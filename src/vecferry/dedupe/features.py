@@ -1,0 +1,272 @@
+"""What a rule looks at, as one fixed-width row a record.
+
+| rule | row |
+|---|---|
+| id, text, metadata, vector | BLAKE2b-128 of the value, as two uint64 |
+| similar | the vector at unit length, float32 ``(dim,)`` |
+| minhash | 128 MinHash values of the text's word 3-shingles, uint32 |
+
+BLAKE2b: RFC 7693. With 128 bits, two different values among 10⁹ share a key with probability 10⁻²¹.
+MinHash: A. Broder, "On the resemblance and containment of documents", 1997.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+
+from vecferry.dedupe.rules import Dedupe, metadata_keys
+from vecferry.errors import ConfigurationError, MissingDependencyError, SchemaMismatchError
+from vecferry.records import DenseColumn, MultiColumn, RecordBatch, SparseVector, encode_id
+from vecferry.records.filters import lookup
+from vecferry.records.vectors import Array
+
+PERMUTATIONS = 128
+_SHINGLE = 3
+_NO_TIME = np.iinfo(np.int64).min
+_WORD = re.compile(r"\w+")
+_MILLISECONDS, _MICROSECONDS = 1e11, 1e14
+_JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Rows of one rule: ``values`` ``(n, width)``, ``has`` bool ``(n,)``, ``group`` uint64 ``(n,)``.
+
+    Rows without ``has`` hold zeros and take no part. ``group`` is ``None`` without ``within``.
+    """
+
+    values: Array
+    has: Array
+    group: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: Array) -> Features:
+        """The given rows."""
+        group = None if self.group is None else self.group[rows]
+        return Features(self.values[rows], self.has[rows], group)
+
+
+def dtype_of(rule: Dedupe) -> str:
+    """The numpy dtype of the rule's rows."""
+    return {"similar": "<f4", "minhash": "<u4"}.get(rule.by, "<u8")
+
+
+def features(rule: Dedupe, batch: RecordBatch) -> Features:
+    """The rows of ``rule`` for every record of the batch.
+
+    Raises:
+        SchemaMismatchError: if the vector field the rule names is not there.
+    """
+    if rule.by == "similar":
+        values, has = _unit_vectors(rule, batch)
+    elif rule.by == "minhash":
+        values, has = _signatures(batch.text_list)
+    else:
+        values, has = _hashed(_messages(rule, batch))
+    if rule.within is None:
+        return Features(values, has)
+    keys, known = _hashed(_values_of(metadata_keys(rule.within, "within"), batch))
+    return Features(values, has & known, keys[:, 0].copy())
+
+
+def id_keys(batch: RecordBatch) -> Array:
+    """uint64 ``(n, 2)``: BLAKE2b-128 of the typed ids."""
+    return _hashed(encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list)[0]
+
+
+def times(rule: Dedupe, batch: RecordBatch) -> Array:
+    """int64 ``(n,)``: microseconds since 1970, UTC; the smallest int64 where there is no readable time."""
+    assert rule.timestamp is not None
+    (key,) = metadata_keys(rule.timestamp, "timestamp")[:1]
+    stamps = (_microseconds(lookup(meta, key, None)) for meta in batch.metadata_list)
+    return np.fromiter(stamps, dtype=np.int64, count=len(batch))
+
+
+def normal_form(text: str) -> str:
+    """NFKC, case-folded, white space collapsed."""
+    if not text.isascii():
+        # Folding case may undo the composition, so it is composed again (Unicode, section 3.13).
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return " ".join(text.split())
+    return " ".join(text.lower().split())
+
+
+# -- exact keys -------------------------------------------------------------------------------
+
+
+def _hashed(messages: Iterable[bytes | None]) -> tuple[Array, Array]:
+    has: list[bool] = []
+    digests: list[bytes] = []
+    nothing = bytes(16)
+    for message in messages:
+        has.append(message is not None)
+        digests.append(nothing if message is None else blake2b(message, digest_size=16).digest())
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2), np.array(has, dtype=np.bool_)
+
+
+def _messages(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
+    if rule.by == "id":
+        return (encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list)
+    if rule.by == "vector":
+        return _vector_bytes(rule, batch)
+    if rule.keys:
+        return _values_of(rule.keys, batch)
+    if rule.normalize:
+        texts: Iterable[str | None] = (text and normal_form(text) for text in batch.text_list)
+    else:
+        texts = batch.text_list
+    # An empty text says nothing about the record: two of them are not duplicates.
+    return (text.encode("utf-8", "surrogatepass") if text else None for text in texts)
+
+
+def _values_of(keys: Sequence[str], batch: RecordBatch) -> Iterable[bytes | None]:
+    for meta in batch.metadata_list:
+        values = [lookup(meta, key, None) for key in keys]
+        yield None if any(value is None for value in values) else _canonical(values)
+
+
+def _canonical(values: list[Any]) -> bytes:
+    try:
+        return orjson.dumps(values, default=_plain, option=_JSON)
+    except TypeError:  # integers beyond 64 bits, lone surrogates
+        return repr(values).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo:
+        value = value.astimezone(UTC)
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    return [type(value).__name__, repr(value)]
+
+
+def _column(rule: Dedupe, batch: RecordBatch) -> Any:
+    columns = dict(batch.columns())
+    if rule.field in columns:
+        return columns[rule.field]
+    if not rule.field and len(columns) == 1:
+        return next(iter(columns.values()))
+    raise SchemaMismatchError(
+        f"by={rule.by!r} finds no vector field {rule.field!r}; "
+        f"there are {sorted(columns)}, name one with field="
+    )
+
+
+def _vector_bytes(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
+    if not len(batch):
+        return
+    column = _column(rule, batch)
+    if isinstance(column, DenseColumn):
+        width = column.values.shape[1] * column.values.itemsize
+        raw = column.values.tobytes()
+        present = column.present.tolist()
+        for row in range(len(column)):
+            yield raw[row * width : (row + 1) * width] if present[row] else None
+        return
+    for row in range(len(batch)):
+        value = column[row]
+        if isinstance(value, SparseVector):
+            yield value.indices.tobytes() + value.values.tobytes()
+        else:
+            yield None if value is None else value.tobytes()
+
+
+# -- near keys --------------------------------------------------------------------------------
+
+
+def _unit_vectors(rule: Dedupe, batch: RecordBatch) -> tuple[Array, Array]:
+    if not len(batch):
+        return np.empty((0, 0), np.float32), np.empty(0, np.bool_)
+    column = _column(rule, batch)
+    if not isinstance(column, DenseColumn) or isinstance(column, MultiColumn):
+        raise ConfigurationError(f"by='similar' compares dense vectors; field {rule.field!r} holds others")
+    values = column.values.astype(np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
+    has = column.present & (lengths > 0) & np.isfinite(lengths)
+    values /= np.where(has, lengths, 1.0).astype(np.float32)[:, None]
+    values[~has] = 0
+    return values, has
+
+
+def _signatures(texts: Sequence[str | None]) -> tuple[Array, Array]:
+    words_of = [_WORD.findall(normal_form(text)) if text else [] for text in texts]
+    has = np.array([bool(words) for words in words_of], dtype=np.bool_)
+    values = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
+    for row, words in enumerate(words_of):
+        if words:
+            values[row] = _signature(words)
+    return values, has
+
+
+def _signature(words: list[str]) -> Array:
+    count = max(1, len(words) - _SHINGLE + 1)
+    shingles = {" ".join(words[i : i + _SHINGLE]) for i in range(count)}
+    made = sketch()
+    made.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
+    return np.asarray(made.hashvalues)
+
+
+def sketch(signature: Array | None = None) -> Any:
+    """datasketch's ``MinHash``, empty or of a signature."""
+    made = _empty_sketch().copy()
+    if signature is not None:
+        made.hashvalues = signature.astype(made.hashvalues.dtype)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _empty_sketch() -> Any:
+    try:
+        from datasketch import MinHash
+    except ImportError:
+        raise MissingDependencyError('Dedupe(by="minhash")', "dedupe") from None
+    return MinHash(num_perm=PERMUTATIONS, seed=1)
+
+
+# -- times ------------------------------------------------------------------------------------
+
+
+def _microseconds(value: Any) -> int:
+    try:
+        moment = _moment(value)
+        return _NO_TIME if moment is None else round(moment * 1_000_000)
+    except (ValueError, OverflowError, OSError):
+        return _NO_TIME
+
+
+def _moment(value: Any) -> float | None:
+    """Seconds since 1970, UTC."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = datetime.fromisoformat(text)
+        else:
+            if len(text) <= 4:  # a bare year
+                value = datetime(int(text), 1, 1)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    number = float(value)
+    if abs(number) >= _MICROSECONDS:
+        return number / 1_000_000
+    return number / 1_000 if abs(number) >= _MILLISECONDS else number
+
+
+__all__ = ["PERMUTATIONS", "Features", "dtype_of", "features", "id_keys", "normal_form", "sketch", "times"]
