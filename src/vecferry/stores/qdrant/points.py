@@ -61,8 +61,8 @@ class Row:
 def point_id(id_: RecordId, *, text_ids: bool) -> tuple[PointId, bool]:
     """The point's id for a record's id, and whether the payload must keep the record's.
 
-    Integers from 0 to 2^64 − 1 are themselves, and so are UUIDs; where ids are ``text_ids``, it is not UUIDs
-    but texts that are a UUID in its usual spelling. Every other id becomes a UUIDv5 of its typed text.
+    Integers from 0 to 2^64 − 1 are themselves, and so are UUIDs; with ``text_ids`` it is not UUIDs but
+    texts that are a UUID in its usual spelling. Every other id becomes a UUIDv5 of its typed text.
     """
     if isinstance(id_, int) and id_ in UINT64:
         return id_, False

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
 
 from vecferry.errors import RejectedRecord, RequestTooLargeError
 from vecferry.stores.qdrant.connection import Connection
+from vecferry.stores.qdrant.local import one_commit
 from vecferry.stores.qdrant.points import Row, as_messages, as_models, chunks
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
 
 class Uploader:
@@ -27,7 +32,8 @@ class Uploader:
         if not rows:
             return
         if self._at.address.local:
-            self._at.call("upsert", collection, as_models(rows), writing=True)
+            points = as_models(rows)
+            self._at.run(lambda client: _upsert_at_once(client, collection, points), writing=True)
             return
         self._at.open()
         pieces = list(chunks(rows, points=self._points, max_bytes=self._max_bytes))
@@ -57,3 +63,8 @@ class Uploader:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None
+
+
+def _upsert_at_once(client: QdrantClient, collection: str, points: list[Any]) -> None:
+    with one_commit(client, collection):
+        client.upsert(collection, points)
