@@ -1,3 +1,54 @@
-from servers.postgres import postgres, postgres16
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from servers.postgres import Postgres, postgres, postgres16
+
+import vecferry as vf
 
 __all__ = ["postgres", "postgres16"]
+
+
+class Sandbox:
+    """A fresh database: `sql` looks behind the adapter, `store` opens a table of it."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self.database = server.database()
+        self._connection = server.connect(self.database)
+        self._opened: list[Any] = []
+
+    def sql(self, query: str, *params: Any) -> list[tuple[Any, ...]]:
+        cursor = self._connection.execute(query, params or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def connect(self, table: str = "items", **options: Any) -> vf.Collection:
+        opened = vf.connect(self.server.url(table, self.database), **options)
+        self._opened.append(opened)
+        return opened
+
+    def store(self, table: str = "items", **options: Any) -> Any:
+        return self.connect(table, **options).store
+
+    def close(self) -> None:
+        for opened in self._opened:
+            opened.close()
+        self._connection.close()
+
+
+@pytest.fixture
+def db(postgres: Postgres) -> Iterator[Sandbox]:
+    """A database on Postgres 18."""
+    sandbox = Sandbox(postgres)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture(params=[18, 16])
+def both(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A database on Postgres 18, and again on 16."""
+    sandbox = Sandbox(request.getfixturevalue("postgres" if request.param == 18 else "postgres16"))
+    yield sandbox
+    sandbox.close()

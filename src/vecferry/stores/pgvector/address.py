@@ -1,0 +1,167 @@
+"""Which server, and which table on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import sql
+
+from vecferry.errors import ConfigurationError
+from vecferry.ports import StoreURL
+from vecferry.stores.pgvector.embedded import server_uri
+from vecferry.stores.pgvector.errors import translated
+
+_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
+_MAX_NAME = 63  # bytes; Postgres cuts longer names silently
+
+LIBPQ_OPTIONS = frozenset(
+    {
+        *("host", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation", "channel_binding"),
+        *("connect_timeout", "application_name", "target_session_attrs", "passfile", "service", "options"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """A table, in a schema or (``schema=None``) found through the search path."""
+
+    name: str
+    schema: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """``table``, ``schema.table``, or either part in double quotes. Case is kept as written.
+
+        Raises:
+            ConfigurationError: for anything else, and for names Postgres would cut.
+        """
+        parts = [m[1].replace('""', '"') if m[1] else m[2] for m in _PART.finditer(text)]
+        if text != ".".join(m[0] for m in _PART.finditer(text)) or len(parts) not in (1, 2):
+            raise ConfigurationError(f'{text!r} is not a table name; write table, schema.table or "A"."b"')
+        for part in parts:
+            if len(part.encode()) > _MAX_NAME or "\0" in part:
+                raise ConfigurationError(f"{part!r} is too long for Postgres: {_MAX_NAME} bytes at most")
+        return cls(parts[-1], parts[0] if len(parts) == 2 else None)
+
+    @property
+    def quoted(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name) if self.schema else sql.Identifier(self.name)
+
+    def sibling(self, name: str) -> TableName:
+        """Another table in the same schema."""
+        return TableName(name, self.schema)
+
+    def __str__(self) -> str:
+        plain = re.compile(r"[^\".]+")
+        parts = [self.schema, self.name] if self.schema else [self.name]
+        return ".".join(p if plain.fullmatch(p) else '"' + p.replace('"', '""') + '"' for p in parts)
+
+
+class Server:
+    """Connections to one database. Made lazily; `close` may be called at any time and undone by use.
+
+    Args:
+        url: for display, without secrets.
+        folder: of the embedded server, or
+        parameters: for libpq, or
+        engine: an SQLAlchemy engine of the application, which stays the application's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        folder: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        engine: sa.Engine | None = None,
+    ) -> None:
+        self.url = url
+        self._folder, self._parameters = folder, parameters or {}
+        self._given = engine
+        self._engine: sa.Engine | None = None
+        if engine is not None and engine.dialect.driver == "psycopg":
+            self._engine = engine
+        elif engine is not None:  # psycopg2, asyncpg: the same address by the driver that we need
+            address = engine.url.set(drivername="postgresql")
+            self._parameters = {"conninfo": address.render_as_string(hide_password=False)}
+
+    @classmethod
+    def from_url(cls, url: StoreURL, libpq: dict[str, Any]) -> Server:
+        if not url.netloc:
+            if not url.path:
+                raise ConfigurationError(
+                    "pgvector: needs a folder (pgvector:./kb#table) or a server (//host/db)"
+                )
+            return cls(str(url), folder=url.path)
+        known = {"host": url.host or None, "port": url.port, "user": url.user, "password": url.password}
+        parameters = {
+            k: v for k, v in {**known, "dbname": url.path or None, **libpq}.items() if v is not None
+        }
+        return cls(str(url), parameters=parameters)
+
+    def __repr__(self) -> str:
+        return f"<Server {self.url}>"
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is on this machine, as far as the address tells."""
+        host = str(self._parameters.get("host", ""))
+        return self._folder is not None or host in ("localhost", "127.0.0.1", "::1") or host.startswith("/")
+
+    @property
+    def engine(self) -> sa.Engine:
+        if self._engine is None:
+            # A sound default for a tool: few idle connections, many in a burst of parallel readers.
+            self._engine = sa.create_engine(
+                "postgresql+psycopg://",
+                creator=self.connect,
+                pool_size=2,
+                max_overflow=62,
+                pool_pre_ping=True,
+            )
+        return self._engine
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A new connection outside the pool."""
+        if self._given is not None and self._engine is self._given:
+            arguments = self._given.dialect.create_connect_args(self._given.url)[1]
+            return psycopg.connect(**arguments)
+        parameters = dict(self._parameters)
+        if self._folder is not None:
+            parameters["conninfo"] = server_uri(self._folder)
+        parameters.setdefault("application_name", "vecferry")
+        return psycopg.connect(**parameters)
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction on a pooled connection; errors come out translated."""
+        with translated(self.url), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def raw(self) -> Iterator[psycopg.Connection[Any]]:
+        """A pooled psycopg connection; thrown away when the block fails."""
+        with translated(self.url):
+            borrowed = self.engine.raw_connection()
+            connection = borrowed.driver_connection
+            assert isinstance(connection, psycopg.Connection)
+            try:
+                yield connection
+            except BaseException:
+                borrowed.invalidate()
+                raise
+            finally:
+                borrowed.close()
+
+    def close(self) -> None:
+        """Close the idle connections. An engine of the application stays open."""
+        if self._engine is not None and self._engine is not self._given:
+            self._engine.dispose()
+            self._engine = None

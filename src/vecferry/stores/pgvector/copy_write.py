@@ -1,0 +1,170 @@
+"""Writing a batch in one transaction: straight COPY into a new table, or staging and one upsert.
+
+Straight COPY is two to three times faster and refuses a key that is there already, as a whole. So it is
+tried while a table is being filled for the first time; a replayed batch after a crash meets the unique key,
+is rolled back, and goes through staging, where twice is as once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from vecferry.errors import SchemaMismatchError
+from vecferry.ports import WriteReceipt
+from vecferry.records import RecordBatch
+from vecferry.stores.pgvector import encode
+from vecferry.stores.pgvector.address import Server
+from vecferry.stores.pgvector.columns import RowMap
+from vecferry.stores.pgvector.errors import translated
+from vecferry.stores.pgvector.reflect import Relation
+from vecferry.stores.pgvector.row_writer import Rows, RowWriter
+
+_STAGE = sql.Identifier("pg_temp", "vecferry_stage")
+_TRIES = 3  # straight copies that may meet known keys before staging is used throughout
+
+
+class TableWriter:
+    """Upserts batches into one table over one connection of its own.
+
+    Args:
+        straight: whether the table is new, so that most keys will be new.
+    """
+
+    def __init__(
+        self, server: Server, relation: Relation, rows: RowMap, *, made: bool, straight: bool
+    ) -> None:
+        assert relation.table is not None
+        self.relation, self.map = relation, rows
+        self._server, self._table = server, relation.table
+        self._rows = RowWriter(relation, rows, made)
+        self._tries = _TRIES if straight and not self._rows.as_text else 0
+        self._connection: psycopg.Connection[Any] | None = None
+        self._staged: tuple[str, ...] = ()
+        exact = any(i.unique and set(i.columns) == set(rows.id) and not i.partial for i in relation.indexes)
+        if not exact:
+            raise SchemaMismatchError(
+                f"{self._table} has no unique index on ({', '.join(rows.id)}), so records cannot be upserted; "
+                "create one, or write to a new table"
+            )
+
+    def write(self, batch: RecordBatch) -> WriteReceipt:
+        """All of the batch in one transaction; see `vecferry.ports.Sink.write`."""
+        if not len(batch):
+            return WriteReceipt(0)
+        rows = self._rows.encode(_last_of_each(batch))
+        with translated(str(self._table)):
+            try:
+                self._send(rows)
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                self._rollback()
+                reason = error.diag.message_primary or type(error).__name__
+                raise self._rows.rejected(batch, reason) from error
+            except BaseException:
+                self.close()
+                raise
+        return WriteReceipt(len(batch), len(rows.data))
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back. Twice is as once."""
+        connection, self._connection, self._staged = self._connection, None, ()
+        if connection is not None:
+            connection.close()
+
+    # -- the two ways -------------------------------------------------------------------------
+
+    def _send(self, rows: Rows) -> None:
+        connection = self._connected()
+        if self._tries:
+            try:
+                self._copy(connection, self._table.quoted, rows)
+                connection.commit()
+            except psycopg.errors.UniqueViolation:
+                connection.rollback()
+                self._tries -= 1
+            else:
+                return
+        self._stage(connection, rows.columns)
+        self._copy(connection, _STAGE, rows)
+        connection.execute(self._upsert(rows))
+        connection.commit()
+
+    def _copy(self, connection: psycopg.Connection[Any], into: sql.Identifier, rows: Rows) -> None:
+        columns = sql.SQL(", ").join(map(sql.Identifier, rows.columns))
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(into, columns)
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write(encode.HEADER)
+            copy.write(rows.data)
+            copy.write(encode.TRAILER)
+
+    def _stage(self, connection: psycopg.Connection[Any], columns: tuple[str, ...]) -> None:
+        """A temporary table of this connection with the given columns, emptied at every commit."""
+        if self._staged == columns:
+            return
+        names = [
+            sql.SQL("NULL::text AS {}" if name in self._rows.as_text else "{}").format(sql.Identifier(name))
+            for name in columns
+        ]
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_STAGE))
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE {} ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA").format(
+                sql.Identifier("vecferry_stage"), sql.SQL(", ").join(names), self._table.quoted
+            )
+        )
+        self._staged = columns
+
+    def _upsert(self, rows: Rows) -> sql.Composable:
+        values = [
+            sql.SQL("CAST({} AS {})" if name in self._rows.as_text else "{}").format(
+                sql.Identifier(name), *([self._type(name)] if name in self._rows.as_text else [])
+            )
+            for name in rows.columns
+        ]
+        key = set(self.map.id)
+        updates = [
+            sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(n)) for n in rows.columns if n not in key
+        ]
+        updates += [sql.SQL("{} = NULL").format(sql.Identifier(n)) for n in rows.absent]
+        action = (
+            sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(updates)) if updates else sql.SQL("NOTHING")
+        )
+        return sql.SQL(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ON CONFLICT ({}) DO {}"
+        ).format(
+            self._table.quoted,
+            sql.SQL(", ").join(map(sql.Identifier, rows.columns)),
+            sql.SQL(", ").join(values),
+            _STAGE,
+            sql.SQL(", ").join(map(sql.Identifier, self.map.id)),
+            action,
+        )
+
+    def _type(self, name: str) -> sql.SQL:
+        return sql.SQL(self.relation.columns[name].sql_type)
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._staged = ()
+            self._connection = self._server.connect()
+            self._connection.autocommit = False
+        return self._connection
+
+    def _rollback(self) -> None:
+        if self._connection is not None:
+            self._staged = ()  # the staging table may have been made in the transaction that goes
+            with contextlib.suppress(psycopg.Error):
+                self._connection.rollback()
+                return
+            self.close()
+
+
+def _last_of_each(batch: RecordBatch) -> RecordBatch:
+    """Without the earlier of two records with one id: an upsert may touch a row only once."""
+    ids = batch.id_list
+    last = {(type(id_), id_): row for row, id_ in enumerate(ids)}
+    return batch if len(last) == len(ids) else batch.take(sorted(last.values()))

@@ -1,0 +1,240 @@
+"""Nearest records, records by id, and deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import sqlalchemy as sa
+from psycopg import sql
+
+from vecferry.errors import SchemaMismatchError
+from vecferry.ports import Fields
+from vecferry.records import (
+    CollectionSchema,
+    DType,
+    Kind,
+    Metric,
+    RecordBatch,
+    RecordId,
+    SparseVector,
+    VectorField,
+    VectorRecord,
+    encode_id,
+)
+from vecferry.stores.pgvector.address import Server
+from vecferry.stores.pgvector.columns import PgColumn, RowMap
+from vecferry.stores.pgvector.compiled import as_sql
+from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM
+from vecferry.stores.pgvector.partitions import cast_text
+from vecferry.stores.pgvector.reading import RowReader, code_id
+from vecferry.stores.pgvector.reflect import Relation
+from vecferry.stores.pgvector.settings import Settings
+from vecferry.stores.pgvector.snapshot import begin_read
+
+OPERATORS = {
+    Metric.COSINE: "<=>",
+    Metric.L2: "<->",
+    Metric.IP: "<#>",
+    Metric.L1: "<+>",
+    Metric.HAMMING: "<~>",
+    Metric.JACCARD: "<%>",
+}
+_SCORE_COLUMN = "vecferry_distance"
+_OVERSAMPLED = 4  # candidates per hit where the index holds float16 and the column float32
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to search for. ``conditions`` are SQLAlchemy expressions."""
+
+    vector: Any
+    k: int
+    field: str
+    conditions: Sequence[Any]
+    settings: Settings
+
+
+def search(
+    server: Server, relation: Relation, rows: RowMap, schema: CollectionSchema, query: Query
+) -> list[VectorRecord]:
+    """At most ``k`` records, best first. A row whose vector is NULL is never a hit."""
+    try:
+        field = schema.field(rows.field_of(query.field))
+    except KeyError as error:
+        raise SchemaMismatchError(f"{relation.table}: {error.args[0]}") from None
+    column = relation.columns[rows.vectors[field.name]]
+    text = _vector_text(query.vector, field, column)
+    clause = relation.clause.c[column.name]
+    exact = clause.op(OPERATORS[field.metric])(cast_text(text, _cast_type(column, field)))
+    reader = RowReader(relation, rows, Fields.ALL)
+    hits = (
+        reader.select()
+        .add_columns(exact.label(_SCORE_COLUMN))
+        .where(clause.is_not(None), *query.conditions)
+    )
+    hits = _nearest(hits, relation, field, column, text, exact, query.k)
+    with server.raw() as connection:
+        begin_read(connection)
+        _tune(connection, relation, column.name, query.settings)
+        return _records(connection, reader, hits, field.metric)
+
+
+def _nearest(
+    hits: Any, relation: Relation, field: VectorField, column: PgColumn, text: str, exact: Any, k: int
+) -> Any:
+    """Order and limit; through the index's own expression where it is on another type than the column."""
+    type_ = _indexed_as(relation, field, column)
+    if not type_:
+        return hits.order_by(exact).limit(k)
+    near = sa.cast(relation.clause.c[column.name], _named(type_)).op(OPERATORS[field.metric])(
+        cast_text(text, type_)
+    )
+    candidates = hits.order_by(near).limit(k * _OVERSAMPLED).subquery("candidates")
+    return sa.select(*candidates.c).order_by(candidates.c[_SCORE_COLUMN]).limit(k)
+
+
+def _indexed_as(relation: Relation, field: VectorField, column: PgColumn) -> str:
+    """The type an index casts this column to, if it does."""
+    wanted = f"halfvec({field.dim})" if column.type == "vector" else f"{column.type}({field.dim})"
+    casts = [f"{column.type}({field.dim})", wanted]
+    for index in relation.indexes:
+        definition = index.definition.replace('"', "")
+        for type_ in casts:
+            if index.method in ("hnsw", "ivfflat") and f"(({column.name})::{type_})" in definition:
+                return type_
+    return ""
+
+
+def _named(type_: str) -> Any:
+    return cast_text("", type_).type
+
+
+def _cast_type(column: PgColumn, field: VectorField) -> str:
+    return f"bit({field.dim})" if column.type == "bit" else column.type
+
+
+def _vector_text(vector: Any, field: VectorField, column: PgColumn) -> str:
+    """The query in the type's own text form."""
+    if field.kind is Kind.SPARSE:
+        if not isinstance(vector, SparseVector):
+            raise SchemaMismatchError(f"field {field.name!r} is sparse; search with a SparseVector")
+        pairs = ",".join(
+            f"{i + 1}:{v!r}"
+            for i, v in zip(vector.indices.tolist(), vector.values.tolist(), strict=True)
+            if v
+        )
+        return f"{{{pairs}}}/{column.dim or MAX_SPARSE_DIM}"
+    values = np.asarray(vector)
+    width = field.dtype.width(field.dim) if field.dim else None
+    if values.ndim != 1 or (width is not None and len(values) != width):
+        raise SchemaMismatchError(
+            f"the query has shape {values.shape}, the field {field.name!r} holds ({width},)"
+        )
+    if field.dtype is DType.BIT:
+        return "".join(map(str, np.unpackbits(values.astype(np.uint8))[: field.dim].tolist()))
+    if not np.isfinite(values).all():
+        raise SchemaMismatchError("the query holds NaN or an infinity; search with finite numbers")
+    return "[" + ",".join(map(repr, values.astype(np.float32).tolist())) + "]"
+
+
+def _tune(connection: psycopg.Connection[Any], relation: Relation, column: str, settings: Settings) -> None:
+    """Settings of this query alone (SET LOCAL). Those of pgvector exist once its library is loaded."""
+    wanted = {"hnsw.ef_search": settings.ef_search, "ivfflat.probes": settings.probes}
+    if settings.iterative_scan:
+        wanted["hnsw.iterative_scan"] = settings.iterative_scan  # type: ignore[assignment]
+        strict = settings.iterative_scan == "strict_order"  # IVFFlat knows the relaxed order only
+        wanted["ivfflat.iterative_scan"] = "relaxed_order" if strict else settings.iterative_scan  # type: ignore[assignment]
+    for name, value in wanted.items():
+        if value is not None:
+            connection.execute("SELECT '[1]'::vector")
+            connection.execute(sql.SQL("SET LOCAL {} = {}").format(sql.SQL(name), sql.Literal(value)))
+
+
+def _records(
+    connection: psycopg.Connection[Any], reader: RowReader, select: Any, metric: Metric
+) -> list[VectorRecord]:
+    found = []
+    distances: list[float] = []
+    for batch in reader.stream(connection, select, _CHUNK, extra=(_SCORE_COLUMN, distances)):
+        found.extend(batch.records())
+    pairs = zip(found, distances, strict=True)
+    return [record.model_copy(update={"score": _score(metric, distance)}) for record, distance in pairs]
+
+
+def _score(metric: Metric, distance: float) -> float:
+    if distance != distance:  # the cosine with a vector of length 0
+        return 0.0
+    return 1.0 - distance if metric is Metric.COSINE else -distance
+
+
+# -- by id ----------------------------------------------------------------------------------------
+
+
+def fetch(
+    server: Server,
+    relation: Relation,
+    rows: RowMap,
+    ids: list[RecordId],
+    fields: Fields,
+    conditions: list[Any],
+) -> RecordBatch:
+    """The records found, in the order of ``ids``."""
+    reader = RowReader(relation, rows, fields)
+    batches = []
+    with server.raw() as connection:
+        begin_read(connection)
+        for start in range(0, len(ids), _CHUNK):
+            condition = _ids_condition(relation, rows, ids[start : start + _CHUNK])
+            batches += reader.stream(connection, reader.select().where(condition, *conditions), _CHUNK)
+    if not batches:
+        return reader.empty()
+    batch = RecordBatch.concat(batches)
+    at = {encode_id(id_): row for row, id_ in enumerate(batch.id_list)}
+    return batch.take([at[key] for key in map(encode_id, ids) if key in at]).replace(cursor=None)
+
+
+def delete(server: Server, relation: Relation, rows: RowMap, ids: list[RecordId]) -> int:
+    """Delete by id in one transaction; returns how many there were."""
+    gone = 0
+    fixed = [relation.clause.c[name] == value for name, value in rows.fixed.items()]
+    with server.raw() as connection:
+        for start in range(0, len(ids), _CHUNK):
+            condition = _ids_condition(relation, rows, ids[start : start + _CHUNK])
+            statement, values = as_sql(sa.delete(relation.clause).where(condition, *fixed))
+            gone += connection.execute(statement, values).rowcount
+        connection.commit()
+    return gone
+
+
+def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) -> Any:
+    """``id IN (…)``; ids whose type is not that of the column match nothing."""
+    columns = [relation.columns[name] for name in rows.id]
+    keys = []
+    for id_ in ids:
+        parts: Any = (code_id(id_),) if rows.coded_ids else id_ if isinstance(id_, tuple) else (id_,)
+        if len(parts) == len(columns) and all(_is_of(p, c) for p, c in zip(parts, columns, strict=True)):
+            keys.append([str(part) for part in parts])
+    if not keys:
+        return sa.false()
+    if len(columns) == 1:
+        texts = sa.bindparam(None, [key[0] for key in keys], type_=sa.ARRAY(sa.Text), unique=True)
+        array = sa.cast(texts, _named(f"{columns[0].sql_type}[]"))
+        return relation.clause.c[columns[0].name] == sa.any_(array)
+    values = [sa.tuple_(*(cast_text(p, c.sql_type) for p, c in zip(k, columns, strict=True))) for k in keys]
+    return sa.tuple_(*(relation.clause.c[c.name] for c in columns)).in_(values)
+
+
+def _is_of(part: Any, column: PgColumn) -> bool:
+    from uuid import UUID
+
+    kind = {"int": int, "uuid": UUID}.get(column.id_kind, str)
+    return (
+        isinstance(part, kind)
+        and (not isinstance(part, int) or -(2**63) <= part < 2**63)
+        and "\0" not in str(part)
+    )

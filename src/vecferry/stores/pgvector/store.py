@@ -1,0 +1,350 @@
+"""`PgVectorStore`: a table (view, select) of vectors in Postgres, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, TargetExistsError
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    StoreURL,
+    Version,
+    WriteMode,
+    WriteReceipt,
+    check_fits,
+)
+from vecferry.records import (
+    CollectionSchema,
+    DType,
+    Kind,
+    Metric,
+    RecordBatch,
+    RecordId,
+    VectorRecord,
+    Where,
+)
+from vecferry.stores.pgvector import ddl, filters, indexes, publish, searching
+from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
+from vecferry.stores.pgvector.columns import RowMap
+from vecferry.stores.pgvector.compiled import as_sql
+from vecferry.stores.pgvector.copy_write import TableWriter
+from vecferry.stores.pgvector.mapping import describe, map_rows
+from vecferry.stores.pgvector.memo import Memo, write_memo
+from vecferry.stores.pgvector.partitions import find_partitions, in_range, ordered
+from vecferry.stores.pgvector.reading import RowReader
+from vecferry.stores.pgvector.reflect import Relation, find_table, reflect_select, reflect_table
+from vecferry.stores.pgvector.settings import Settings
+from vecferry.stores.pgvector.snapshot import Snapshot, begin_read
+
+_CAPABILITIES = Capabilities(
+    kinds=frozenset({Kind.DENSE, Kind.SPARSE}),
+    metrics=frozenset(Metric),
+    dtypes=frozenset({DType.FLOAT32, DType.FLOAT16, DType.BIT}),
+    max_dim=((DType.FLOAT32, 16_000), (DType.FLOAT16, 16_000)),
+)
+
+
+class PgVectorStore:
+    """Source, sink and every ability on one table.
+
+    Args:
+        server: the database, or an SQLAlchemy engine of the application.
+        table: its name, as text (``schema.table``) or `TableName`; ``None`` with ``select=``.
+        settings: see `Settings`; given as keyword arguments too.
+    """
+
+    def __init__(
+        self,
+        server: Server | sa.Engine,
+        table: TableName | str | None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(server, sa.Engine):
+            shown = server.url.render_as_string(hide_password=True)
+            server = Server(shown, engine=server)
+        self.settings = replace(settings or Settings(), **options)
+        self._table = TableName.parse(table) if isinstance(table, str) else table
+        self._server = server
+        self.url = server.url
+        self._snapshot = Snapshot(server)
+        self._seen: tuple[Relation, RowMap] | None = None
+        self._writer: TableWriter | None = None
+        self._straight = False
+        self._replacement: PgVectorStore | None = None
+
+    @classmethod
+    def from_url(cls, url: StoreURL, *, engine: sa.Engine | None = None, **options: Any) -> PgVectorStore:
+        """``pgvector://user@host:port/db#schema.table`` or ``pgvector:FOLDER#table``."""
+        libpq = {name: options.pop(name) for name in LIBPQ_OPTIONS & options.keys()}
+        server = Server(str(url), engine=engine) if engine is not None else Server.from_url(url, libpq)
+        if not url.fragment and "select" not in options:
+            raise ConfigurationError(f"{url} names no table; write it behind a #: {url}#documents")
+        table = TableName.parse(url.fragment) if url.fragment else None
+        return cls(server, table, Settings(**options))
+
+    def __repr__(self) -> str:
+        return f"<PgVectorStore {self.url}>"
+
+    # -- source -------------------------------------------------------------------------------
+
+    def describe(self) -> CollectionSchema:
+        relation, rows = self._look()
+        schema = describe(relation, rows, self.name)
+        return schema.model_copy(update={"count": self.count()})
+
+    def count(self) -> int:
+        relation, rows = self._look()
+        query = sa.select(sa.func.count()).select_from(relation.clause).where(*self._conditions(None))
+        statement, values = as_sql(query)
+        with self._server.raw() as connection:
+            row = connection.execute(statement, values).fetchone()
+        return int(row[0]) if row else 0
+
+    def partitions(self, want: int) -> Sequence[Partition]:
+        relation, rows = self._look(afresh=True)
+        self._check_key(relation, rows)
+        conditions, total = self._conditions(None), self.count()
+        with self._server.raw() as connection:
+            begin_read(connection, self._snapshot.name())
+            return find_partitions(connection, relation, rows, want, conditions, total)
+
+    def scan(
+        self,
+        *,
+        partition: Partition | None = None,
+        after: Cursor | None = None,
+        batch_size: int = 1024,
+        fields: Fields = Fields.ALL,
+        where: Where | Any = None,
+    ) -> Iterator[RecordBatch]:
+        relation, rows = self._look()
+        self._check_key(relation, rows)
+        low, high = partition.bounds if partition and partition.bounds else (None, None)
+        low = low if after is None else after
+        reader = RowReader(relation, rows, fields)
+        conditions = [*self._conditions(where), *in_range(relation, rows, low, high)]
+        select = reader.select().where(*conditions).order_by(*ordered(relation, rows))
+        snapshot = self._snapshot.name() if partition else None
+        with self._server.raw() as connection:
+            begin_read(connection, snapshot)
+            yield from reader.stream(connection, select, batch_size)
+
+    # -- sink ---------------------------------------------------------------------------------
+
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    def exists(self) -> bool:
+        with self._server.raw() as connection:
+            return self._table is not None and find_table(connection, self._table) is not None
+
+    def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
+        table = self._writable()
+        if mode is WriteMode.REPLACE and not publish.is_shadow(table):
+            self._replacement = self.shadow("replacement")
+            self._replacement.prepare(schema, mode)
+            return
+        self._replacement = None
+        self._forget()
+        with self._server.raw() as connection:
+            connection.autocommit = False
+            ddl.ensure_extension(connection)
+            if mode is WriteMode.REPLACE:
+                publish.drop(connection, table)
+            if find_table(connection, table) is None:
+                ddl.create_table(connection, table, schema, self.settings)
+                self._straight = True
+            else:
+                self._adopt(connection, schema, mode)
+            connection.commit()
+
+    def write(self, batch: RecordBatch) -> WriteReceipt:
+        if self._replacement is not None:
+            return self._replacement.write(batch)
+        self._snapshot.release()  # what this store reads next includes what it wrote
+        return self._table_writer().write(batch)
+
+    def finish(self) -> None:
+        if self._replacement is not None:
+            self._replacement.finish()
+            self._replacement.close()
+            self._replacement = None
+            self.publish("replacement")
+            return
+        self._close_writer()
+        self._straight = False
+        relation, rows = self._look(afresh=True)
+        indexes.build(self._server, relation, rows, describe(relation, rows, self.name), self.settings)
+        self._forget()
+
+    def close(self) -> None:
+        self._close_writer()
+        self._snapshot.release()
+        self._server.close()
+
+    # -- abilities ----------------------------------------------------------------------------
+
+    def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
+        relation, rows = self._look()
+        return searching.fetch(self._server, relation, rows, list(ids), fields, self._conditions(None))
+
+    def search(
+        self,
+        vector: Any,
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | Any = None,
+        ef_search: int | None = None,
+        probes: int | None = None,
+        iterative_scan: str | None = None,
+    ) -> list[VectorRecord]:
+        """See `vecferry.ports.Searchable`.
+
+        Args:
+            where: a filter, an SQLAlchemy expression, or SQL text.
+            ef_search: of an HNSW index for this query (1 to 1000); more finds more and takes longer.
+            probes: of an IVFFlat index.
+            iterative_scan: ``strict_order`` or ``relaxed_order``: goes on until ``k`` rows pass the filter.
+        """
+        relation, rows = self._look()
+        given = {"ef_search": ef_search, "probes": probes, "iterative_scan": iterative_scan}
+        settings = replace(
+            self.settings, **{name: value for name, value in given.items() if value is not None}
+        )
+        schema = describe(relation, rows, self.name)
+        query = searching.Query(vector, k, field, self._conditions(where), settings)
+        return searching.search(self._server, relation, rows, schema, query)
+
+    def delete(self, ids: Sequence[RecordId]) -> int:
+        relation, rows = self._look()
+        self._snapshot.release()
+        return searching.delete(self._server, relation, rows, list(ids))
+
+    def stages(self, mode: WriteMode) -> bool:
+        return mode is WriteMode.REPLACE
+
+    def shadow(self, tag: str) -> PgVectorStore:
+        with self._server.raw() as connection:
+            table = publish.qualified(connection, self._writable())
+        return PgVectorStore(self._server, publish.shadow_name(table, tag), self.settings)
+
+    def publish(self, tag: str) -> Version:
+        self._forget()
+        return publish.publish(self._server, self._writable(), tag)
+
+    def discard(self, tag: str) -> None:
+        publish.discard(self._server, self._writable(), tag)
+
+    def versions(self) -> list[Version]:
+        return publish.versions(self._server, self._writable())
+
+    def rollback(self) -> Version:
+        self._forget()
+        return publish.rollback(self._server, self._writable())
+
+    def prune(self, keep: int = 0) -> list[str]:
+        return publish.prune(self._server, self._writable(), keep)
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return str(self._table) if self._table else "select"
+
+    def _look(self, *, afresh: bool = False) -> tuple[Relation, RowMap]:
+        """What is there, and how records lie in it; looked up once and again after writes of structure."""
+        if self._seen is None or afresh:
+            with self._server.raw() as connection:
+                if self._table is None:
+                    relation = reflect_select(connection, self.settings.select, self.settings.params)
+                else:
+                    relation = reflect_table(connection, self._table)
+            self._seen = (relation, map_rows(relation, self.settings))
+        return self._seen
+
+    def _forget(self) -> None:
+        self._seen = None
+        self._close_writer()
+        self._snapshot.release()
+
+    def _conditions(self, where: Where | Any) -> list[Any]:
+        """The conditions of the layout, of the settings, and of this call."""
+        relation, rows = self._look()
+        base = self.settings.where if self._table is not None else None
+        return [
+            *filters.fixed(relation, rows),
+            *filters.conditions(relation, rows, base, self.settings.params),
+            *filters.conditions(relation, rows, where, {}),
+        ]
+
+    def _check_key(self, relation: Relation, rows: RowMap) -> None:
+        """Pages by a key that is not unique would skip rows; where no index promises it, it is counted."""
+        if relation.is_unique(rows.key):
+            return
+        with self._server.raw() as connection:
+            filters.check_unique(connection, relation, rows, self.name)
+
+    def _writable(self) -> TableName:
+        if self._table is None:
+            raise ConfigurationError("a select can only be read; name a table to write to")
+        return self._table
+
+    def _table_writer(self) -> TableWriter:
+        if self._writer is None:
+            try:
+                relation, rows = self._look(afresh=True)
+            except NotFoundError as error:
+                raise NotFoundError(f"{self.url} was not prepared; call prepare() first") from error
+            if not relation.is_table:
+                raise SchemaMismatchError(f"{self.name} is a view; write to a table")
+            made = bool(relation.memo and relation.memo.made)
+            self._writer = TableWriter(self._server, relation, rows, made=made, straight=self._straight)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _adopt(
+        self, connection: psycopg.Connection[Any], schema: CollectionSchema, mode: WriteMode
+    ) -> None:
+        """Check an existing table against the schema and record the spaces it did not know yet."""
+        table = self._writable()
+        relation = reflect_table(connection, table)
+        query = sa.select(sa.exists(sa.select(sa.literal_column("1")).select_from(relation.clause)))
+        row = connection.execute(*as_sql(query)).fetchone()
+        filled = bool(row and row[0])
+        if mode is WriteMode.CREATE and filled:
+            raise TargetExistsError(f'{self.url} holds records; pass mode="upsert" or mode="replace"')
+        self._straight = not filled or mode is WriteMode.RESUME
+        rows = map_rows(relation, self.settings)
+        have = describe(relation, rows, self.name)
+        memo = relation.memo or Memo()
+        known = {field.name for field in memo.collection.fields}
+        for field in have.fields:
+            if field.name not in known:  # nothing is recorded: the first writer says what it is
+                want = next((f for f in schema.fields if f.name == field.name), field)
+                dim = field.dim or want.dim
+                have = have.with_field(field.model_copy(update={"metric": want.metric, "dim": dim}))
+        check_fits(have, schema, self.url)
+        fields = [f.model_copy(update={"space": f.space or _space_of(schema, f.name)}) for f in have.fields]
+        if fields != list(memo.collection.fields):
+            collection = memo.collection.model_copy(update={"fields": tuple(fields), "count": None})
+            write_memo(
+                connection, relation.table or table, memo.model_copy(update={"collection": collection})
+            )
+
+
+def _space_of(schema: CollectionSchema, name: str) -> Any:
+    return next((field.space for field in schema.fields if field.name == name), None)

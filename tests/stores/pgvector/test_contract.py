@@ -1,0 +1,81 @@
+"""The promises of every store, on Postgres 18 and 16, and in the embedded server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from servers.postgres import Postgres
+
+import vecferry as vf
+from vecferry.ports import StoreURL
+from vecferry.records import Metric
+from vecferry.stores.pgvector import embedded
+from vecferry.testing import Peek, StoreContract
+
+
+def peek_table(dsn: str, table: str) -> dict[Any, Peek]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(f'select id, text, embedding::text from "{table}"').fetchall()
+    return {
+        id_: Peek(text, np.array(vector[1:-1].split(","), dtype=np.float32)) for id_, text, vector in rows
+    }
+
+
+class OnServer(StoreContract):
+    server: Postgres
+
+    @pytest.fixture(autouse=True)
+    def _server(self, request: pytest.FixtureRequest) -> None:
+        self.server = request.getfixturevalue("postgres")
+        self.databases: dict[tuple[Path, str], str] = {}
+
+    def open(self, folder: Path, name: str) -> Any:
+        key = (folder, name)
+        self.databases[key] = self.databases.get(key) or self.server.database()
+        return vf.connect(self.server.url(name, self.databases[key])).store
+
+    def peek(self, store: Any) -> Mapping[Any, Peek]:
+        url = StoreURL.parse(store.url)
+        return peek_table(self.server.dsn(url.path), url.fragment)
+
+
+class TestPostgres18(OnServer):
+    pass
+
+
+class TestCosine(OnServer):
+    metric = Metric.COSINE
+
+
+class TestPostgres16(OnServer):
+    @pytest.fixture(autouse=True)
+    def _server(self, request: pytest.FixtureRequest) -> None:
+        self.server = request.getfixturevalue("postgres16")
+        self.databases = {}
+
+
+@pytest.fixture(scope="module")
+def embedded_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("embedded") / "kb"
+    yield folder
+    embedded.stop(folder)
+
+
+class TestEmbedded(StoreContract):
+    """One server folder for all; a table a test."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, embedded_folder: Path) -> None:
+        self.folder = embedded_folder
+
+    def open(self, folder: Path, name: str) -> Any:
+        return vf.connect(f"pgvector:{self.folder}#{folder.name[:40]}_{name}").store
+
+    def peek(self, store: Any) -> Mapping[Any, Peek]:
+        url = StoreURL.parse(store.url)
+        return peek_table(embedded.server_uri(url.path), url.fragment)
