@@ -26,7 +26,7 @@ from vecferry.records.vectors import Array, Mask
 from vecferry.stores.pgvector.columns import PgColumn
 
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")
-_EPOCH_ENDS = {  # the binary forms of infinity and -infinity
+EPOCH_ENDS = {  # the binary forms of infinity and -infinity
     "timestamptz": (b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7),
     "timestamp": (b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7),
     "date": (b"\x7f\xff\xff\xff", b"\x80\0\0\0"),
@@ -198,7 +198,7 @@ def _load_one(load: Callable[[Any], Any], data: bytes, column: PgColumn) -> Any:
     try:
         return load(data)
     except psycopg.DataError as error:
-        ends = _EPOCH_ENDS.get(column.type, ())
+        ends = EPOCH_ENDS.get(column.type, ())
         if data in ends:  # Python has no infinite date: its text is kept
             return ("infinity", "-infinity")[ends.index(data)]
         if column.type in ("timestamptz", "timestamp", "date"):

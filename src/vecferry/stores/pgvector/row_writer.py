@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +11,6 @@ import numpy as np
 import orjson
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import Format
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError
 from vecferry.records import DenseColumn, Kind, MultiColumn, RecordBatch
@@ -24,16 +21,9 @@ from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM
 from vecferry.stores.pgvector.encode import Cells
 from vecferry.stores.pgvector.reading import code_id
 from vecferry.stores.pgvector.reflect import Relation
+from vecferry.stores.pgvector.values import INT_RANGES, binary_dumper, exactly, loosely, writable_binary
 
-_INT_RANGES = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 _INT_BYTES = {"int2": 2, "int4": 4, "int8": 8}
-_EXACT: dict[str, type | tuple[type, ...]] = {
-    "float": float,
-    "str": str,
-    "bool": bool,
-    "decimal": Decimal,
-    "uuid": UUID,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +43,7 @@ class RowWriter:
         self.relation, self.map, self.made = relation, rows, made
         self._transformer = Transformer()
         self.as_text = frozenset(
-            name
-            for name in (*rows.typed.values(), *rows.id)
-            if not _writable_binary(relation.columns[name])
+            name for name in (*rows.typed.values(), *rows.id) if not writable_binary(relation.columns[name])
         )
 
     def encode(self, batch: RecordBatch) -> Rows:
@@ -198,7 +186,8 @@ class RowWriter:
     def _take(self, row: dict[str, Any], key: str, column: PgColumn) -> Any:
         """The value for a typed column; one that would change in it stays in the json column."""
         value = row.get(key)
-        if value is None or (self.map.json and not _exact(value, column)):
+        keeps = exactly if self.made else loosely
+        if value is None or (self.map.json and not keeps(value, column)):
             return None
         return row.pop(key)
 
@@ -210,7 +199,7 @@ class RowWriter:
             return encode.int_cells(values, _INT_BYTES[column.type])
         if column.is_text or column.name in self.as_text:
             return encode.text_cells([None if v is None else self._server_text(v) for v in values])
-        dumper = _dumper(column.oid, self._transformer)
+        dumper = binary_dumper(column, self._transformer)
         return encode.value_cells(values, dumper)
 
     def _server_text(self, value: Any) -> str:
@@ -273,43 +262,11 @@ class RowWriter:
         return faults
 
 
-def _dumper(oid: int, transformer: Any) -> Callable[[Any], Any]:
-    """psycopg's binary form for a type, whatever the Python value."""
-    cls = psycopg.adapters.get_dumper_by_oid(oid, Format.BINARY)
-    return cls(object, transformer).dump
-
-
-def _writable_binary(column: PgColumn) -> bool:
-    """Types that psycopg dumps in binary; all others travel as text through the staging table."""
-    if column.is_text or column.is_json or column.id_kind != "str":
-        return True
-    return column.native and column.category != "A"
-
-
 def _fits_id(value: Any, column: PgColumn) -> bool:
     if column.id_kind == "int":
-        limit = _INT_RANGES[column.type]
+        limit = INT_RANGES[column.type]
         return type(value) is int and -limit <= value < limit
     return isinstance(value, UUID if column.id_kind == "uuid" else str)
-
-
-def _exact(value: Any, column: PgColumn) -> bool:
-    """Whether the column gives back the very same value."""
-    kind = column.value_type
-    if kind == "int":
-        limit = _INT_RANGES.get(column.type, 0)
-        return type(value) is int and -limit <= value < limit
-    if column.type == "timestamptz":
-        return isinstance(value, datetime) and value.tzinfo is not None and not value.utcoffset()
-    if column.type == "timestamp":
-        return isinstance(value, datetime) and value.tzinfo is None
-    if kind == "float":
-        return type(value) is float and column.type == "float8"
-    if kind == "str":
-        return type(value) is str and column.type in ("text", "varchar")
-    if kind in ("list", "object"):
-        return False
-    return isinstance(value, _EXACT.get(kind, object)) and type(value).__name__.lower().startswith(kind[:4])
 
 
 def _text_fault(text: str | None) -> str:
