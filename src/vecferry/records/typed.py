@@ -37,7 +37,11 @@ def to_json(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         TypeError: for a value of a type that cannot be kept, naming its place.
     """
     types: dict[str, str] = {}
-    return {key: _encode(value, f"/{_escape(key)}", types) for key, value in metadata.items()}, types
+    body = {
+        key: value if type(value) in _JSON_NATIVE else _encode(value, f"/{_escape(key)}", types)
+        for key, value in metadata.items()
+    }
+    return body, types
 
 
 def from_json(metadata: Mapping[str, Any], types: Mapping[str, str]) -> dict[str, Any]:
