@@ -38,21 +38,42 @@ Norms = list[dict[str, Any]]
 UINT64 = range(2**64)
 # float32 vectors that are meant to have unit length miss it by less than this.
 UNIT_TOLERANCE = 1e-5
-_FLOAT_AS_JSON = 21
+# A float32 written as the shortest decimal of the double it widens to, with its comma; and in protobuf.
+JSON_NUMBER, GRPC_NUMBER = 21, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One point before it takes the form of a transport. ``size`` is a guess of its bytes as JSON."""
+class Rows:
+    """Points before they take the form of a transport, column by column.
 
-    id: PointId
-    vectors: dict[str, Array | SparseVector]
-    payload: dict[str, Any]
+    Dense and multi columns are float32 here, whatever they were.
+    """
 
-    @property
-    def size(self) -> int:
-        numbers = sum(v.size if isinstance(v, np.ndarray) else 2 * len(v) for v in self.vectors.values())
-        return _FLOAT_AS_JSON * int(numbers) + len(orjson.dumps(self.payload, default=str)) + 64
+    ids: Sequence[PointId]
+    payloads: Sequence[dict[str, Any]]
+    columns: Mapping[str, Column]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Rows ``start`` to ``stop``."""
+        picked = np.arange(start, stop)
+        columns = {name: column.take(picked) for name, column in self.columns.items()}
+        return Rows(self.ids[start:stop], self.payloads[start:stop], columns)
+
+    def sizes(self, number_bytes: int) -> list[int]:
+        """About how many bytes each row takes, when a number takes ``number_bytes``."""
+        numbers = np.full(len(self), 16.0)
+        for column in self.columns.values():
+            if isinstance(column, DenseColumn):
+                numbers += column.values.shape[1]
+            elif isinstance(column, MultiColumn):
+                numbers += np.diff(column.offsets) * column.values.shape[1]
+            else:
+                numbers += 2 * np.diff(column.indptr)
+        payloads = [len(orjson.dumps(payload, default=str)) for payload in self.payloads]
+        return [int(n) * number_bytes + size for n, size in zip(numbers, payloads, strict=True)]
 
 
 # -- ids ----------------------------------------------------------------------------------------
@@ -108,7 +129,7 @@ def _is_uuid(text: str) -> bool:
 
 def rows_of(
     batch: RecordBatch, schema: CollectionSchema, layout: Layout, *, text_ids: bool, keep_norms: bool
-) -> list[Row]:
+) -> Rows:
     """The batch as rows.
 
     Raises:
@@ -120,13 +141,7 @@ def rows_of(
     points = [point_id(id_, text_ids=text_ids) for id_ in ids]
     norms = _norms(batch, schema) if keep_norms else None
     payloads = _payloads(batch, ids, layout, [foreign for _, foreign in points], norms)
-    columns = dict(_wire_columns(batch))
-    rows = []
-    for i, (point, _) in enumerate(points):
-        vectors = {name: column[i] for name, column in columns.items()}
-        present = {name: vector for name, vector in vectors.items() if vector is not None}
-        rows.append(Row(point, present, payloads[i]))
-    return rows
+    return Rows([point for point, _ in points], payloads, dict(_wire_columns(batch)))
 
 
 def _wire_columns(batch: RecordBatch) -> Iterator[tuple[str, Column]]:
@@ -177,80 +192,114 @@ def _norms(batch: RecordBatch, schema: CollectionSchema) -> Norms | None:
     return found if any(found) else None
 
 
-def chunks(rows: Sequence[Row], *, points: int, max_bytes: int) -> Iterator[Sequence[Row]]:
+def chunks(rows: Rows, *, points: int, max_bytes: int, number_bytes: int) -> Iterator[Rows]:
     """Consecutive pieces of at most ``points`` rows and about ``max_bytes``, one row at least."""
-    start, size = 0, 0
-    for i, row in enumerate(rows):
-        size += row.size
-        if i > start and (i - start >= points or size > max_bytes):
-            yield rows[start:i]
-            start, size = i, row.size
+    start, total = 0, 0
+    for i, size in enumerate(rows.sizes(number_bytes)):
+        total += size
+        if i > start and (i - start >= points or total > max_bytes):
+            yield rows.slice(start, i)
+            start, total = i, size
     if start < len(rows):
-        yield rows[start:]
+        yield rows.slice(start, len(rows))
 
 
 # -- rows → the forms of the transports -----------------------------------------------------------
 
 
-def as_models(rows: Sequence[Row]) -> list[Any]:
+def as_models(rows: Rows) -> list[Any]:
     """``models.PointStruct`` for REST and the local mode. Built without validating what is known to fit."""
     from qdrant_client import models
 
-    def plain(vector: Array | SparseVector) -> Any:
-        if isinstance(vector, SparseVector):
-            return models.SparseVector.model_construct(
-                indices=vector.indices.tolist(), values=vector.values.tolist()
-            )
-        return vector.tolist()
-
+    make = models.PointStruct.model_construct
+    columns = {name: _plain(column) for name, column in rows.columns.items()}
     points = []
-    for row in rows:
-        vectors: Any = {name: plain(vector) for name, vector in row.vectors.items()}
-        vectors = vectors[""] if list(vectors) == [""] else vectors
-        points.append(models.PointStruct.model_construct(id=row.id, vector=vectors, payload=row.payload))
+    for i, (id_, payload) in enumerate(zip(rows.ids, rows.payloads, strict=True)):
+        vectors: Any = {name: values[i] for name, values in columns.items() if values[i] is not None}
+        vectors = vectors[""] if len(vectors) == 1 and "" in vectors else vectors
+        points.append(make(id=id_, vector=vectors, payload=payload))
     return points
 
 
-def as_messages(rows: Sequence[Row]) -> list[Any]:
+def _plain(column: Column) -> list[Any]:
+    from qdrant_client import models
+
+    if isinstance(column, DenseColumn):
+        rows = column.values.tolist()
+        return (
+            rows
+            if column.mask is None
+            else [r if ok else None for r, ok in zip(rows, column.mask, strict=True)]
+        )
+    if isinstance(column, MultiColumn):
+        return [None if (m := column[i]) is None else m.tolist() for i in range(len(column))]
+    vectors = [column[i] for i in range(len(column))]
+    make = models.SparseVector.model_construct
+    return [
+        None if v is None else make(indices=v.indices.tolist(), values=v.values.tolist()) for v in vectors
+    ]
+
+
+def as_messages(rows: Rows) -> list[Any]:
     """gRPC ``PointStruct`` messages; dense vectors are handed over as bytes, not number by number."""
     from qdrant_client import grpc
     from qdrant_client.conversions.conversion import payload_to_grpc
 
+    named = list(rows.columns) != [""]
+    columns = [(name, _serialized(column, named)) for name, column in rows.columns.items()]
     messages = []
-    for row in rows:
-        id_ = grpc.PointId(num=row.id) if isinstance(row.id, int) else grpc.PointId(uuid=row.id)
-        message = grpc.PointStruct(id=id_, payload=payload_to_grpc(row.payload))
-        if list(row.vectors) == [""]:
-            _fill(message.vectors.vector, row.vectors[""])
-        else:
+    for i, (id_, payload) in enumerate(zip(rows.ids, rows.payloads, strict=True)):
+        point = grpc.PointId(num=id_) if isinstance(id_, int) else grpc.PointId(uuid=id_)
+        message = grpc.PointStruct(id=point, payload=payload_to_grpc(payload))
+        if named:
             message.vectors.vectors.SetInParent()
-            for name, vector in row.vectors.items():
-                _fill(message.vectors.vectors.vectors[name], vector)
+        for name, vectors in columns:
+            vector = vectors[i]
+            if vector is not None and named:
+                message.vectors.vectors.vectors[name].MergeFromString(vector)
+            elif vector is not None:
+                message.vectors.MergeFromString(vector)
+        if not message.HasField("vectors"):
+            message.vectors.vectors.SetInParent()
         messages.append(message)
     return messages
 
 
-def _fill(target: Any, vector: Array | SparseVector) -> None:
-    if isinstance(vector, SparseVector):
-        target.sparse.indices.extend(vector.indices.tolist())
-        target.sparse.values.extend(vector.values.tolist())
-    elif vector.ndim == 1:
-        target.dense.MergeFromString(_packed_floats(vector))
+def _serialized(column: Column, named: bool) -> list[bytes | None]:
+    """Each row as a serialised ``Vector``, or, for an unnamed one, as the ``Vectors`` around it."""
+    if isinstance(column, DenseColumn):
+        width = 4 * column.values.shape[1]
+        head = _head(column.values.shape[1], named)
+        body = column.values.astype("<f4", copy=False).tobytes()
+        rows: list[bytes | None] = [head + body[at : at + width] for at in range(0, len(body), width)]
+        return (
+            rows
+            if column.mask is None
+            else [r if ok else None for r, ok in zip(rows, column.mask, strict=True)]
+        )
+    return [None if (v := column[i]) is None else _serialized_one(v, named) for i in range(len(column))]
+
+
+def _head(dim: int, named: bool) -> bytes:
+    """What protobuf writes before the floats of a dense vector of ``dim``: they stand last, packed."""
+    from qdrant_client import grpc
+
+    vector = grpc.Vector(dense=grpc.DenseVector(data=[0.0] * dim))
+    whole: bytes = (vector if named else grpc.Vectors(vector=vector)).SerializeToString()
+    return whole[: len(whole) - 4 * dim]
+
+
+def _serialized_one(value: Array | SparseVector, named: bool) -> bytes:
+    from qdrant_client import grpc
+
+    if isinstance(value, SparseVector):
+        sparse = grpc.SparseVector(indices=value.indices.tolist(), values=value.values.tolist())
+        vector = grpc.Vector(sparse=sparse)
     else:
-        target.multi_dense.SetInParent()
-        for part in vector:
-            target.multi_dense.vectors.add().MergeFromString(_packed_floats(part))
-
-
-def _packed_floats(vector: Array) -> bytes:
-    """``DenseVector.data`` (field 1, packed) as protobuf writes it; see "Encoding" in its documentation."""
-    body = vector.astype("<f4", copy=False).tobytes()
-    length, size = bytearray(), len(body)
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return b"\x0a" + bytes(length) + body
+        dense = [grpc.DenseVector(data=row) for row in value.tolist()]
+        vector = grpc.Vector(multi_dense=grpc.MultiDenseVector(vectors=dense))
+    whole: bytes = (vector if named else grpc.Vectors(vector=vector)).SerializeToString()
+    return whole
 
 
 # -- points → batch -----------------------------------------------------------------------------

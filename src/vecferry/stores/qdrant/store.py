@@ -80,7 +80,7 @@ class QdrantStore:
         keep_norms: bool = True,
         batch_points: int = 256,
         max_bytes: int = 8 * 2**20,
-        parallel: int = 4,
+        parallel: int = 3,
         wait_index: int = 60,
     ) -> None:
         if not collection:
@@ -138,7 +138,7 @@ class QdrantStore:
             keep_norms=_flag("keep_norms", keep_norms, True),
             batch_points=_number("batch_points", batch_points, 256),
             max_bytes=_number("max_bytes", max_bytes, 8 * 2**20),
-            parallel=_number("parallel", parallel, 4),
+            parallel=_number("parallel", parallel, 3),
             wait_index=_number("wait_index", wait_index, 60),
         )
 

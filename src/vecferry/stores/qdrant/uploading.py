@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from vecferry.errors import RejectedRecord, RequestTooLargeError
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.local import one_commit
-from vecferry.stores.qdrant.points import Row, as_messages, as_models, chunks
+from vecferry.stores.qdrant.points import GRPC_NUMBER, JSON_NUMBER, Rows, as_messages, as_models, chunks
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -22,21 +21,21 @@ class Uploader:
         self._at, self._points, self._max_bytes, self._parallel = at, points, max_bytes, max(parallel, 1)
         self._pool: ThreadPoolExecutor | None = None
 
-    def upload(self, collection: str, rows: Sequence[Row]) -> None:
+    def upload(self, collection: str, rows: Rows) -> None:
         """Upsert by id.
 
         Raises:
             RejectedRecord: if a point alone is beyond the server's limit, or is refused.
             RetryableError, FatalStoreError: as the port says. Some rows may be written by then.
         """
-        if not rows:
+        if not len(rows):
             return
         if self._at.address.local:
             points = as_models(rows)
             self._at.run(lambda client: _upsert_at_once(client, collection, points), writing=True)
             return
-        self._at.open()
-        pieces = list(chunks(rows, points=self._points, max_bytes=self._max_bytes))
+        width = GRPC_NUMBER if self._at.grpc else JSON_NUMBER
+        pieces = list(chunks(rows, points=self._points, max_bytes=self._max_bytes, number_bytes=width))
         if len(pieces) == 1 or self._parallel == 1:
             for piece in pieces:
                 self._send(collection, piece)
@@ -48,7 +47,7 @@ class Uploader:
         for job in jobs:
             job.result()
 
-    def _send(self, collection: str, rows: Sequence[Row]) -> None:
+    def _send(self, collection: str, rows: Rows) -> None:
         points = as_messages(rows) if self._at.grpc else as_models(rows)
         try:
             self._at.call("upsert", collection, points, wait=True, writing=True)
@@ -56,8 +55,8 @@ class Uploader:
             if len(rows) == 1:
                 raise RejectedRecord(f"one point is beyond the server's limit: {error}") from error
             middle = len(rows) // 2
-            self._send(collection, rows[:middle])
-            self._send(collection, rows[middle:])
+            self._send(collection, rows.slice(0, middle))
+            self._send(collection, rows.slice(middle, len(rows)))
 
     def close(self) -> None:
         if self._pool is not None:
