@@ -1,0 +1,22 @@
+"""Proving that a target holds what it should: digests, vectors within a tolerance, searches."""
+
+from vecferry.verifying.comparing import compare
+from vecferry.verifying.digest import Digest, canonical_rows
+from vecferry.verifying.result import Difference, FieldProof, SearchProof, Verification
+from vecferry.verifying.tolerance import EXACT, LOSSY, Tolerance, tolerance_of
+from vecferry.verifying.verifier import Verifier
+
+__all__ = [
+    "EXACT",
+    "LOSSY",
+    "Difference",
+    "Digest",
+    "FieldProof",
+    "SearchProof",
+    "Tolerance",
+    "Verification",
+    "Verifier",
+    "canonical_rows",
+    "compare",
+    "tolerance_of",
+]

@@ -1,0 +1,308 @@
+"""`compare`: what should be there against what is there, in memory bounded by the batch.
+
+Three ways, chosen by themselves:
+
+* **lockstep**: both sides come in one order; pairs are compared as they pass. Nothing is kept.
+* **spool**: the orders differ, or something is missing or surplus. The expected records go to a temporary
+  file on disk, and the target is looked up in it. Exact in every case, also with ids that come twice.
+* **fetch**: the target may hold more than is expected (``allow_extra``) and can fetch by id: only the
+  expected records are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vecferry.errors import ConfigurationError
+from vecferry.ports import Cursor, Fetchable, Fields, ShouldStop, Sink, Source, never_stop
+from vecferry.records import CollectionSchema, RecordBatch, VectorField, encode_id
+from vecferry.verifying.result import Verification
+from vecferry.verifying.search import SearchCheck
+from vecferry.verifying.spool import Spool
+from vecferry.verifying.tolerance import LOSSY, Tolerance, tolerance_of
+from vecferry.verifying.verifier import Verifier
+
+_BATCH = 2048
+_STRATEGIES = ("auto", "lockstep", "spool", "fetch")
+
+Expected = Callable[[], Iterator[RecordBatch]]
+
+
+class _OutOfStep(Exception):
+    """The two sides do not come in one order."""
+
+
+def compare(
+    expected: Expected,
+    expected_schema: CollectionSchema,
+    target: Source,
+    *,
+    tolerance: Mapping[str, Tolerance] | None = None,
+    fields: Fields = Fields.ALL,
+    allow_extra: bool = False,
+    sample_queries: int = 10,
+    k: int = 10,
+    min_overlap: float = 0.5,
+    limit: int = 100,
+    strategy: str = "auto",
+    on_progress: Callable[[int], None] = lambda _: None,
+    should_stop: ShouldStop = never_stop,
+    state: Mapping[str, Any] | None = None,
+    on_state: Callable[[dict[str, Any]], None] | None = None,
+    spool_folder: Path | None = None,
+) -> Verification:
+    """Compare the records that ``expected()`` yields with those of ``target``.
+
+    Args:
+        expected: begins the stream anew at each call; it may be called twice. Of an id that comes twice
+            the last counts, as it does in a store.
+        expected_schema: the vector fields that count, with the dtype the stream brings.
+        target: read with `scan`; with `fetch` and `search` where it can.
+        tolerance: by field, instead of what `tolerance_of` says from both schemas.
+        fields: whether texts and metadata count, and which vector fields.
+        allow_extra: records that nobody expects are no difference (after an upsert).
+        sample_queries, k: searches on the target compared with exact ones; 0 for none.
+        min_overlap: a mean overlap below this fails. Approximate indexes are not held to more.
+        limit: how many ids and differences are named, of each kind.
+        strategy: ``auto``, ``lockstep``, ``spool`` or ``fetch``.
+        on_progress: called with the number of expected records done.
+        should_stop: asked after every batch; the result is then partial, with ``ok`` false.
+        state, on_state: ``on_state`` gets a JSON value now and then; given back as ``state`` the
+            comparison goes on there. Only a lockstep has such points.
+        spool_folder: for the temporary file; by default the system's.
+
+    Raises:
+        ConfigurationError: for an unknown strategy.
+        RetryableError, CorruptDataError: as the two sides raise them.
+    """
+    if strategy not in _STRATEGIES:
+        raise ConfigurationError(f"strategy is one of {', '.join(_STRATEGIES)}, not {strategy!r}")
+    return _Comparison(
+        expected=expected,
+        schema=expected_schema,
+        target=target,
+        rules=_rules(expected_schema, target, fields) | dict(tolerance or {}),
+        fields=fields,
+        allow_extra=allow_extra,
+        search=(sample_queries, k, min_overlap),
+        limit=limit,
+        hooks=(on_progress, should_stop, on_state),
+        spool_folder=spool_folder,
+    ).run(strategy, state)
+
+
+class _Comparison:
+    """One call of `compare`."""
+
+    def __init__(
+        self,
+        *,
+        expected: Expected,
+        schema: CollectionSchema,
+        target: Source,
+        rules: dict[str, Tolerance],
+        fields: Fields,
+        allow_extra: bool,
+        search: tuple[int, int, float],
+        limit: int,
+        hooks: tuple[Any, ...],
+        spool_folder: Path | None,
+    ) -> None:
+        self.expected, self.schema, self.target, self.rules = expected, schema, target, rules
+        self.fields = Fields(tuple(rules), fields.text, fields.metadata)
+        self.allow_extra, self.limit, self.spool_folder = allow_extra, limit, spool_folder
+        self.search = search
+        self.on_progress, self.should_stop, self.on_state = hooks
+        self.start = time.monotonic()
+        self.stopped = False
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self.verifier = Verifier(self.schema, self.rules, fields=self.fields, limit=self.limit)
+        queries, k, _ = self.search
+        self.check = SearchCheck(self.schema, self.target, queries=queries, k=k)
+        self.done = 0
+
+    def run(self, strategy: str, state: Mapping[str, Any] | None) -> Verification:
+        if strategy == "fetch" or (strategy == "auto" and self.allow_extra):
+            if not self.allow_extra:
+                raise ConfigurationError("strategy='fetch' cannot see surplus records; use 'spool'")
+            if isinstance(self.target, Fetchable):
+                self._fetch()
+                return self._result("fetch")
+            strategy = "spool"
+        if strategy in ("auto", "lockstep"):
+            try:
+                self._lockstep(state)
+                return self._result("lockstep")
+            except _OutOfStep:
+                self._fresh()
+        self._spool()
+        return self._result("spool")
+
+    def _result(self, strategy: str) -> Verification:
+        proofs, notes = ([], ["stopped before the end"]) if self.stopped else self.check.proofs()
+        _, _, least = self.search
+        enough = all(proof.overlap >= least for proof in proofs)
+        notes += [f"{n or 'vectors'}: {rule}" for n, rule in self.rules.items() if not rule.exact]
+        return self.verifier.result(
+            strategy,
+            ok=enough and not self.stopped,
+            search=tuple(proofs),
+            notes=tuple(notes),
+            seconds=time.monotonic() - self.start,
+        )
+
+    def _stop(self, rows: int) -> bool:
+        self.done += rows
+        self.on_progress(self.done)
+        self.stopped = self.stopped or self.should_stop()
+        return self.stopped
+
+    # -- lockstep -----------------------------------------------------------------------------
+
+    def _lockstep(self, state: Mapping[str, Any] | None) -> None:
+        after: Cursor | None = None
+        expected = self.expected()
+        if state is not None:
+            self.verifier.restore(state["verifier"])
+            after, self.done = state["after"], state["done"]
+            expected = _skip(expected, self.done)
+            self.search = (0, *self.search[1:])
+            self.check = SearchCheck(self.schema, self.target, queries=0, k=0)
+        found = self.target.scan(after=after, batch_size=_BATCH, fields=self.fields)
+        for a, b in _side_by_side(expected, found):
+            if a is None or b is None or not _same_ids(a, b):
+                raise _OutOfStep
+            self.check.observe(a)
+            self.verifier.pair(a, b)
+            if self._stop(len(a)):
+                return
+            # The cursor of the target stands behind the batch that `b` is the end of.
+            if self.on_state is not None and b.cursor is not None:
+                self.on_state({"verifier": self.verifier.state(), "after": b.cursor, "done": self.done})
+
+    # -- spool --------------------------------------------------------------------------------
+
+    def _spool(self) -> None:
+        with Spool(self.schema, list(self.rules), self.spool_folder) as spool:
+            for batch in self.expected():
+                self.check.observe(batch)
+                spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
+                if self._stop(len(batch)):
+                    return
+            spool.index()
+            for batch in self.target.scan(batch_size=_BATCH, fields=self.fields):
+                kept, first, unknown, again = spool.take(batch)
+                if first:
+                    self.verifier.pair(kept, batch.take(first))
+                if unknown and not self.allow_extra:
+                    self.verifier.surplus(batch.take(unknown))
+                if again:
+                    self.verifier.doubled(batch.take(again))
+                if self._stop(0):
+                    return
+            for batch in spool.unseen(_BATCH):
+                self.verifier.missing(batch)
+
+    # -- fetch --------------------------------------------------------------------------------
+
+    def _fetch(self) -> None:
+        """Pairs by id. An id that comes again later overrides what was found before."""
+        with Spool(self.schema, list(self.rules), self.spool_folder) as spool:
+            for batch in self.expected():
+                self.check.observe(batch)
+                spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
+                if self._stop(len(batch)):
+                    return
+            spool.index()
+            assert isinstance(self.target, Fetchable)
+            for batch in spool.unseen(_BATCH):
+                found = self.target.fetch(batch.id_list, fields=self.fields)
+                self._match(batch, found)
+                if self._stop(0):
+                    return
+
+    def _match(self, batch: RecordBatch, found: RecordBatch) -> None:
+        where: dict[str, int] = {}
+        again: list[int] = []
+        for row, id_ in enumerate(found.id_list):
+            if where.setdefault(encode_id(id_), row) != row:
+                again.append(row)
+        rows = [where.get(encode_id(id_), -1) for id_ in batch.id_list]
+        there = [i for i, row in enumerate(rows) if row >= 0]
+        gone = [i for i, row in enumerate(rows) if row < 0]
+        if there:
+            self.verifier.pair(batch.take(there), found.take([rows[i] for i in there]))
+        if gone:
+            self.verifier.missing(batch.take(gone))
+        if again:
+            self.verifier.doubled(found.take(again))
+
+
+def _rules(schema: CollectionSchema, target: Source, fields: Fields) -> dict[str, Tolerance]:
+    """By field name: the tolerance that both schemas and the target's abilities imply."""
+    have = target.describe()
+    stored = {f.name: f for f in have.fields}
+    able = target.capabilities() if isinstance(target, Sink) else None
+    lossy = any(loss.kind == "vector" for loss in have.losses)
+    rules: dict[str, Tolerance] = {}
+    for f in schema.fields:
+        if not fields.wants(f.name):
+            continue
+        other: VectorField = stored.get(f.name, f)
+        rules[f.name] = (
+            LOSSY
+            if lossy
+            else tolerance_of(
+                f,
+                other,
+                normalizes=able is not None and other.metric in able.normalizes,
+                keeps_norms=able is not None and able.keeps_norms,
+            )
+        )
+    return rules
+
+
+def _side_by_side(
+    left: Iterator[RecordBatch], right: Iterator[RecordBatch]
+) -> Iterator[tuple[RecordBatch | None, RecordBatch | None]]:
+    """Both streams cut into pieces of equal length; ``None`` where one has ended before the other."""
+    a, b = _next(left), _next(right)
+    while a is not None and b is not None:
+        n = min(len(a), len(b))
+        whole = b if n == len(b) else None
+        yield a.slice(0, n), b.slice(0, n).replace(cursor=whole.cursor if whole is not None else None)
+        a = a.slice(n, len(a)) if n < len(a) else _next(left)
+        b = b.slice(n, len(b)) if n < len(b) else _next(right)
+    if a is not None or b is not None:
+        yield a, b
+
+
+def _next(stream: Iterator[RecordBatch]) -> RecordBatch | None:
+    return next((batch for batch in stream if len(batch)), None)
+
+
+def _skip(stream: Iterator[RecordBatch], rows: int) -> Iterator[RecordBatch]:
+    for batch in stream:
+        if rows >= len(batch):
+            rows -= len(batch)
+            continue
+        yield batch.slice(rows, len(batch))
+        rows = 0
+
+
+def _same_ids(a: RecordBatch, b: RecordBatch) -> bool:
+    if isinstance(a.ids, np.ndarray) and isinstance(b.ids, np.ndarray):
+        return bool(np.array_equal(a.ids, b.ids))
+    left, right = a.id_list, b.id_list
+    # No two ids of different types are equal in Python: 7 != "7", UUID != str.
+    return left == right
+
+
+__all__ = ["Expected", "compare"]

@@ -1,0 +1,138 @@
+"""Whether searches on the target find what an exact search over the expected vectors finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vecferry.errors import VecferryError
+from vecferry.ports import Fields, Searchable
+from vecferry.records import CollectionSchema, Kind, Metric, RecordBatch, VectorField, encode_id
+from vecferry.records.metrics import scores
+from vecferry.records.vectors import Array, DenseColumn
+from vecferry.verifying.result import SearchProof
+
+_SPARE = 16  # kept beyond k, so that rows rounded apart and ties are still known
+_EPSILON = 1e-4  # two scores this near, relative to the greater, count as a tie
+
+
+@dataclass
+class _Query:
+    """One query and the best rows of the expected stream so far, exact scores, best first."""
+
+    vector: Array
+    best: list[tuple[float, str]] = field(default_factory=list)
+
+
+class SearchCheck:
+    """Sees the expected stream go by and keeps the exact nearest of a few query vectors.
+
+    The queries are vectors stored in the target, a few from the beginning of each of its partitions: the
+    same ones as long as the target is the same.
+
+    Args:
+        queries: how many; 0 switches the check off.
+        k: neighbours a query.
+    """
+
+    def __init__(self, schema: CollectionSchema, target: Any, *, queries: int, k: int) -> None:
+        self._target, self._k = target, k
+        dense = [f for f in schema.fields if f.kind is Kind.DENSE]
+        able = isinstance(target, Searchable) and queries > 0
+        self._fields = dense if able else []
+        self._queries = self._draw(queries) if self._fields else {}
+
+    def _draw(self, queries: int) -> dict[str, list[_Query]]:
+        drawn: dict[str, list[_Query]] = {f.name: [] for f in self._fields}
+        parts = list(self._target.partitions(queries))[:queries]
+        share = -(-queries // max(len(parts), 1))
+        for part in parts:
+            only = Fields(vectors=tuple(drawn), text=False, metadata=False)
+            batch = next(iter(self._target.scan(partition=part, batch_size=share, fields=only)), None)
+            for name in drawn if batch is not None else ():
+                column = batch.vectors.get(name) if batch is not None else None
+                if isinstance(column, DenseColumn):
+                    rows = [column.values[i].copy() for i in np.flatnonzero(column.present)]
+                    drawn[name] += [_Query(row) for row in rows[: queries - len(drawn[name])]]
+        return drawn
+
+    def observe(self, batch: RecordBatch) -> None:
+        """Score a batch of the expected stream."""
+        for f in self._fields:
+            column = batch.vectors.get(f.name)
+            if not isinstance(column, DenseColumn) or not self._queries[f.name]:
+                continue
+            rows = np.flatnonzero(column.present)
+            values = column.values if len(rows) == len(batch) else column.values[rows]
+            self._observe(f, values, rows, batch)
+
+    def _observe(self, f: VectorField, values: Array, rows: Array, batch: RecordBatch) -> None:
+        queries = self._queries[f.name]
+        rough = _rough(f.metric, np.stack([q.vector for q in queries]), values)
+        keep = self._k + _SPARE
+        for query, points in zip(queries, rough, strict=True):
+            top = np.argpartition(-points, keep)[:keep] if len(points) > keep else np.arange(len(points))
+            if len(query.best) == keep:
+                floor = query.best[-1][0]
+                top = top[points[top] >= floor - max(abs(floor), 1.0) * _EPSILON]
+            if not len(top):
+                continue
+            exact = scores(f.metric, query.vector, values[top])
+            ids = [batch.ids[i] for i in rows[top].tolist()]
+            ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
+            query.best += zip(exact.tolist(), map(encode_id, ids), strict=True)
+            # An id that comes again is kept once, with its later score.
+            latest = {key: point for point, key in query.best}
+            query.best = sorted(((p, key) for key, p in latest.items()), reverse=True)[:keep]
+
+    def proofs(self) -> tuple[list[SearchProof], list[str]]:
+        """Ask the target, and compare. Also notes on what could not be asked."""
+        found: list[SearchProof] = []
+        notes: list[str] = []
+        for f in self._fields:
+            queries = [query for query in self._queries[f.name] if query.best]
+            try:
+                shares = [self._share(f, query) for query in queries]
+            except VecferryError as error:
+                notes.append(f"searches in {f.name or 'the vector field'} were not compared: {error}")
+                continue
+            if shares:
+                found.append(
+                    SearchProof(
+                        field=f.name,
+                        queries=len(shares),
+                        k=self._k,
+                        overlap=float(np.mean(shares)),
+                        worst=float(min(shares)),
+                    )
+                )
+        return found, notes
+
+    def _share(self, f: VectorField, query: _Query) -> float:
+        hits = self._target.search(query.vector, self._k, field=f.name)
+        wanted = query.best[: self._k]
+        known = {key: point for point, key in query.best}
+        keys = [encode_id(hit.id) for hit in hits]
+        points = [known.get(key, hit.score or 0.0) for key, hit in zip(keys, hits, strict=True)]
+        last = min(points, default=-np.inf) if len(hits) >= self._k else -np.inf
+        slack = max(abs(last), 1e-6) * _EPSILON if np.isfinite(last) else 0.0
+        good = [key in keys or point <= last + slack for point, key in wanted]
+        return sum(good) / len(good)
+
+
+def _rough(metric: Metric, queries: Array, values: Array) -> Array:
+    """float32 ``(queries, rows)``: scores that order almost as the exact ones, by one matrix product."""
+    if metric not in (Metric.COSINE, Metric.IP, Metric.L2):
+        return np.stack([scores(metric, query, values) for query in queries])
+    q, v = queries.astype(np.float32, copy=False), values.astype(np.float32, copy=False)
+    products = q @ v.T
+    if metric is Metric.IP:
+        return np.asarray(products)
+    squares = np.einsum("ij,ij->i", v, v)
+    if metric is Metric.L2:
+        own = np.einsum("ij,ij->i", q, q)[:, None]
+        return np.asarray(-np.sqrt(np.maximum(own - 2 * products + squares, 0)))
+    lengths = np.sqrt(squares) * np.linalg.norm(q, axis=1)[:, None]
+    return np.asarray(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))

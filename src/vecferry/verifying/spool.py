@@ -1,0 +1,182 @@
+"""Expected records in a temporary SQLite file, to be found again by id in any order."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vecferry.records import (
+    CollectionSchema,
+    DenseColumn,
+    Kind,
+    MultiColumn,
+    RecordBatch,
+    SparseColumn,
+    VectorField,
+    decode_id,
+    from_json,
+    id_key,
+)
+from vecferry.verifying.digest import canonical_rows, parse_canonical
+from vecferry.verifying.pairs import columns
+
+_ASK = 500
+
+
+class Spool:
+    """Records on disk: 16 bytes of key, the canonical form and the raw vectors of each.
+
+    Args:
+        schema: whose vector fields are kept, those of ``names``.
+        folder: where the file is made; by default the system's temporary folder. It is removed on close.
+    """
+
+    def __init__(self, schema: CollectionSchema, names: Sequence[str], folder: Path | None = None) -> None:
+        self._fields = [field for field in schema.fields if field.name in names]
+        handle, self._path = tempfile.mkstemp(".sqlite", "vecferry-verify-", folder)
+        os.close(handle)
+        self._db = sqlite3.connect(self._path, isolation_level=None)
+        for pragma in (
+            "journal_mode=OFF",
+            "synchronous=OFF",
+            "cache_size=-32768",
+            "locking_mode=EXCLUSIVE",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._columns = [f"v{i}" for i in range(len(self._fields))]
+        kept = "".join(f", {c} BLOB" for c in self._columns)
+        self._db.execute(f"CREATE TABLE r (key BLOB, doc BLOB, seen INTEGER DEFAULT 0{kept})")
+        self._db.execute("BEGIN")
+        self._dtypes: dict[str, Any] = {}
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+        Path(self._path).unlink(missing_ok=True)
+
+    def put(self, batch: RecordBatch, **counts: bool) -> None:
+        """Keep the records; of one id the last wins."""
+        docs = canonical_rows(batch, **counts)
+        for name, column in batch.columns():
+            self._dtypes.setdefault(name, column.values.dtype)
+        blobs = [list(_pack(columns(batch, field.name), len(batch))) for field in self._fields]
+        rows = zip(map(id_key, batch.id_list), docs, *blobs, strict=True)
+        names = ", ".join(["key", "doc", *self._columns])
+        marks = ", ".join("?" * (2 + len(self._columns)))
+        self._db.executemany(f"INSERT INTO r ({names}) VALUES ({marks})", rows)  # noqa: S608
+
+    def index(self) -> None:
+        """End of `put`: forget all but the last record of each id, and make `take` fast."""
+        self._db.execute("CREATE INDEX k ON r (key)")
+        self._db.execute(
+            "DELETE FROM r WHERE key IN (SELECT key FROM r GROUP BY key HAVING count(*) > 1) "
+            "AND rowid NOT IN (SELECT max(rowid) FROM r GROUP BY key HAVING count(*) > 1)"
+        )
+
+    def take(self, batch: RecordBatch) -> tuple[RecordBatch, list[int], list[int], list[int]]:
+        """Look up the ids of ``batch``.
+
+        Returns:
+            The kept records found for the first time, the rows of ``batch`` they belong to, the rows
+            whose ids are unknown, and the rows whose ids were found before.
+        """
+        keys = [id_key(i) for i in batch.id_list]
+        found = self._find(list(dict.fromkeys(keys)))
+        first: list[int] = []
+        unknown: list[int] = []
+        again: list[int] = []
+        taken: set[bytes] = set()
+        for row, key in enumerate(keys):
+            if key not in found:
+                unknown.append(row)
+            elif found[key][2] or key in taken:
+                again.append(row)
+            else:
+                taken.add(key)
+                first.append(row)
+        rowids = [(found[keys[row]][0],) for row in first]
+        self._db.executemany("UPDATE r SET seen = 1 WHERE rowid = ?", rowids)
+        kept = self._batch([found[keys[row]][1:] for row in first])
+        return kept, first, unknown, again
+
+    def unseen(self, size: int) -> Iterator[RecordBatch]:
+        """What was never taken, in the order of `put`."""
+        names = ", ".join(["doc", "seen", *self._columns])
+        found = self._db.execute(f"SELECT {names} FROM r WHERE seen = 0 ORDER BY rowid")  # noqa: S608
+        while rows := found.fetchmany(size):
+            yield self._batch(rows)
+
+    def _find(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        names = ", ".join(["key", "rowid", "doc", "seen", *self._columns])
+        found: dict[bytes, Any] = {}
+        for start in range(0, len(keys), _ASK):
+            part = keys[start : start + _ASK]
+            marks = ", ".join("?" * len(part))
+            rows = self._db.execute(f"SELECT {names} FROM r WHERE key IN ({marks})", part)  # noqa: S608
+            found.update((row[0], row[1:]) for row in rows)
+        return found
+
+    def _batch(self, rows: Sequence[Any]) -> RecordBatch:
+        parsed = [parse_canonical(row[0]) for row in rows]
+        vectors: dict[str, Any] = {}
+        sparse: dict[str, Any] = {}
+        for i, field in enumerate(self._fields):
+            dtype = self._dtypes.get(field.name, np.dtype(field.dtype.numpy))
+            column = _unpack([row[2 + i] for row in rows], field, dtype)
+            (sparse if field.kind is Kind.SPARSE else vectors)[field.name] = column
+        return RecordBatch(
+            ids=[decode_id(id_) for id_, _, _, _ in parsed],
+            vectors=vectors,
+            sparse_vectors=sparse,
+            texts=[text for _, text, _, _ in parsed],
+            metadata=[from_json(metadata, types) for _, _, metadata, types in parsed],
+        )
+
+
+def _pack(column: Any, rows: int) -> Iterator[bytes | None]:
+    for row in range(rows):
+        value = None if column is None else column[row]
+        if value is None:
+            yield None
+        elif isinstance(column, SparseColumn):
+            yield value.indices.tobytes() + value.values.tobytes()
+        else:
+            yield value.tobytes()
+
+
+def _unpack(blobs: Sequence[bytes | None], field: VectorField, dtype: Any) -> Any:
+    mask = np.array([blob is not None for blob in blobs], dtype=np.bool_)
+    present = None if mask.all() else mask
+    if field.kind is Kind.SPARSE:
+        halves = [len(blob or b"") // 2 for blob in blobs]
+        indices = np.frombuffer(
+            b"".join((b or b"")[:h] for b, h in zip(blobs, halves, strict=True)), np.uint32
+        )
+        values = np.frombuffer(
+            b"".join((b or b"")[h:] for b, h in zip(blobs, halves, strict=True)), np.float32
+        )
+        return SparseColumn(_offsets([h // 4 for h in halves]), indices, values, present)
+    longest = max((len(b) for b in blobs if b is not None), default=0) // dtype.itemsize
+    width = field.dtype.width(field.dim) if field.dim else longest
+    if field.kind is Kind.MULTI:
+        flat = np.frombuffer(b"".join(b or b"" for b in blobs), dtype).reshape(-1, width or 1)
+        counts = [len(b or b"") // (dtype.itemsize * (width or 1)) for b in blobs]
+        return MultiColumn(flat, _offsets(counts), present)
+    empty = bytes(width * dtype.itemsize)
+    flat = np.frombuffer(b"".join(empty if b is None else b for b in blobs), dtype)
+    return DenseColumn(flat.reshape(len(blobs), width), present)
+
+
+def _offsets(counts: Sequence[int]) -> Any:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)

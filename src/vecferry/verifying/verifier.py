@@ -1,0 +1,170 @@
+"""`Verifier`: the running account of a comparison. Its state is JSON, to be stored and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vecferry.ports import Fields
+from vecferry.records import CollectionSchema, RecordBatch, RecordId, encode_id
+from vecferry.verifying.digest import Digest, buckets_of, canonical_rows, hash_rows
+from vecferry.verifying.pairs import Measured, columns, compare_vectors, explain_documents
+from vecferry.verifying.result import Difference, FieldProof, Verification
+from vecferry.verifying.tolerance import Tolerance
+
+
+class Verifier:
+    """Takes pairs, and what has no partner, in any order.
+
+    Args:
+        schema: of what is expected.
+        rules: the `Tolerance` of each vector field that counts.
+        fields: whether texts and metadata count.
+        limit: how many ids and differences are named.
+    """
+
+    def __init__(
+        self,
+        schema: CollectionSchema,
+        rules: Mapping[str, Tolerance],
+        *,
+        fields: Fields = Fields.ALL,
+        limit: int = 100,
+    ) -> None:
+        self.schema, self.rules, self.fields, self.limit = schema, dict(rules), fields, limit
+        self.expected, self.found = Digest(), Digest()
+        self.named: dict[str, list[str]] = {"missing": [], "extra": [], "doubled": []}
+        self.counts = {"missing": 0, "extra": 0, "doubled": 0, "different": 0}
+        self.differences: list[Difference] = []
+        self._vectors = {name: _Tally() for name in self.rules}
+
+    # -- taking records -----------------------------------------------------------------------
+
+    def pair(self, expected: RecordBatch, found: RecordBatch) -> list[RecordId]:
+        """Compare rows of equal ids in equal order; returns the ids that differ."""
+        a, b = self.canonical(expected), self.canonical(found)
+        ids = expected.id_list
+        buckets = buckets_of(ids)
+        hashes = hash_rows(a)
+        self.expected.add(hashes, buckets)
+        self.found.add(hashes if a == b else hash_rows(b), buckets)
+        faults: dict[int, list[tuple[str, str, float | None]]] = {}
+        for row, (x, y) in enumerate(zip(a, b, strict=True) if a != b else ()):
+            if x != y:
+                faults.setdefault(row, []).append((*explain_documents(x, y), None))
+        for name in self.rules:
+            for row, (reason, deviation) in self._vector_faults(name, expected, found).items():
+                place = f"vector:{name}" if name else "vector"
+                faults.setdefault(row, []).append((place, reason, deviation))
+        for row in sorted(faults):
+            self._differs(ids[row], faults[row])
+        return [ids[row] for row in sorted(faults)]
+
+    def canonical(self, batch: RecordBatch) -> list[bytes]:
+        """The canonical forms of a batch, of what counts."""
+        return canonical_rows(batch, text=self.fields.text, metadata=self.fields.metadata)
+
+    def missing(self, batch: RecordBatch) -> None:
+        """Expected records that the target has not."""
+        self._name("missing", batch.id_list)
+        self.expected.add(hash_rows(self.canonical(batch)), buckets_of(batch.id_list))
+
+    def surplus(self, batch: RecordBatch) -> None:
+        """Records of the target that nobody expected."""
+        self._name("extra", batch.id_list)
+        self.found.add(hash_rows(self.canonical(batch)), buckets_of(batch.id_list))
+
+    def doubled(self, batch: RecordBatch) -> None:
+        """Records whose id the target has brought before."""
+        self._name("doubled", batch.id_list)
+        self.found.add(hash_rows(self.canonical(batch)), buckets_of(batch.id_list))
+
+    def _vector_faults(self, name: str, a: RecordBatch, b: RecordBatch) -> dict[int, Any]:
+        measured = compare_vectors(columns(a, name), columns(b, name), len(a), self.rules[name])
+        self._vectors[name].add(measured)
+        return measured.faults
+
+    def _differs(self, id_: RecordId, faults: Sequence[tuple[str, str, float | None]]) -> None:
+        self.counts["different"] += 1
+        if self.counts["different"] <= self.limit:
+            key = encode_id(id_)
+            self.differences += [
+                Difference(id=key, place=place, reason=reason, deviation=deviation)
+                for place, reason, deviation in faults
+            ]
+
+    def _name(self, kind: str, ids: Sequence[RecordId]) -> None:
+        self.counts[kind] += len(ids)
+        room = self.limit - len(self.named[kind])
+        self.named[kind] += [encode_id(i) for i in ids[: max(room, 0)]]
+
+    # -- state and result ---------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything seen so far, as JSON."""
+        return {
+            "expected": self.expected.state(),
+            "found": self.found.state(),
+            "named": self.named,
+            "counts": self.counts,
+            "differences": [difference.model_dump() for difference in self.differences],
+            "vectors": {name: vars(tally) for name, tally in self._vectors.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored `state`."""
+        self.expected, self.found = Digest.restore(state["expected"]), Digest.restore(state["found"])
+        self.named = {kind: list(ids) for kind, ids in state["named"].items()}
+        self.counts = dict(state["counts"])
+        self.differences = [Difference(**difference) for difference in state["differences"]]
+        for name, tally in state["vectors"].items():
+            self._vectors[name] = _Tally(**tally)
+
+    def result(self, strategy: str, **more: Any) -> Verification:
+        """The proof as it stands. ``ok`` in ``more`` can only make it worse."""
+        clean = not any(self.counts.values()) and self.expected.hex == self.found.hex
+        fine = more.pop("ok", True)
+        return Verification(
+            ok=clean and fine,
+            strategy=strategy,
+            expected_count=self.expected.count,
+            target_count=self.found.count,
+            digest_expected=self.expected.hex,
+            digest_target=self.found.hex,
+            **{kind: tuple(ids) for kind, ids in self.named.items()},
+            **{f"{kind}_count": count for kind, count in self.counts.items()},
+            different=tuple(self.differences),
+            vectors={n: tally.proof(str(self.rules[n])) for n, tally in self._vectors.items()},
+            buckets=tuple(self.expected.differing(self.found)),
+            **more,
+        )
+
+
+class _Tally:
+    """Sums over the vectors of one field."""
+
+    def __init__(
+        self, compared: int = 0, identical: int = 0, worst: float = 0.0, total: float = 0.0, faults: int = 0
+    ) -> None:
+        self.compared, self.identical, self.faults = compared, identical, faults
+        self.worst, self.total = worst, total
+
+    def add(self, measured: Measured) -> None:
+        deviations = measured.deviations
+        self.faults += len(measured.faults)
+        self.compared += len(deviations)
+        self.identical += int((deviations == 0).sum())
+        self.worst = max(self.worst, float(deviations.max(initial=0.0)))
+        self.total += float(np.minimum(deviations, np.finfo(np.float32).max).sum())
+
+    def proof(self, tolerance: str) -> FieldProof:
+        return FieldProof(
+            compared=self.compared,
+            identical=self.identical,
+            max_deviation=self.worst,
+            mean_deviation=self.total / self.compared if self.compared else 0.0,
+            tolerance=tolerance,
+            faults=self.faults,
+        )
