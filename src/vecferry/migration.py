@@ -5,44 +5,24 @@ source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ w
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from vecferry.engines.local import Job, LocalRun, Outcome
-from vecferry.errors import PlanError
-from vecferry.home import home
-from vecferry.planning import Plan, Settings, field_names, read_settings
+from vecferry.engines.crossing import Crossing, repeatable
+from vecferry.planning import Plan, field_names, read_settings
 from vecferry.planning.census import SAMPLE
-from vecferry.planning.draft import Draft, draw_up
 from vecferry.planning.inspection import Inspection, inspect_collection
-from vecferry.ports import (
-    Collection,
-    Fields,
-    OnProgress,
-    ShouldStop,
-    StoreURL,
-    ignore_progress,
-    is_secret,
-    never_stop,
-)
+from vecferry.ports import Fields, OnProgress, ShouldStop, ignore_progress, never_stop
 from vecferry.records import CollectionSchema, RecordBatch
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
-from vecferry.reporting.logs import job_log
-from vecferry.streaming.checkpoint import JobState, Progressing, job_id, peek_job
+from vecferry.streaming.checkpoint import Progressing
 from vecferry.streaming.read import Reading, batch_size_for
-from vecferry.streaming.run import Tolerance, flow
+from vecferry.streaming.run import flow
 from vecferry.streaming.stage import Stage
-from vecferry.streaming.transform import Apply, Check, Fit
+from vecferry.streaming.transform import Fit
 from vecferry.verifying import Verification, compare
-
-_EPHEMERAL = ("memory:", "qdrant::memory:")
 
 
 def migrate(
@@ -92,7 +72,7 @@ def plan(
     open_target = partial(connect, target, **laid, **(target_options or {}))
     call = {"source": source, "target": target, "layout": layout, **options}
     call |= {"source_options": source_options, "target_options": target_options}
-    return _Crossing(open_source, open_target, settings, _repeatable(call)).plan()
+    return Crossing(open_source, open_target, settings, repeatable(call)).plan()
 
 
 def verify(
@@ -153,179 +133,6 @@ def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any)
     if fields is None and len(names) == 1 and len(there) == 1:
         return {next(iter(names)): next(iter(there))}
     return {old: new for old, new in names.items() if new in there}
-
-
-@dataclass
-class _Crossing:
-    """One source, one target, one set of settings: on the way from call to report."""
-
-    open_source: Callable[[], Collection]
-    open_target: Callable[[], Collection]
-    settings: Settings
-    call: dict[str, Any] | None
-
-    @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Both sides open; those that were named by URL are closed again, so that no lock is left."""
-        with ExitStack() as stack:
-            self.source = stack.enter_context(borrowed(self.open_source))
-            self.target = stack.enter_context(borrowed(self.open_target))
-            yield
-
-    def plan(self) -> Plan:
-        """Open both sides, compare, close."""
-        with self._opened():
-            if self.source.store is self.target.store or self._same_place():
-                raise PlanError(f"source and target are the same collection ({self.source.url})")
-            return self._draw()
-
-    def _same_place(self) -> bool:
-        a, b = self.source.url, self.target.url
-        return not _ephemeral(self.source) and _absolute(a) == _absolute(b)
-
-    def _draw(self) -> Plan:
-        folder = self._folder()
-        state = peek_job(folder) if folder and self.settings.resume else {}
-        unfinished = state.get("stage") not in (None, "done")
-        fixed = CollectionSchema(**state["schema"]) if unfinished else None
-        draft = draw_up(self.source, self.target, self.settings, fixed=fixed)
-        return Plan(
-            source=self.source.url,
-            target=self.target.url,
-            mode=self.settings.mode,
-            source_schema=draft.source_schema,
-            target_schema=draft.target_schema,
-            names=draft.names,
-            count=self._count(draft),
-            losses=draft.losses,
-            notes=draft.notes,
-            resuming=_describe(state) if unfinished else None,
-            _runner=partial(self.run, draft, folder),
-        )
-
-    def run(
-        self,
-        draft: Draft,
-        folder: Path | None,
-        planned: Plan,
-        on_progress: OnProgress,
-        should_stop: ShouldStop,
-    ) -> Report:
-        with ExitStack() as stack:
-            stack.enter_context(self._opened())
-            if folder is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecferry-")))
-            state = stack.enter_context(JobState(folder))
-            stack.enter_context(job_log(folder))
-            job = self._job(draft, folder, planned.count)
-            outcome = LocalRun(job, state, on_progress, should_stop).run()
-            return self._report(draft, state, outcome)
-
-    def _job(self, draft: Draft, folder: Path, total: int | None) -> Job:
-        settings = self.settings
-        reading = Reading(
-            settings.batch_size or batch_size_for(draft.source_schema),
-            Fields(vectors=tuple(draft.names)),
-            settings.where,
-            should_stop=never_stop,
-        )
-        return Job(
-            source=self.source,
-            target=self.target,
-            schema=draft.target_schema,
-            mode=settings.write_mode,
-            settings=settings.identity(),
-            reading=reading,
-            tolerance=Tolerance(settings.on_error == "quarantine", settings.max_rejected),
-            stages=self._stages(draft),
-            folder=folder,
-            total=total,
-            resume=settings.resume,
-            publish=settings.publish == "auto",
-            verify=partial(_compare, draft.target_schema) if settings.verify else None,
-            fixed={"call": self.call},
-        )
-
-    def _stages(self, draft: Draft) -> list[Stage]:
-        stages: list[Stage] = [Check()]
-        if self.settings.transform is not None:
-            stages.append(Apply(self.settings.transform))
-        return [*stages, Fit(draft.target_schema, draft.names, keep_text=draft.keep_text)]
-
-    def _report(self, draft: Draft, state: JobState, outcome: Outcome) -> Report:
-        counters = outcome.counters
-        quarantine = state.folder / "quarantine.jsonl"
-        return Report(
-            source=self.source.url,
-            target=self.target.url,
-            job=state.folder.name,
-            folder=str(state.folder),
-            read=counters.read,
-            written=counters.written,
-            rejected=counters.rejected,
-            dropped=counters.dropped,
-            bytes=counters.bytes,
-            seconds=outcome.seconds,
-            stages=counters.seconds,
-            resumed=outcome.resumed,
-            published=outcome.published,
-            verification=outcome.verification,
-            losses=draft.losses,
-            quarantine=str(quarantine) if counters.rejected else None,
-        )
-
-    def _count(self, draft: Draft) -> int | None:
-        if self.settings.where is not None:
-            return draft.census.records if draft.census.complete else None
-        return draft.source_schema.count
-
-    def _folder(self) -> Path | None:
-        """Where the job's state lives; ``None`` if one side does not outlive this process anyway."""
-        if self.settings.state_dir is not None:
-            return self.settings.state_dir
-        if _ephemeral(self.source) or _ephemeral(self.target):
-            return None
-        return home() / "jobs" / job_id(_absolute(self.source.url), _absolute(self.target.url))
-
-
-def _compare(schema: CollectionSchema, expected: Any, target: Any, *, upserted: bool, **hooks: Any) -> Any:
-    return compare(expected, schema, target, allow_extra=upserted, **hooks)
-
-
-def _repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
-    """The call as JSON without secrets, for ``vecferry jobs resume``; ``None`` if it holds objects."""
-    named = {"state_dir", "resume"}
-    kept = {key: value for key, value in call.items() if value is not None and key not in named}
-    for side in ("source", "target"):
-        if not isinstance(kept[side], str):
-            return None
-        kept[side] = str(StoreURL.parse(kept[side]))
-    try:
-        json.dumps(kept)
-    except TypeError:
-        return None
-    secret = any(
-        is_secret(name) for side in ("source", "target") for name in kept.get(f"{side}_options", {})
-    )
-    return None if secret else kept
-
-
-def _ephemeral(collection: Collection) -> bool:
-    return collection.url.startswith(_EPHEMERAL) or ":" not in collection.url
-
-
-def _absolute(url: str) -> str:
-    """The same text for the same place, from whatever folder it is named."""
-    scheme, _, rest = url.partition(":")
-    return url if rest.startswith("//") else f"{scheme}:{Path(rest).absolute()}"
-
-
-def _describe(state: dict[str, Any]) -> str:
-    counters = state.get("counters", {})
-    return (
-        f"{counters.get('read', 0):,} records read, {counters.get('written', 0):,} written, "
-        f"at stage {state.get('stage')}"
-    )
 
 
 __all__ = ["inspect", "migrate", "plan", "verify"]

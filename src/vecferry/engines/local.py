@@ -13,7 +13,6 @@ from vecferry.errors import JobStopped, NotFoundError
 from vecferry.ports import (
     Collection,
     OnProgress,
-    Partition,
     Progress,
     Publishable,
     Rewindable,
@@ -22,17 +21,18 @@ from vecferry.ports import (
 )
 from vecferry.publishing import new_tag
 from vecferry.records import CollectionSchema, RecordBatch, encode_id
-from vecferry.streaming.checkpoint import Counters, JobState, Progressing
+from vecferry.streaming.checkpoint import Counters, JobState, Progressing, describe_state
 from vecferry.streaming.quarantine import Quarantine, quarantined_ids
 from vecferry.streaming.read import Reading
 from vecferry.streaming.run import Checkpointer, Clock, Tolerance, flow, run_stream
-from vecferry.streaming.stage import Parcel, Prepass, Stage, Stateful
+from vecferry.streaming.stage import Prepass, Stage, Stateful
 from vecferry.streaming.write import Writer
 
 log = logging.getLogger("vecferry.job")
 
-PARTITIONS = 16
-"""Shares a source is asked for; each is a place from which a resume and a verification can go on."""
+MOST_PARTITIONS = 16
+BATCHES_A_PARTITION = 8
+"""A source is asked for about one partition in so many batches, and for no more than the most."""
 
 
 @dataclass
@@ -114,12 +114,16 @@ class LocalRun:
             state.check_settings(job.settings)
             if state.stage == "failed":
                 state.advance("verify")
-            found = describe_progress(state)
+            found = describe_state(
+                {"counters": vars(state.counters), "total": state.get("total"), "stage": state.stage}
+            )
             log.info("job %s goes on: %s", state.folder.name, found)
             return found
         if state.begun:
             self._discard(str(state.get("tag")))
-        parts = job.source.store.partitions(PARTITIONS)
+        share = job.reading.batch_size * BATCHES_A_PARTITION
+        want = max(1, min(MOST_PARTITIONS, (job.total or 0) // share))
+        parts = job.source.store.partitions(want)
         fixed = {
             **job.fixed,
             "tag": new_tag(),
@@ -251,13 +255,6 @@ class LocalRun:
         )
 
 
-def describe_progress(state: JobState) -> str:
-    """Where an unfinished job stands, for people."""
-    counters, total = state.counters, state.get("total")
-    of = f" of {total:,}" if total else ""
-    return f"{counters.read:,}{of} records read, {counters.written:,} written, at stage {state.stage}"
-
-
 def _published_tags(store: Any) -> set[str]:
     try:
         return {version.tag for version in store.versions() if version.live}
@@ -269,6 +266,3 @@ def _without(batch: RecordBatch, encoded: set[str]) -> RecordBatch:
     if not encoded:
         return batch
     return batch.take([i for i, id_ in enumerate(batch.id_list) if encode_id(id_) not in encoded])
-
-
-__all__ = ["Job", "LocalRun", "Outcome", "Parcel", "Partition", "describe_progress"]

@@ -55,7 +55,7 @@ def draw_up(
         PlanError: when the call cannot work as written; the message names the next move.
     """
     reader, sink = _able(source, Source, "be read"), _able(target, Sink, "be written")
-    found = _declare(reader.describe(), space)
+    found = declare_space(reader.describe(), space)
     capabilities: Capabilities = sink.capabilities()
     names, wanted = _map(found, capabilities, settings, embedded)
     if fixed is None:
@@ -76,7 +76,7 @@ def _able(collection: Collection, port: Any, verb: str) -> Any:
     return collection.store
 
 
-def _declare(schema: CollectionSchema, space: EmbeddingSpace | None) -> CollectionSchema:
+def declare_space(schema: CollectionSchema, space: EmbeddingSpace | None) -> CollectionSchema:
     """Write the space the caller declares into the fields whose space is unknown."""
     if space is None:
         return schema
@@ -100,18 +100,12 @@ def _map(
     settings: Settings,
     embedded: VectorField | None,
 ) -> tuple[dict[str, str], CollectionSchema]:
-    names = field_names(found, settings.fields)
-    if embedded is not None and settings.fields is None:
-        # Vectors of another space do not go along unless they are named.
-        names = {old: new for old, new in names.items() if new == embedded.name or len(names) == 1}
-        names = dict.fromkeys(names, embedded.name) if len(names) == 1 else names
-    names = fit_names(names, capabilities)
-    by_name = {field.name: field for field in found.fields}
+    # The embedding stage has replaced its field, or added it, before the names are mapped.
+    ready = found if embedded is None else found.with_field(embedded)
+    names = fit_names(field_names(ready, settings.fields), capabilities)
+    by_name = {field.name: field for field in ready.fields}
     fields = [target_field(by_name[old], new, capabilities, settings.metric) for old, new in names.items()]
     schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "count": None})
-    if embedded is not None:
-        ready = target_field(embedded, embedded.name, capabilities, settings.metric)
-        schema = schema.with_field(ready)
     if not schema.fields:
         raise PlanError(
             "the source has no vectors; pass embed=, such as embed='sentence-transformers:all-MiniLM-L6-v2'"

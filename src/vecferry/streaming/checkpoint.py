@@ -274,6 +274,16 @@ def peek_job(folder: Path) -> dict[str, Any]:
     return {"id": folder.name, "folder": str(folder), "partitions": done[0], "finished": done[1], **values}
 
 
+def describe_state(job: Mapping[str, Any]) -> str:
+    """Where an unfinished job stands, for people; takes what `peek_job` returns."""
+    counters, total = job.get("counters") or {}, job.get("total")
+    of = f" of {total:,}" if total else ""
+    return (
+        f"{counters.get('read', 0):,}{of} records read, {counters.get('written', 0):,} written, "
+        f"at stage {job.get('stage')}"
+    )
+
+
 def forget_job(folder: Path) -> bool:
     """Delete the state of a job; its target stays as it is.
 
