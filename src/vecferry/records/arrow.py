@@ -25,23 +25,13 @@ import numpy as np
 import orjson
 
 from vecferry.errors import ConfigurationError, CorruptDataError, RejectedRecord
-from vecferry.records.arrow_layout import KEY, Layout, VectorPlace, layout_of, pa, schema_from_arrow
-from vecferry.records.batch import RecordBatch
-from vecferry.records.ids import RecordId, check_id, decode_id, encode_id, id_type
+from vecferry.records._pyarrow import pa
+from vecferry.records.arrow_layout import KEY, Layout, VectorPlace, layout_of, schema_from_arrow
+from vecferry.records.batch import RecordBatch, id_kind_of
+from vecferry.records.ids import RecordId, check_id, decode_id, encode_id
 from vecferry.records.schema import CollectionSchema, Kind, VectorField
 from vecferry.records.typed import from_json, to_json
 from vecferry.records.vectors import Array, Column, DenseColumn, Mask, MultiColumn, SparseColumn
-
-
-def id_kind_of(ids: Sequence[RecordId] | Array) -> str:
-    """``"int"`` (within 64 bits), ``"str"``, ``"uuid"``, or ``"mixed"`` for anything else together."""
-    if isinstance(ids, np.ndarray):
-        return "int"
-    kinds = {id_type(i) for i in ids}
-    kind = kinds.pop() if len(kinds) == 1 else "mixed"
-    if kind == "int" and not all(-(2**63) <= cast(int, i) < 2**63 for i in ids):
-        return "mixed"
-    return "mixed" if kind == "tuple" else kind
 
 
 def column_name(name: str) -> str:
@@ -362,6 +352,5 @@ __all__ = [
     "column_name",
     "id_kind_of",
     "layout_of",
-    "pa",
     "schema_from_arrow",
 ]

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-from vecferry.errors import ConfigurationError, CorruptDataError, MissingDependencyError
+from vecferry.errors import ConfigurationError, CorruptDataError
+from vecferry.records._pyarrow import pa
 from vecferry.records.schema import CollectionSchema, DType, Kind, VectorField
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-else:
-    try:
-        import pyarrow as pa
-    except ImportError as error:  # pragma: no cover
-        raise MissingDependencyError("Arrow and Parquet", "parquet") from error
 
 KEY = b"vecferry"
 _ID_NAMES = ("id", "_id", "ID", "Id", "doc_id", "chunk_id", "uuid", "key", "pk")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from vecferry.records.ids import RecordId, check_id
+from vecferry.records.ids import RecordId, check_id, id_type
 from vecferry.records.record import VectorRecord
 from vecferry.records.schema import CollectionSchema, Kind, VectorField
 from vecferry.records.vectors import (
@@ -214,6 +214,17 @@ def ids_column(ids: Sequence[RecordId]) -> Sequence[RecordId] | Array:
     return [check_id(i) for i in ids]
 
 
+def id_kind_of(ids: Sequence[RecordId] | Array) -> str:
+    """``"int"`` (within 64 bits), ``"str"``, ``"uuid"``, or ``"mixed"`` for anything else together."""
+    if isinstance(ids, np.ndarray):
+        return "int"
+    kinds = {id_type(i) for i in ids}
+    kind = kinds.pop() if len(kinds) == 1 else "mixed"
+    if kind == "int" and not all(-(2**63) <= cast(int, i) < 2**63 for i in ids):
+        return "mixed"
+    return "mixed" if kind == "tuple" else kind
+
+
 def schema_of(batch: RecordBatch, name: str = "", **known: Any) -> CollectionSchema:
     """The schema that a batch implies: its fields with dimension, kind and dtype, cosine metric."""
     fields = []
@@ -267,4 +278,4 @@ def _dense_or_multi(
         raise ValueError(f"vector field {name!r}: {error}") from None
 
 
-__all__ = ["RecordBatch", "SparseVector", "ids_column", "schema_of"]
+__all__ = ["RecordBatch", "SparseVector", "id_kind_of", "ids_column", "schema_of"]

@@ -44,6 +44,7 @@ from vecferry.records import (
     Where,
     matches,
 )
+from vecferry.records.batch import id_kind_of
 from vecferry.records.metrics import score, scores
 from vecferry.records.vectors import Array, DenseColumn
 from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
@@ -355,9 +356,14 @@ class Pending:
 
 def kind_of(batch: RecordBatch) -> str:
     """The kind of a batch's ids, as the log names it."""
-    from vecferry.records.arrow import id_kind_of
-
     return id_kind_of(batch.ids)
+
+
+def filtered(batch: RecordBatch, where: Where, fields: Fields) -> RecordBatch:
+    """The rows that pass; metadata that was read only for the filter is left out again."""
+    rows = [i for i, metadata in enumerate(batch.metadata_list) if matches(where, metadata)]
+    kept = batch.take(rows)
+    return kept if fields.metadata else kept.replace(metadata=None)
 
 
 def check_columns(batch: RecordBatch, schema: CollectionSchema, url: str) -> None:
@@ -398,7 +404,7 @@ def check_query(vector: Any, field: VectorField) -> None:
 def score_batch(batch: RecordBatch, field: VectorField, vector: Any, where: Where | None) -> Array:
     """float32 ``(n,)``: the score of each row; −inf where it has no vector or fails the filter."""
     side = batch.sparse_vectors if field.kind is Kind.SPARSE else batch.vectors
-    column = side.get(field.name)  # type: ignore[attr-defined]
+    column = side.get(field.name)
     points = np.full(len(batch), -np.inf, dtype=np.float32)
     if column is None:
         return points
@@ -412,4 +418,4 @@ def score_batch(batch: RecordBatch, field: VectorField, vector: Any, where: Wher
     return points
 
 
-__all__ = ["FileStore", "Pending", "check_columns", "kind_of", "score_batch"]
+__all__ = ["FileStore", "Pending", "check_columns", "filtered", "kind_of", "score_batch"]

@@ -137,7 +137,8 @@ def _put_vectors(
 
 
 def _exact_values(values: Array) -> Array:
-    return _exact(DenseColumn(values[None, :])).values[0]
+    wide: Array = _exact(DenseColumn(values[None, :])).values[0]
+    return wide
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def header_of(line: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dict[str, Any] | None:
-    """The parts of a record: ``id``, ``text``, ``metadata``, ``vectors``, ``sparse``; ``None`` for a header.
+    """The parts of a record: id, text, metadata, vectors, sparse; ``None`` for a line that is a header.
 
     Args:
         names: which keys a foreign file uses for ``id``, ``text``, ``vector`` and ``metadata``.
@@ -225,7 +226,8 @@ def _dense(values: Sequence[Any], field: Any, name: str) -> DenseColumn | MultiC
     width = field.dtype.width(field.dim) if field and field.dim else None
     dtype = np.dtype(field.dtype.numpy) if field else np.dtype(np.float32)
     first = next((v for v in values if v), None)
-    if field.kind is Kind.MULTI if field else bool(first) and isinstance(first[0], list):
+    multi = field.kind is Kind.MULTI if field else first is not None and isinstance(first[0], list)
+    if multi:
         arrays = [None if v is None else np.array(v, dtype=dtype) for v in values]
         return MultiColumn.from_rows(arrays, width, dtype)
     try:
@@ -239,7 +241,7 @@ def _dense(values: Sequence[Any], field: Any, name: str) -> DenseColumn | MultiC
 
 
 def _which(values: Sequence[Any], width: int | None, name: str, error: Exception) -> str:
-    first = next((v for v in values if v is not None), [])
+    first: Sequence[Any] = next((v for v in values if v is not None), ())
     due = width or len(first)
     for row, value in enumerate(values):
         if value is not None and len(value) != due:

@@ -1,9 +1,10 @@
 """``jsonl:PATH``: one JSON object a line, for people, ``jq`` and ``head``.
 
 A path that ends in ``.jsonl`` or ``.ndjson`` (with ``.gz`` also) is a file, any other a folder of such
-files. Every line is a record, see `vecferry.stores._json_rows`; the first one also carries the collection's
-schema under ``_vecferry``, so that a file is complete in itself and no line of it is anything else. Foreign
-files are read by their usual key names, or as the options ``id``, ``text``, ``vector`` and ``metadata`` say.
+files. Every line is a record, see `vecferry.stores._json_rows`; the first one also carries the
+collection's schema under ``_vecferry``, so that a file is complete in itself and no line of it is anything
+else. Foreign files are read by their usual key names, or as the options ``id``, ``text``, ``vector`` and
+``metadata`` say.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import gzip
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import compress, islice
+from itertools import compress, islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +22,9 @@ import orjson
 
 from vecferry.errors import ConfigurationError, CorruptDataError
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
-from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, matches, schema_of, type_name
+from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
 from vecferry.records.vectors import Array
-from vecferry.stores._files import FileStore, Pending, kind_of
+from vecferry.stores._files import FileStore, Pending, filtered, kind_of
 from vecferry.stores._json_rows import columns_of, dump_rows, header_of, load_row
 from vecferry.stores._lines import align, line_number, lines, open_lines
 
@@ -135,11 +136,7 @@ class JsonlStore(FileStore):
         spans = self._spans(partition, after)
         read = fields if where is None else Fields(fields.vectors, fields.text, metadata=True)
         for batch, _ in self._batches(spans, self._schema(), read, batch_size):
-            if where is not None:
-                rows = [i for i, m in enumerate(batch.metadata_list) if matches(where, m)]
-                batch = batch.take(rows)
-                batch = batch if fields.metadata else batch.replace(metadata=None)
-            yield batch
+            yield batch if where is None else filtered(batch, where, fields)
 
     def _spans(
         self, partition: Partition | None, after: Cursor | None
@@ -318,7 +315,7 @@ def _ranges(path: Path, size: int, share: int) -> Iterator[tuple[int, int]]:
         yield 0, -1
         return
     edges = sorted({align(path, at) for at in range(0, size, share)} | {size})
-    yield from zip(edges, edges[1:], strict=False)
+    yield from pairwise(edges)
 
 
 def _create(path: Path) -> IO[bytes]:

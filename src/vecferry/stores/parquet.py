@@ -16,9 +16,9 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError, MissingDependencyError
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
-from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, matches, type_name
+from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, type_name
 from vecferry.records.vectors import Array
-from vecferry.stores._files import FileStore, Pending, kind_of
+from vecferry.stores._files import FileStore, Pending, filtered, kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,18 +138,13 @@ class ParquetStore(FileStore):
         group, skip = after or (first, 0)
         read = fields if where is None else Fields(fields.vectors, fields.text, metadata=True)
         for at, start, batch in self._batches(group, last, skip, batch_size, read):
-            cursor = [at, start + len(batch)]
-            if where is not None:
-                rows = [i for i, m in enumerate(batch.metadata_list) if matches(where, m)]
-                batch = batch.take(rows).replace(
-                    metadata=batch.take(rows).metadata if fields.metadata else None
-                )
-            yield batch.replace(cursor=cursor)
+            chosen = batch if where is None else filtered(batch, where, fields)
+            yield chosen.replace(cursor=[at, start + len(batch)])
 
     def _batches(
         self, first: int, last: int | None, skip: int, batch_size: int, fields: Fields
     ) -> Iterator[tuple[int, int, RecordBatch]]:
-        """``(group, first row in it, batch)`` from group ``first``, ``skip`` rows in, to before ``last``."""
+        """``(group, first row in it, batch)`` from ``skip`` rows into group ``first`` up to ``last``."""
         base = number = 0
         for path, groups in self._files_and_groups():
             with self._open(path) as file:
