@@ -28,13 +28,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publishing": CORE,
     "dedupe": CORE | {"streaming", "registry"},
     "snapshots": CORE | {"registry"},
-    "serving": CORE | {"registry", "reporting"},
+    "serving": CORE | {"registry", "reporting", "layouts"},
     "layouts": CORE,
     "stores": CORE | {"layouts"},
     "embedding": CORE | {"registry", "streaming"},
     "reporting": EDGE,
     "testing": CORE,
-    "engines": CORE | {"streaming", "publishing", "planning", "verifying"},
+    "engines": CORE
+    | {"registry", "streaming", "publishing", "planning", "verifying", "reporting", "embedding", "dedupe"},
 }
 """Room → rooms it may import. `reporting` in planning is for type checking only."""
 
