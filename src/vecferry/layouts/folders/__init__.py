@@ -10,7 +10,7 @@ from vecferry.layouts.folders.llamaindex import VECTORS, read_simple
 from vecferry.layouts.folders.llamaindex_write import write_llamaindex, write_simple_vectors
 from vecferry.layouts.folders.own import JSONL, PARQUET, write_parquet
 from vecferry.layouts.folders.raw import write_raw
-from vecferry.layouts.folders.sidecar import Sidecar
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar
 
 __all__ = [
     "CARD",
@@ -21,6 +21,7 @@ __all__ = [
     "Entry",
     "Found",
     "LineFile",
+    "Numbering",
     "Sidecar",
     "dumps",
     "encode_lines",

@@ -18,8 +18,7 @@ from vecferry.layouts.folders.llamaindex import (
 )
 from vecferry.layouts.folders.own import JSONL, PARQUET, read_own
 from vecferry.layouts.folders.raw import read_raw
-from vecferry.layouts.folders.sidecar import Sidecar
-from vecferry.records.vectors import Array
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar
 
 CARD = "vecferry.json"
 """Beside every collection that vecferry writes: schema, space, index factory. Other apps pass it over."""
@@ -37,7 +36,9 @@ NAMES = (
 )
 _SUFFIXES = (".faiss", ".index", ".bin")
 _RAW_STEMS = ("metadata", "meta", "docs", "documents", "records")
-_LLAMA_FILES = frozenset({"graph_store.json", "image__vector_store.json", DOCSTORE, INDEX_STORE, ID_MAP, VECTORS})
+_LLAMA_FILES = frozenset(
+    {"graph_store.json", "image__vector_store.json", DOCSTORE, INDEX_STORE, ID_MAP, VECTORS}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +79,14 @@ class Found:
             own |= {self.folder / name for name in _LLAMA_FILES}
         return {path for path in own if path.exists()}
 
-    def open_sidecar(self, ids: Array | None, count: int) -> Sidecar | None:
-        """The records for an index of ``count`` vectors numbered ``ids`` (``None``: 0, 1, …)."""
-        if self.layout == "langchain":
-            assert self.sidecar is not None
-            return read_langchain(self.sidecar, ids, count)
+    def open_sidecar(self, numbering: Numbering) -> Sidecar | None:
+        """The records for an index so numbered; ``None`` if there are none beside it."""
         if self.layout in ("llamaindex", "llamaindex-map"):
-            return read_llamaindex(self.folder, ids, count)
+            return read_llamaindex(self.folder, numbering)
         if self.sidecar is None:
             return None
-        if self.layout == "plain":
-            return read_own(self.sidecar, count)
-        return read_raw(self.sidecar, ids, count)
+        readers = {"langchain": read_langchain, "plain": read_own}
+        return readers.get(self.layout, read_raw)(self.sidecar, numbering)
 
 
 def find(path: Path, *, layout: str | None = None, index_name: str = "index") -> Found:
@@ -175,7 +172,9 @@ def _insist(found: Found, layout: str) -> Found:
     for path in candidates.get(layout, []):
         if path.is_file():
             return Found(layout, found.index, path)
-    raise NotFoundError(f"{found.folder} is in the layout {found.layout!r}, not {layout!r}; leave ?layout= out")
+    raise NotFoundError(
+        f"{found.folder} is in the layout {found.layout!r}, not {layout!r}; leave ?layout= out"
+    )
 
 
 __all__ = ["CARD", "NAMES", "Found", "find"]

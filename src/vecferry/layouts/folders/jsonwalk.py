@@ -29,10 +29,10 @@ class JsonWalk:
         self._at = 0
         self._ended = False
 
-    def sections(self) -> Iterator[tuple[str, str, Any]]:
+    def sections(self) -> Iterator[tuple[str, str | None, Any]]:
         """``(section, key, value)`` of every item of every object in the outer object, in order.
 
-        A section that is no object comes as one item with the key ``""``.
+        A section that is no object comes as one item with the key ``None``.
 
         Raises:
             CorruptDataError: where the file is not JSON of that shape.
@@ -41,7 +41,7 @@ class JsonWalk:
             try:
                 for section in self._keys(file):
                     if self._peek(file) != "{":
-                        yield section, "", self._value(file)
+                        yield section, None, self._value(file)
                         continue
                     for key in self._keys(file):
                         yield section, key, self._value(file)

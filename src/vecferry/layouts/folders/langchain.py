@@ -20,15 +20,15 @@ from vecferry.layouts.folders.inert import DocstoreContent
 from vecferry.layouts.folders.lines import Entries, Entry, Spool
 from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickles import read_pickle
-from vecferry.layouts.folders.sidecar import Sidecar, rows_of
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
 from vecferry.records import ENVELOPE, decode_id, encode_id
 from vecferry.records.vectors import Array
 
 _BATCH = 1000  # items a SETITEMS opcode takes, as Python's pickler does
 
 
-def read_langchain(path: Path, ids: Array | None, count: int) -> Sidecar:
-    """The sidecar ``index.pkl`` for an index of ``count`` vectors numbered ``ids`` (``None``: 0, 1, …).
+def read_langchain(path: Path, numbering: Numbering) -> Sidecar:
+    """The sidecar ``index.pkl`` of an index so numbered.
 
     Raises:
         CorruptDataError: if documents and vectors do not belong to each other.
@@ -43,7 +43,7 @@ def read_langchain(path: Path, ids: Array | None, count: int) -> Sidecar:
         value = read_pickle(path, keep_document=keep)
         documents, names = _parts(value, path)
         rows = _rows(documents, names, path)
-        order = rows_of(rows, ids, count, str(path))
+        order = rows_of(rows, numbering, str(path))
         texts = {row: name for name, row in documents.items()}
         return Sidecar(_Named(spool.seal(), texts), order)
 
@@ -200,4 +200,3 @@ _TAIL = (
     + _string("__pydantic_private__")
     + b"N"
 )
-

@@ -26,10 +26,9 @@ from vecferry.errors import CorruptDataError, NotFoundError
 from vecferry.layouts.envelope import open_envelope
 from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.lines import Entry, LineFile, Spool, loads
-from vecferry.layouts.folders.sidecar import Sidecar, check_count, rows_of
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.layouts.llamaindex import read_node
 from vecferry.records import ENVELOPE
-from vecferry.records.vectors import Array
 
 VECTORS = "default__vector_store.json"
 DOCSTORE = "docstore.json"
@@ -37,7 +36,7 @@ INDEX_STORE = "index_store.json"
 ID_MAP = "id_map.json"
 
 
-def read_llamaindex(folder: Path, ids: Array | None, count: int) -> Sidecar:
+def read_llamaindex(folder: Path, numbering: Numbering) -> Sidecar:
     """The nodes of a FaissVectorStore folder; those of a FaissMapVectorStore if there is an ``id_map.json``.
 
     Raises:
@@ -45,9 +44,9 @@ def read_llamaindex(folder: Path, ids: Array | None, count: int) -> Sidecar:
         NotFoundError: if a file of the folder is missing.
     """
     if (folder / ID_MAP).exists():
-        names = _mapped_names(folder, ids, count)
+        names = _mapped_names(folder, numbering)
     else:
-        names = _row_names(folder, ids, count)
+        names = _row_names(folder, numbering)
     return sidecar_of(folder, names)
 
 
@@ -77,7 +76,7 @@ def read_docstore(folder: Path) -> tuple[LineFile, dict[str, int]]:
     path = folder / DOCSTORE
     with Spool() as spool:
         for section, key, value in JsonWalk(_there(path)).sections():
-            if section == "docstore/data":
+            if section == "docstore/data" and key is not None:
                 rows[key] = spool.add(_entry(key, value, path))
         return spool.seal(), rows
 
@@ -88,20 +87,31 @@ def _entry(key: str, value: Any, path: Path) -> Entry:
         node = loads(node.encode())
     if not isinstance(node, Mapping):
         raise CorruptDataError(f"{path}: the node {key!r} is not an object; restore the file")
-    _, text, metadata = read_node(node)
+    _, text, metadata = read_node(without_envelope(node))
     envelope = metadata.pop(ENVELOPE, None)
     original, metadata = open_envelope(metadata, envelope)
     silent = isinstance(envelope, Mapping) and envelope.get("no_text") is True and not text
     return Entry(key if original is None else original, None if silent else text, metadata)
 
 
-def _row_names(folder: Path, ids: Array | None, count: int) -> list[str]:
+EXCLUDED = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+
+
+def without_envelope(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node whose excluded keys do not name the envelope, which only vecferry puts there."""
+    lists = {
+        key: [k for k in node[key] if k != ENVELOPE] for key in EXCLUDED if isinstance(node.get(key), list)
+    }
+    return {**node, **lists}
+
+
+def _row_names(folder: Path, numbering: Numbering) -> list[str]:
     """Node ids of a FaissVectorStore: ``nodes_dict`` is keyed by the row, as text."""
-    nodes = _nodes_dict(folder, count)
+    nodes = _nodes_dict(folder, numbering.count)
     name = str(folder / INDEX_STORE)
     keys = list(nodes)
     try:
-        order = rows_of({int(key): at for at, key in enumerate(keys)}, ids, count, name)
+        order = rows_of({int(key): at for at, key in enumerate(keys)}, numbering, name)
     except ValueError as error:
         raise CorruptDataError(
             f"{name} is keyed by node ids, so its vectors are numbered in {ID_MAP}, which is missing; "
@@ -129,7 +139,7 @@ def _nodes_dict(folder: Path, count: int) -> dict[str, Any]:
     return {}
 
 
-def _mapped_names(folder: Path, ids: Array | None, count: int) -> list[str]:
+def _mapped_names(folder: Path, numbering: Numbering) -> list[str]:
     """Node ids of a FaissMapVectorStore.
 
     The store numbers new vectors by the size of the index, so that after a deletion two nodes may share a
@@ -139,9 +149,9 @@ def _mapped_names(folder: Path, ids: Array | None, count: int) -> list[str]:
     numbers: dict[int, list[str]] = defaultdict(list)
     for node, number in _id_map(path).items():
         numbers[int(number)].append(node)
-    check_count(sum(map(len, numbers.values())), count, str(path))
+    check_count(sum(map(len, numbers.values())), numbering.count, str(path))
     queues = {number: iter(nodes) for number, nodes in numbers.items()}
-    found = range(count) if ids is None else ids.tolist()
+    found = range(numbering.count) if numbering.ids is None else numbering.ids.tolist()
     try:
         return [next(queues[number]) for number in found]
     except (KeyError, StopIteration) as error:
@@ -176,7 +186,7 @@ def read_simple(folder: Path, vectors: Path, spool_vectors: Any) -> tuple[Sideca
     """
     names, dim = [], None
     for section, key, value in JsonWalk(_there(vectors)).sections():
-        if section != "embedding_dict" or not key:
+        if section != "embedding_dict" or key is None:
             continue
         try:
             vector = np.asarray(value, dtype="<f4")
@@ -194,5 +204,7 @@ def read_simple(folder: Path, vectors: Path, spool_vectors: Any) -> tuple[Sideca
 
 def _there(path: Path) -> Path:
     if not path.is_file():
-        raise NotFoundError(f"{path} is not there; a LlamaIndex folder is persisted with its storage context")
+        raise NotFoundError(
+            f"{path} is not there; a LlamaIndex folder is persisted with its storage context"
+        )
     return path

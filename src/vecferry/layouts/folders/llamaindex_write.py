@@ -16,7 +16,7 @@ import orjson
 
 from vecferry.layouts.envelope import seal
 from vecferry.layouts.folders.lines import Entry, dumps
-from vecferry.layouts.folders.llamaindex import DOCSTORE, ID_MAP, INDEX_STORE, VECTORS
+from vecferry.layouts.folders.llamaindex import DOCSTORE, EXCLUDED, ID_MAP, INDEX_STORE, VECTORS
 from vecferry.layouts.llamaindex import build_node, document_of
 from vecferry.records import ENVELOPE
 from vecferry.records.ids import ID_NAMESPACE
@@ -112,8 +112,8 @@ def _node(entry: Entry, name: str) -> _Node:
     if envelope:
         # The envelope must not reach a prompt or an embedding.
         node["metadata"] = {**node["metadata"], ENVELOPE: envelope}
-        for key in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
-            node[key] = [*(k for k in node[key] if k != ENVELOPE), ENVELOPE]
+        for key in EXCLUDED:
+            node[key] = [*node[key], ENVELOPE]
     return _Node(name, node)
 
 
@@ -171,5 +171,3 @@ def _write_sections(path: Path, sections: dict[str, Iterable[tuple[str, Any]]]) 
                 file.write((b", " if row else b"") + dumps(key) + b": " + dumps(value))
             file.write(b"}")
         file.write(b"}")
-
-

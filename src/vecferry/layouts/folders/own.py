@@ -1,6 +1,6 @@
 """vecferry's own folder: ``index.faiss``, ``records.jsonl`` or ``records.parquet``, ``vecferry.json``.
 
-No pickle; row i of the sidecar belongs to vector i of the index. In the Parquet form ``metadata`` and the
+No pickle; row i of the sidecar belongs to the vector numbered i. In the Parquet form ``metadata`` and the
 envelope (types that JSON lacks, ids that are no text) are JSON text, ``id`` is text.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError, MissingDependencyError
 from vecferry.layouts.folders.lines import Entry, LineFile, dumps, from_row, loads, to_row
-from vecferry.layouts.folders.sidecar import Sidecar, check_count
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count
 from vecferry.records import ENVELOPE
 from vecferry.records.vectors import Array
 
@@ -24,15 +24,15 @@ PARQUET = "records.parquet"
 _GROUP = 8192
 
 
-def read_own(path: Path, count: int) -> Sidecar:
+def read_own(path: Path, numbering: Numbering) -> Sidecar:
     """The sidecar at ``path``.
 
     Raises:
         CorruptDataError: if it is damaged, or shorter or longer than the index.
     """
     entries = ParquetEntries(path) if path.suffix == ".parquet" else LineFile.open(path)
-    check_count(len(entries), count, str(path))
-    return Sidecar(entries)
+    check_count(len(entries), numbering.count, str(path))
+    return Sidecar(entries, numbering.rows)
 
 
 def write_parquet(path: Path, entries: Iterable[Entry]) -> None:

@@ -23,7 +23,7 @@ from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.lines import Entries, Entry, Spool, dumps, is_native, loads
 from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickles import read_pickle
-from vecferry.layouts.folders.sidecar import Sidecar, check_count, rows_of
+from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.records import ENVELOPE, encode_id, id_key
 from vecferry.records.ids import RecordId, check_id
 from vecferry.records.vectors import Array
@@ -31,8 +31,8 @@ from vecferry.records.vectors import Array
 _ID_KEYS = ("id", "_id")
 
 
-def read_raw(path: Path, ids: Array | None, count: int) -> Sidecar:
-    """The sidecar ``metadata.*`` of an index of ``count`` vectors numbered ``ids`` (``None``: 0, 1, …).
+def read_raw(path: Path, numbering: Numbering) -> Sidecar:
+    """The sidecar ``metadata.*`` of an index so numbered.
 
     Raises:
         CorruptDataError: if it is shorter or longer than the index, or not a list or dict of records.
@@ -46,10 +46,9 @@ def read_raw(path: Path, ids: Array | None, count: int) -> Sidecar:
             census.see(entry.id)
             spool.add(entry)
             keys.append(key)
-        check_count(len(spool), count, str(path))
-        order = _order(keys, ids, count, path)
-        numbers = ids if order is None or _by_number(keys) else None
-        return Sidecar(_Identified(spool.seal(), census.ids(keys, numbers)), order)
+        check_count(len(spool), numbering.count, str(path))
+        order = _order(keys, numbering, path)
+        return Sidecar(_Identified(spool.seal(), census.ids(keys, order, numbering)), order)
 
 
 def _items(path: Path) -> Iterator[tuple[Any, Any]]:
@@ -144,23 +143,33 @@ class _Census:
         if not self._unique:
             self._seen.clear()
 
-    def ids(self, keys: list[Any], numbers: Array | None) -> list[Any] | Array | None:
-        """The ids that stand for those in the rows; ``None`` if those in the rows are good."""
+    def ids(self, keys: list[Any], order: Array | None, numbering: Numbering) -> list[Any] | Array | None:
+        """By row, the ids that stand for those in the rows; ``None`` if those in the rows are good."""
         if self._unique:
             return None
         if keys and keys[0] is not None and not _by_number(keys):
             return keys
-        return numbers if numbers is not None else np.arange(len(keys), dtype=np.int64)
+        if order is None:
+            return np.arange(numbering.count) if numbering.ids is None else numbering.ids
+        by_row = np.empty(numbering.count, dtype=np.int64)
+        by_row[order] = np.arange(numbering.count) if numbering.ids is None else numbering.ids
+        return by_row
 
 
 def _by_number(keys: list[Any]) -> bool:
     return bool(keys) and all(type(k) is int or (isinstance(k, str) and k.isdecimal()) for k in keys)
 
 
-def _order(keys: list[Any], ids: Array | None, count: int, path: Path) -> Array | None:
-    if not _by_number(keys):
-        return None
-    return rows_of({int(key): row for row, key in enumerate(keys)}, ids, count, str(path))
+def _order(keys: list[Any], numbering: Numbering, path: Path) -> Array | None:
+    if _by_number(keys):
+        return rows_of({int(key): row for row, key in enumerate(keys)}, numbering, str(path))
+    try:
+        return numbering.rows
+    except LookupError as error:
+        raise CorruptDataError(
+            f"the index beside {path} numbers its vectors in its own way, so that a list cannot be matched; "
+            "write the records as a JSON object keyed by these numbers"
+        ) from error
 
 
 class _Identified:
@@ -202,7 +211,11 @@ def write_raw(path: Path, entries: Callable[[], Iterable[Entry]]) -> None:
         file.write(closing)
 
 
-_FRAMES = {".jsonl": (b"", b"\n", b"\n"), ".json": (b"[\n", b",\n", b"\n]\n"), ".pkl": (b"\x80\x04]", b"", b".")}
+_FRAMES = {
+    ".jsonl": (b"", b"\n", b"\n"),
+    ".json": (b"[\n", b",\n", b"\n]\n"),
+    ".pkl": (b"\x80\x04]", b"", b"."),
+}
 _OWN = frozenset({*_ID_KEYS, *TEXT_KEYS, "metadata", ENVELOPE})
 
 
@@ -231,5 +244,3 @@ def _pickled_row(entry: Entry) -> bytes:
     pickler.fast = True  # no memo, so that the pieces do not share numbers
     pickler.dump(row)
     return buffer.getvalue()[2:-1] + b"a"
-
-

@@ -33,14 +33,45 @@ class Sidecar:
         self.entries.close()
 
 
-def rows_of(rows: Mapping[int, int], ids: Array | None, count: int, name: str) -> Array | None:
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """How an index numbers its vectors.
+
+    Attributes:
+        count: of vectors.
+        ids: int64 ``(n,)`` by position; ``None`` where the number is the position.
+        in_order: whether positions follow the order in which vectors were added (not so in an IVF).
+    """
+
+    count: int
+    ids: Array | None = None
+    in_order: bool = True
+
+    @property
+    def rows(self) -> Array | None:
+        """The row of each position in a list written beside the index; ``None`` where they agree.
+
+        Raises:
+            LookupError: if the numbers do not tell.
+        """
+        if self.ids is None:
+            return None
+        if np.array_equal(np.sort(self.ids), np.arange(self.count)):
+            return None if np.array_equal(self.ids, np.arange(self.count)) else self.ids
+        if not self.in_order:
+            raise LookupError
+        return None
+
+
+def rows_of(rows: Mapping[int, int], numbering: Numbering, name: str) -> Array | None:
     """The entry of each position, from a mapping of the index's own numbers to entries.
 
     Raises:
         CorruptDataError: if the mapping and the index do not hold the same numbers.
     """
+    count = numbering.count
     check_count(len(rows), count, name)
-    numbers = range(count) if ids is None else ids.tolist()
+    numbers = range(count) if numbering.ids is None else numbering.ids.tolist()
     try:
         order = np.fromiter((rows[number] for number in numbers), dtype=np.int64, count=count)
     except KeyError as error:

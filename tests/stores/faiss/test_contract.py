@@ -1,0 +1,139 @@
+"""The store contract for `faiss:`, looked behind with FAISS, pickle and json themselves."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from vecferry.records import Metric
+from vecferry.stores.faiss import FaissStore
+from vecferry.testing import Peek, StoreContract
+
+
+class TestPlain(StoreContract):
+    options: dict[str, Any] = {}
+
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, **self.options)
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "index.faiss"))
+        lines = (store.target / "records.jsonl").read_text("utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+        return dict(enumerate(map(Peek, texts, index.reconstruct_n(0, index.ntotal))))
+
+
+class TestParquet(TestPlain):
+    options = {"sidecar": "parquet"}
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        import pandas as pd
+
+        index = faiss.read_index(str(store.target / "index.faiss"))
+        texts = pd.read_parquet(store.target / "records.parquet")["text"]
+        return dict(enumerate(map(Peek, texts, index.reconstruct_n(0, index.ntotal))))
+
+
+class TestHnswIp(TestPlain):
+    options = {"index": "HNSW16"}
+    metric = Metric.IP
+    exact = False  # inner products find the record itself only at unit length
+
+
+class TestCosine(TestPlain):
+    metric = Metric.COSINE
+
+
+class TestIvf(TestPlain):
+    options = {"index": "IVF2,Flat"}
+
+    def load(self, store: Any, records: Any, **schema: Any) -> Any:
+        if len(records) < 2:
+            store = FaissStore(store.target)
+        return super().load(store, records, **schema)
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "index.faiss"))
+        index.make_direct_map()
+        lines = (store.target / "records.jsonl").read_text("utf-8").splitlines()
+        rows = [index.reconstruct(i) for i in range(index.ntotal)]
+        return {i: Peek(json.loads(line)["text"], rows[i]) for i, line in enumerate(lines)}
+
+
+class TestLangChain(StoreContract):
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, layout="langchain")
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "index.faiss"))
+        docstore, names = pickle.loads((store.target / "index.pkl").read_bytes())
+        documents = [docstore.search(names[row]) for row in range(index.ntotal)]
+        return {d.id: Peek(d.page_content, index.reconstruct(i)) for i, d in enumerate(documents)}
+
+
+class TestLlamaIndex(StoreContract):
+    layout = "llamaindex"
+
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, layout=self.layout)
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "default__vector_store.json"))
+        nodes = json.loads((store.target / "docstore.json").read_text("utf-8"))["docstore/data"]
+        found = {}
+        for row, (name, node) in enumerate(nodes.items()):
+            found[name] = Peek(node["__data__"]["text"], index.reconstruct(row))
+        return found
+
+
+class TestLlamaIndexMap(TestLlamaIndex):
+    layout = "llamaindex-map"
+
+
+class TestLlamaIndexSimple(TestLlamaIndex):
+    layout = "llamaindex-simple"
+    metric = Metric.COSINE
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        vectors = json.loads((store.target / "default__vector_store.json").read_text("utf-8"))
+        nodes = json.loads((store.target / "docstore.json").read_text("utf-8"))["docstore/data"]
+        embeddings = vectors["embedding_dict"]
+        return {
+            name: Peek(node["__data__"]["text"], np.array(embeddings[name], np.float32))
+            for name, node in nodes.items()
+        }
+
+
+class TestRawPickle(StoreContract):
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, layout="raw-pkl")
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "faiss.index"))
+        rows = pickle.loads((store.target / "metadata.pkl").read_bytes())
+        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
+
+
+class TestRawJson(StoreContract):
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, layout="raw-json")
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "faiss.index"))
+        rows = json.loads((store.target / "metadata.json").read_bytes())
+        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
+
+
+class TestRawJsonl(TestRawJson):
+    def open(self, folder: Path, name: str) -> FaissStore:
+        return FaissStore(folder / name, layout="raw-jsonl")
+
+    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+        index = faiss.read_index(str(store.target / "faiss.index"))
+        rows = list(map(json.loads, (store.target / "metadata.jsonl").read_text("utf-8").splitlines()))
+        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
