@@ -27,7 +27,7 @@ HARBOURS = [
     f"faiss:{OUT / 'vectorstore'}",
 ]
 MODEL = vf.EmbeddingSpace(model="sentence-transformers/all-MiniLM-L6-v2", dim=384)
-QUESTION = "n02084071"  # the gloss of "dog"
+QUESTION = "n13978344"  # "storm, tempest: a violent commotion or disturbance"
 COLUMNS = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 console = Console(highlight=False, soft_wrap=True)
 
