@@ -73,6 +73,7 @@ class FileStore(ABC):
         self._writing: CollectionSchema | None = None
         self._index: tuple[Any, KeyIndex] | None = None
         self._dropped = keys_of([])
+        self._front: FileStore | None = None
 
     # -- what a format must say ---------------------------------------------------------------
 
@@ -166,10 +167,10 @@ class FileStore(ABC):
         if self._writing is not None:  # twice is as once
             check_fits(self._writing, schema, self.url)
             return
-        there = self.exists()
-        if there and mode is WriteMode.CREATE and self.count():
-            raise TargetExistsError(f'{self.url} holds records; pass mode="upsert" or mode="replace"')
-        keep = there and mode is WriteMode.UPSERT
+        seen = self._front or self
+        if mode is WriteMode.CREATE and seen.exists() and seen.count():
+            raise TargetExistsError(f'{seen.url} holds records; pass mode="upsert" or mode="replace"')
+        keep = self.exists() and mode is WriteMode.UPSERT
         if keep:
             have = self.describe()
             check_fits(have, schema, self.url)
@@ -295,7 +296,9 @@ class FileStore(ABC):
 
     def shadow(self, tag: str) -> Self:
         """The store of the version under construction."""
-        return self._twin(self.room.begin(tag))
+        store = self._twin(self.room.begin(tag))
+        store._front = self
+        return store
 
     def publish(self, tag: str) -> Version:
         place = self.room.path(tag)
