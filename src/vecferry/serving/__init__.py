@@ -1,0 +1,26 @@
+"""Moving house under live traffic: search both, write both, catch up, cut over, roll back."""
+
+from vecferry.serving.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from vecferry.serving.comparing import Comparison, compare
+from vecferry.serving.dual import DualWriter
+from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits
+from vecferry.serving.figures import Figures
+from vecferry.serving.journal import Journal
+from vecferry.serving.syncing import SyncReport, sync, untrack
+
+__all__ = [
+    "Attempt",
+    "Comparison",
+    "DualWriter",
+    "FallbackCollection",
+    "Figures",
+    "Hit",
+    "Hits",
+    "Journal",
+    "SyncReport",
+    "as_langchain_vector_store",
+    "as_llama_index_vector_store",
+    "compare",
+    "sync",
+    "untrack",
+]
