@@ -1,0 +1,242 @@
+"""Two collections written in step, whatever happens to one of them or to the process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecferry.errors import FatalStoreError, RejectedRecord, RetryableError, UnsupportedError
+from vecferry.ports import WriteMode
+from vecferry.records import RecordBatch, VectorRecord
+from vecferry.records.vectors import DenseColumn
+from vecferry.serving import DualWriter, Journal
+from vecferry.stores.memory import MemoryStore
+
+from .conftest import Moody, WordEmbedder, contents, fill, record, schema
+
+
+@pytest.fixture
+def pair(words: WordEmbedder) -> tuple[Moody, Moody]:
+    return fill(Moody(), words), fill(Moody(), words)
+
+
+@pytest.fixture
+def writer(pair: tuple[Moody, Moody], tmp_path: Path) -> Any:
+    with DualWriter(*pair, tmp_path / "journal.sqlite3") as dual:
+        yield dual
+
+
+def test_writes_and_deletes_reach_both(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    assert writer.write([record(1, words, "changed"), record(100, words)]) == 2
+    assert writer.delete([2, 999]) == 1
+    assert contents(pair[0]) == contents(pair[1])
+    assert contents(pair[1])[1].text == "changed"
+    assert 2 not in contents(pair[1])
+    assert writer.pending == 0
+
+
+def test_what_the_second_missed_is_made_up_for(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    pair[1].write_error = RetryableError("down")
+    writer.write([record(n, words, f"v2 of {n}") for n in range(5)])
+    writer.delete([7, 8])
+    writer.write([record(7, words, "back again")])
+    assert writer.pending == 7
+    assert writer.figures.get("writes", side="new", result="missed") == 3
+    with pytest.raises(RetryableError):
+        writer.replay()
+    assert writer.pending == 7
+    pair[1].write_error = None
+    assert writer.replay() == 7
+    assert contents(pair[0]) == contents(pair[1])
+    assert writer.pending == 0
+
+
+def test_the_journal_survives_the_process(
+    pair: tuple[Moody, Moody], words: WordEmbedder, tmp_path: Path
+) -> None:
+    with DualWriter(*pair, tmp_path / "j") as first:
+        pair[1].write_error = RetryableError("down")
+        first.write([VectorRecord(id="007", text="x", vector=words.embed(["x"])[0])])
+    pair[1].write_error = None
+    with DualWriter(*pair, tmp_path / "j", retry_missed=True) as second:
+        assert second.pending == 1
+        second.write([record(50, words)])
+        assert second.pending == 0
+    assert contents(pair[0]) == contents(pair[1])
+
+
+def test_a_leading_side_that_fails_refuses_the_write(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    for error in (FatalStoreError("disk full"), RejectedRecord("bad", ids=[1])):
+        pair[0].write_error = error
+        with pytest.raises(type(error)):
+            writer.write([record(1, words, "never arrives")])
+    pair[0].write_error = None
+    assert writer.pending == 1
+    writer.replay()
+    assert contents(pair[0]) == contents(pair[1])
+    assert contents(pair[1])[1].text != "never arrives"
+
+
+def test_cut_over_and_roll_back_change_who_leads(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    pair[1].write_error = RetryableError("down")
+    writer.write([record(1, words, "one")])
+    with pytest.raises(RetryableError):
+        writer.cut_over(timeout=0.2)
+    assert writer.leading == "old"
+    pair[1].write_error = None
+    writer.cut_over()
+    assert writer.leading == "new"
+    assert contents(pair[1])[1].text == "one"
+    pair[0].write_error = RetryableError("the old one is away")
+    writer.write([record(1, words, "two")])
+    pair[0].write_error = None
+    writer.roll_back()
+    assert writer.leading == "old"
+    assert contents(pair[0])[1].text == "two"
+    writer.write([record(3, words, "goes on")])
+    assert contents(pair[0]) == contents(pair[1])
+
+
+def test_each_side_in_its_own_space(words: WordEmbedder, tmp_path: Path) -> None:
+    other = WordEmbedder("other-words")
+    old, new = fill(MemoryStore(), words, []), fill(MemoryStore(), other, [])
+
+    def embed(by: WordEmbedder) -> Any:
+        def adapt(batch: RecordBatch) -> RecordBatch:
+            column = DenseColumn(by.embed([text or "" for text in batch.text_list]))
+            return batch.replace(vectors={"": column})
+
+        return adapt
+
+    with DualWriter(old, new, ":memory:", adapt={"old": embed(words), "new": embed(other)}) as writer:
+        writer.write([{"id": 1, "text": "a b"}, {"id": 2, "text": "c"}])
+        writer.mirror([1])
+    for store, by in ((old, words), (new, other)):
+        np.testing.assert_array_equal(contents(store)[1].vector, by.embed(["a b"])[0])
+
+
+def test_sides_that_cannot_are_refused(words: WordEmbedder) -> None:
+    class ReadOnly:
+        def search(self) -> None: ...
+
+    with pytest.raises(UnsupportedError, match="cannot be written"):
+        DualWriter(fill(MemoryStore(), words), ReadOnly(), ":memory:")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_writers_of_the_same_ids_end_equal(words: WordEmbedder, tmp_path: Path, seed: int) -> None:
+    """Two writers as two processes would be: a store object and a journal connection each."""
+    names = [f"dual-{side}-{seed}-{os.getpid()}" for side in ("old", "new")]
+    for name in names:
+        fill(MemoryStore(name), words, range(6))
+
+    class Slow(MemoryStore):
+        def write(self, batch: RecordBatch) -> Any:
+            time.sleep(random.random() * 0.004)
+            return super().write(batch)
+
+    def work(number: int) -> None:
+        dice = random.Random(seed * 10 + number)
+        with DualWriter(Slow(names[0]), Slow(names[1]), tmp_path / "j") as writer:
+            for turn in range(25):
+                id_ = dice.randrange(6)
+                if dice.random() < 0.2:
+                    writer.delete([id_])
+                else:
+                    writer.write([record(id_, words, f"by {number} in {turn}")])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Journal(tmp_path / "j")) == 0
+    assert contents(MemoryStore(names[0])) == contents(MemoryStore(names[1]))
+
+
+class FileStore(MemoryStore):
+    """A memory store that lies in a SQLite file, so that it outlives a killed process."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._load()
+
+    def _load(self) -> None:
+        import pickle
+
+        if self._path.exists():
+            self._cabinet = pickle.loads(self._path.read_bytes())
+
+    def _save(self) -> None:
+        import pickle
+
+        part = self._path.with_suffix(".part")
+        part.write_bytes(pickle.dumps(self._cabinet))
+        part.replace(self._path)
+
+    def write(self, batch: RecordBatch) -> Any:
+        receipt = super().write(batch)
+        self._save()
+        return receipt
+
+    def delete(self, ids: Any) -> int:
+        gone = super().delete(ids)
+        self._save()
+        return gone
+
+
+def _write_for_ever(folder: Path, log: Path) -> None:
+    words = WordEmbedder()
+    sides = FileStore(folder / "old"), FileStore(folder / "new")
+    with DualWriter(*sides, folder / "j") as writer, log.open("a") as file:
+        for turn in range(100_000):
+            writer.write([record(turn % 9, words, f"turn {turn}")])
+            file.write(f"{turn}\n")
+            file.flush()
+
+
+@pytest.mark.chaos
+def test_a_killed_process_loses_no_acknowledged_write(words: WordEmbedder, tmp_path: Path) -> None:
+    for side in ("old", "new"):
+        store = FileStore(tmp_path / side)
+        store.prepare(schema(words), WriteMode.UPSERT)
+        store.write(RecordBatch.from_records([record(0, words)]))
+    log = tmp_path / "acknowledged"
+    context = multiprocessing.get_context("fork")
+    for round_ in range(4):
+        log.write_text("")
+        child = context.Process(target=_write_for_ever, args=(tmp_path, log))
+        child.start()
+        while log.stat().st_size < 60 + 10 * round_ and child.is_alive():
+            time.sleep(0.002)
+        os.kill(child.pid or 0, signal.SIGKILL)
+        child.join()
+        last = max(int(line) for line in log.read_text().split("\n")[:-1])
+        with DualWriter(FileStore(tmp_path / "old"), FileStore(tmp_path / "new"), tmp_path / "j") as writer:
+            writer.cut_over()
+            writer.roll_back()
+            assert writer.pending == 0
+        old, new = contents(FileStore(tmp_path / "old")), contents(FileStore(tmp_path / "new"))
+        assert old == new
+        turns = {int((r.text or "turn -1").split()[1]) for r in new.values() if r.text.startswith("turn")}
+        assert max(turns) >= last
+        # The write after the last acknowledged one may have arrived too, in the place of the oldest.
+        assert {t for t in range(last - 8, last + 1) if t >= 0} <= turns | {last + 1 - 9}
