@@ -69,7 +69,7 @@ def search(url: str) -> list[str]:
         hits = collection.search(start, k=5)
     console.print(f"\n[bold]{url}[/bold]: nearest to {start.text!r}")
     for hit in hits:
-        console.print(f"  {hit.score:7.4f}  {hit.text[:84]}", markup=False)
+        console.print(f"  {hit.score + 0.0:7.4f}  {hit.text[:84]}", markup=False)
     return [str(hit.id) for hit in hits]
 
 

@@ -72,6 +72,8 @@ def _row(hit: VectorRecord) -> dict[str, Any]:
 
 def _table(hits: list[VectorRecord]) -> str:
     lines = [
-        f"{hit.score:8.4f}  {hit.id}  {(hit.text or '')[:90]}" for hit in hits if hit.score is not None
+        f"{(hit.score or 0.0) + 0.0:8.4f}  {hit.id}  {(hit.text or '')[:90]}"
+        for hit in hits
+        if hit.score is not None
     ]
     return "\n".join(lines) if lines else "no hits"

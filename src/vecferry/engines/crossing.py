@@ -226,7 +226,13 @@ class Crossing:
             resume=settings.resume,
             publish=settings.publish == "auto",
             verify=partial(_compare, draft.target_schema) if settings.verify else None,
-            fixed={"call": self.call, "embed_space": space, "backup": self.backup_url},
+            fixed={
+                "source": _absolute(self.source.url),
+                "target": _absolute(self.target.url),
+                "call": self.call,
+                "embed_space": space,
+                "backup": self.backup_url,
+            },
         )
 
     def _report(self, draft: Draft, state: JobState, outcome: Outcome, assembly: Assembly) -> Report:
@@ -300,7 +306,7 @@ def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
     for side in ("source", "target"):
         if not isinstance(kept[side], str):
             return None
-        kept[side] = str(StoreURL.parse(kept[side]))
+        kept[side] = _absolute(str(StoreURL.parse(kept[side])))
     try:
         json.dumps(kept)
     except TypeError:
@@ -316,4 +322,4 @@ def _ephemeral(collection: Collection) -> bool:
 def _absolute(url: str) -> str:
     """The same text for the same place, from whatever folder it is named."""
     scheme, _, rest = url.partition(":")
-    return url if rest.startswith("//") else f"{scheme}:{Path(rest).absolute()}"
+    return url if rest.startswith(("//", ":")) else f"{scheme}:{Path(rest).absolute()}"

@@ -129,8 +129,6 @@ class LocalRun:
             "tag": new_tag(),
             "schema": job.schema.model_dump(mode="json"),
             "total": job.total,
-            "source": job.source.url,
-            "target": job.target.url,
             "counters": vars(Counters()),
         }
         (state.folder / "quarantine.jsonl").unlink(missing_ok=True)
