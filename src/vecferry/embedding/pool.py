@@ -89,15 +89,15 @@ class RequestPool:
         """
         failed = threading.Event()
         threads = self._open()
-        futures: list[Future[list[Part]]] = [threads.submit(job, failed.is_set) for job in jobs]
+        futures: list[Future[list[Part]]] = [threads.submit(_guarded, job, failed) for job in jobs]
         failure: BaseException | None = None
         try:
             for future in as_completed(futures):
                 if future.cancelled():
                     continue
                 if error := future.exception():
-                    failure = failure or error
-                    failed.set()
+                    # Jobs that were only interrupted by the failure do not hide it.
+                    failure = error if failure is None or isinstance(failure, JobStopped) else failure
                     _cancel(futures)
                     continue
                 yield from future.result()
@@ -118,6 +118,17 @@ class RequestPool:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="vecferry-embed")
             return self._threads
+
+
+def _guarded(job: Callable[[ShouldStop], list[Part]], failed: threading.Event) -> list[Part]:
+    """The job, unless another one has failed; its own failure is known before the next job starts."""
+    if failed.is_set():
+        return []
+    try:
+        return job(failed.is_set)
+    except BaseException:
+        failed.set()
+        raise
 
 
 def _cancel(futures: Sequence[Future[list[Part]]]) -> None:
