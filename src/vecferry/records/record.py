@@ -91,7 +91,7 @@ class VectorRecord(BaseModel):
             data = dict(data)
             vector = data.pop("vector")
             if vector is not None:
-                data["vectors"] = {"": vector, **data.get("vectors", {})}
+                data["vectors"] = {**data.get("vectors", {}), "": vector}
         return data
 
     @property
