@@ -15,7 +15,6 @@ from typing import Any
 
 from vecferry.errors import PlanError, TargetExistsError
 from vecferry.layouts import Layout, find_layout
-from vecferry.layouts.base import NAMES
 from vecferry.ports import WriteMode, check_fits
 from vecferry.records import CollectionSchema, DType, Metric
 from vecferry.stores.qdrant.config import Record, creation
@@ -24,6 +23,7 @@ from vecferry.stores.qdrant.facts import Facts
 from vecferry.stores.qdrant.filters import json_path
 
 _POLL_SECONDS = 0.5
+_NOT_SETTINGS = ("layout", "text_key", "payload_indexes")
 
 
 class Builder:
@@ -71,7 +71,7 @@ class Builder:
             text_ids=layout.name != "plain" and schema.id_type != "uuid",
             spaces={f.name: f.space.model_dump() for f in schema.fields if f.space},
             dtypes={f.name: str(f.dtype) for f in schema.fields if self._returns_as(f)},
-            settings={k: v for k, v in _own(schema).items() if k not in ("payload_indexes", "text_key")},
+            settings={k: v for k, v in _own(schema).items() if k not in _NOT_SETTINGS},
             payload_indexes=_indexes(schema, layout),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -95,9 +95,8 @@ class Builder:
     def _layout(self, schema: CollectionSchema) -> Layout:
         """The layout asked for; else, from Qdrant to Qdrant, the one it had; else plain."""
         own = _own(schema)
-        kept = schema.layout if own and schema.layout in NAMES else "plain"
-        name = self._options["layout"] or kept
-        text_key = self._options["text_key"] or (own.get("text_key") if name == schema.layout else None)
+        name = self._options["layout"] or own.get("layout", "plain")
+        text_key = self._options["text_key"] or (own.get("text_key") if name == own.get("layout") else None)
         return find_layout(name, text_key=text_key, metadata_key=self._options["metadata_key"])
 
     def _adopt(self, have: Facts, schema: CollectionSchema) -> None:
@@ -193,7 +192,7 @@ def _indexes(schema: CollectionSchema, layout: Layout) -> dict[str, Any]:
     """Payload path → index: those of the layout's apps, of the schema, and of a Qdrant source."""
     asked: dict[str, Any] = dict(layout.indexes)
     asked.update({json_path(layout.path(key)): kind for key, kind in schema.payload_indexes.items()})
-    if layout.name == schema.layout:
+    if layout.name == _own(schema).get("layout"):
         asked.update(_own(schema).get("payload_indexes", {}))
     return asked
 

@@ -88,12 +88,12 @@ class Record:
 
 
 def read_fields(info: Any, record: Record) -> tuple[VectorField, ...]:
-    """The vector fields of a collection, the unnamed one first as Qdrant lists it."""
+    """The vector fields of a collection, dense ones first, by name: Qdrant keeps no order of them."""
     params = info.config.params
     vectors = params.vectors or {}
     dense = vectors if isinstance(vectors, dict) else {"": vectors}
-    fields = [_dense_field(name, vector, record) for name, vector in dense.items()]
-    for name in params.sparse_vectors or {}:
+    fields = [_dense_field(name, vector, record) for name, vector in sorted(dense.items())]
+    for name in sorted(params.sparse_vectors or {}):
         fields.append(
             VectorField(name=name, kind=Kind.SPARSE, metric=Metric.IP, space=_space(record, name))
         )

@@ -123,10 +123,7 @@ class Connection:
         """As `call`, for anything done with the client."""
         client = self.open(create=create)
         try:
-            with self._lock, warnings.catch_warnings():
-                # Both say that local mode is for small collections; the docs page says so too.
-                warnings.filterwarnings("ignore", message="Local mode is not recommended")
-                warnings.filterwarnings("ignore", message="Payload indexes have no effect")
+            with self._lock:
                 return action(client)
         except Exception as error:
             raise self._clean(translate(error, self.where, writing=writing)) from error
@@ -177,12 +174,13 @@ class Connection:
             return shared.client
 
     def _make_local(self, client_class: Any, path: str) -> QdrantClient:
+        # For good, as filters cannot be set for one thread; the docs page says what these two say.
+        warnings.filterwarnings("ignore", message="Local mode is not recommended")
+        warnings.filterwarnings("ignore", message="Payload indexes have no effect")
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Local mode is not recommended")
-                place = {"location": MEMORY} if path == MEMORY else {"path": path}
-                client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
-                return client
+            place = {"location": MEMORY} if path == MEMORY else {"path": path}
+            client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
+            return client
         except Exception as error:
             raise translate(error, self.where) from error
 
@@ -198,20 +196,18 @@ class Connection:
 
     def _make_server(self, prefer_grpc: bool) -> QdrantClient:
         a = self.address
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
-            client: QdrantClient = _client_class()(
-                host=a.host,
-                port=a.port,
-                grpc_port=a.grpc_port,
-                https=a.https,
-                prefix=a.prefix or None,
-                api_key=a.api_key,
-                timeout=a.timeout,
-                prefer_grpc=prefer_grpc,
-                check_compatibility=False,
-            )
-            return client
+        client: QdrantClient = _client_class()(
+            host=a.host,
+            port=a.port,
+            grpc_port=a.grpc_port,
+            https=a.https,
+            prefix=a.prefix or None,
+            api_key=a.api_key,
+            timeout=a.timeout,
+            prefer_grpc=prefer_grpc,
+            check_compatibility=False,
+        )
+        return client
 
     def _clean(self, error: VecferryError) -> VecferryError:
         key = self.address.api_key

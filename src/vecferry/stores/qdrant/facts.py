@@ -77,7 +77,11 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
     types = {id_type(record_id(p.id, text_ids=text_ids) if i is None else i) for p, i in pairs}
     settings = read_settings(info, record, local=local)
     indexes = read_indexes(info, record, local=local)
-    own = {"payload_indexes": indexes, "text_key": getattr(layout, "text_key", "")}
+    own = {
+        "layout": layout.name,
+        "text_key": getattr(layout, "text_key", ""),
+        "payload_indexes": indexes,
+    }
     schema = CollectionSchema(
         name=collection,
         fields=read_fields(info, record),

@@ -46,10 +46,11 @@ JSON_NUMBER, GRPC_NUMBER = 21, 4
 class Rows:
     """Points before they take the form of a transport, column by column.
 
-    Dense and multi columns are float32 here, whatever they were.
+    ``records`` are the records' own ids. Dense and multi columns are float32 here, whatever they were.
     """
 
     ids: Sequence[PointId]
+    records: Sequence[RecordId]
     payloads: Sequence[dict[str, Any]]
     columns: Mapping[str, Column]
 
@@ -60,7 +61,7 @@ class Rows:
         """Rows ``start`` to ``stop``."""
         picked = np.arange(start, stop)
         columns = {name: column.take(picked) for name, column in self.columns.items()}
-        return Rows(self.ids[start:stop], self.payloads[start:stop], columns)
+        return Rows(self.ids[start:stop], self.records[start:stop], self.payloads[start:stop], columns)
 
     def sizes(self, number_bytes: int) -> list[int]:
         """About how many bytes each row takes, when a number takes ``number_bytes``."""
@@ -141,7 +142,7 @@ def rows_of(
     points = [point_id(id_, text_ids=text_ids) for id_ in ids]
     norms = _norms(batch, schema) if keep_norms else None
     payloads = _payloads(batch, ids, layout, [foreign for _, foreign in points], norms)
-    return Rows([point for point, _ in points], payloads, dict(_wire_columns(batch)))
+    return Rows([point for point, _ in points], ids, payloads, dict(_wire_columns(batch)))
 
 
 def _wire_columns(batch: RecordBatch) -> Iterator[tuple[str, Column]]:

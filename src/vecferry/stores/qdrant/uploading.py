@@ -53,7 +53,8 @@ class Uploader:
             self._at.call("upsert", collection, points, wait=True, writing=True)
         except RequestTooLargeError as error:
             if len(rows) == 1:
-                raise RejectedRecord(f"one point is beyond the server's limit: {error}") from error
+                reason = f"one point is beyond the server's limit: {error}"
+                raise RejectedRecord(reason, ids=rows.records) from error
             middle = len(rows) // 2
             self._send(collection, rows.slice(0, middle))
             self._send(collection, rows.slice(middle, len(rows)))

@@ -1,0 +1,335 @@
+"""Over gRPC: what a server can do to a writer and a reader, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+import vecferry as vf
+from servers.qdrant_grpc import QdrantServer
+from vecferry.errors import (
+    FatalStoreError,
+    NotFoundError,
+    RejectedRecord,
+    RequestTooLargeError,
+    RetryableError,
+    TargetExistsError,
+    UnsupportedError,
+    VecferryError,
+)
+from vecferry.ports import WriteMode
+from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
+from vecferry.retry import RetryPolicy
+from vecferry.stores.qdrant import QdrantStore
+from vecferry.stores.qdrant.connection import Address
+
+from .conftest import DIM, fill, read, records, schema, vectors
+
+Code = grpc.StatusCode
+Open = Callable[..., QdrantStore]
+QUICK = RetryPolicy(attempts=5, base=0.01, cap=0.02)
+
+
+def batch(n: int = 100, dim: int = DIM) -> RecordBatch:
+    return RecordBatch(
+        np.arange(n), {"": DenseColumn(vectors(n, dim=dim))}, texts=[f"t{i}" for i in range(n)]
+    )
+
+
+# -- requests -----------------------------------------------------------------------------------
+
+
+def test_requests_are_bounded_by_count(wire: Open, server: QdrantServer) -> None:
+    store = wire(batch_points=30)
+    store.prepare(schema(), WriteMode.CREATE)
+    assert store.write(batch(100)).written == 100
+    assert sorted(points for points, _ in server.upserts) == [10, 30, 30, 30]
+
+
+def test_requests_are_bounded_by_bytes(wire: Open, server: QdrantServer) -> None:
+    store = wire(max_bytes=20_000, batch_points=10_000)
+    store.prepare(CollectionSchema(fields=(VectorField(dim=512),)), WriteMode.CREATE)
+    store.write(batch(64, dim=512))
+    assert len(server.upserts) > 5
+    assert all(size <= 20_000 for _, size in server.upserts)
+    assert min(size for _, size in server.upserts[:-1]) > 15_000, "as full as they may be"
+
+
+def test_requests_travel_side_by_side(wire: Open, server: QdrantServer) -> None:
+    store = wire(batch_points=10, parallel=4)
+    store.prepare(schema(), WriteMode.CREATE)
+    server.fail("Upsert", Code.OK, times=8, seconds=0.1)
+    store.write(batch(80))
+    assert 2 <= server.most_at_once <= 4
+    assert store.count() == 80
+
+
+def test_float32_vectors_cross_bit_for_bit(wire: Open, server: QdrantServer) -> None:
+    store = wire()
+    store.prepare(CollectionSchema(fields=(VectorField(dim=DIM, metric="ip"),)), WriteMode.CREATE)
+    odd = vectors(50) * np.float32(1e-30)
+    odd[0] = np.float32(3.4028235e38)
+    store.write(RecordBatch(np.arange(50), {"": DenseColumn(odd)}))
+    came = np.stack([record.vector for record in read(store)])
+    np.testing.assert_array_equal(came, odd)
+
+
+# -- faults -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the work", "after the work"])
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED])
+def test_a_passing_fault_is_passing(wire: Open, server: QdrantServer, code: Any, late: bool) -> None:
+    store = wire(batch_points=25)
+    store.prepare(schema(), WriteMode.CREATE)
+    server.fail("Upsert", code, times=2, late=late)
+    with pytest.raises(RetryableError, match=code.name):
+        store.write(batch())
+    assert QUICK.call(lambda: store.write(batch())).written == 100
+    store.finish()
+    assert sorted(r.id for r in read(store)) == list(range(100))
+
+
+def test_the_servers_own_wish_is_told(wire: Open, server: QdrantServer) -> None:
+    store = wire()
+    store.prepare(schema(), WriteMode.CREATE)
+    server.fail("Upsert", Code.RESOURCE_EXHAUSTED, "too many requests", retry_after=7)
+    with pytest.raises(RetryableError) as caught:
+        store.write(batch(5))
+    assert caught.value.retry_after == 7
+    assert not isinstance(caught.value, RequestTooLargeError)
+
+
+def test_what_is_too_large_is_split(server: QdrantServer) -> None:
+    with QdrantServer(max_message=40_000) as small:
+        store = QdrantStore(
+            Address(host="127.0.0.1", grpc_port=small.port, prefer_grpc=True), "c", batch_points=10_000
+        )
+        store.prepare(CollectionSchema(fields=(VectorField(dim=512),)), WriteMode.CREATE)
+        assert store.write(batch(64, dim=512)).written == 64
+        assert store.count() == 64
+        assert max(size for _, size in small.upserts) <= 40_000
+        store.close()
+
+
+def test_a_point_beyond_the_limit_is_rejected_by_its_id_when_alone() -> None:
+    with QdrantServer(max_message=40_000) as small:
+        store = QdrantStore(Address(host="127.0.0.1", grpc_port=small.port, prefer_grpc=True), "c")
+        store.prepare(schema(), WriteMode.CREATE)
+        huge = RecordBatch([1], {"": DenseColumn(vectors(1))}, texts=["x" * 100_000])
+        with pytest.raises(RejectedRecord, match="beyond the server's limit") as caught:
+            store.write(huge)
+        assert caught.value.ids == (1,)
+        store.close()
+
+
+def test_a_refused_batch_says_so(wire: Open, server: QdrantServer) -> None:
+    store = wire()
+    store.prepare(schema(), WriteMode.CREATE)
+    server.fail("Upsert", Code.INVALID_ARGUMENT, "Wrong input: something about a point")
+    with pytest.raises(RejectedRecord, match="Wrong input"):
+        store.write(batch(5))
+
+
+def test_a_server_that_dies_and_comes_back(server: QdrantServer, wire: Open) -> None:
+    store = wire(batch_points=10)
+    store.prepare(schema(), WriteMode.CREATE)
+    store.write(batch(40))
+    server.stop()
+    with pytest.raises(RetryableError):
+        store.write(batch(100))
+    server.start()
+    patient = RetryPolicy(attempts=50, base=0.1, cap=0.3)  # gRPC itself waits before it reconnects
+    patient.call(lambda: store.write(batch(100)))
+    store.finish()
+    assert store.count() == 100
+
+
+def test_a_scan_goes_on_at_its_cursor(wire: Open, server: QdrantServer) -> None:
+    store = fill(wire(), records(60))
+    seen, cursor = [], None
+    server.fail("Scroll", Code.OK, times=4)
+    server.fail("Scroll", Code.UNAVAILABLE)
+    with pytest.raises(RetryableError):
+        for part in store.scan(batch_size=10):
+            seen += part.id_list
+            cursor = part.cursor
+    assert 0 < len(seen) < 60
+    seen += [i for part in store.scan(batch_size=10, after=cursor) for i in part.id_list]
+    assert seen == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (Code.PERMISSION_DENIED, FatalStoreError),
+        (Code.UNAUTHENTICATED, FatalStoreError),
+        (Code.NOT_FOUND, NotFoundError),
+        (Code.ALREADY_EXISTS, TargetExistsError),
+        (Code.UNIMPLEMENTED, UnsupportedError),
+        (Code.UNAVAILABLE, RetryableError),
+    ],
+)
+def test_every_code_has_its_error(
+    wire: Open, server: QdrantServer, code: Any, kind: type[VecferryError]
+) -> None:
+    server.fail("Count", code)
+    with pytest.raises(kind):
+        wire().count()
+
+
+def test_the_key_is_sent_and_never_shown() -> None:
+    with QdrantServer(api_key="s3cr3t-key") as guarded:
+        place = {"host": "127.0.0.1", "grpc_port": guarded.port, "prefer_grpc": True}
+        store = QdrantStore(Address(api_key="s3cr3t-key", **place), "c")
+        fill(store, records(3))
+        assert store.count() == 3
+        guarded.fail("Count", Code.INTERNAL, "what is s3cr3t-key doing here")
+        with pytest.raises(RetryableError) as caught:
+            store.count()
+        assert "s3cr3t-key" not in str(caught.value) + repr(store._at.address) + store.url
+        store.close()
+        stranger = QdrantStore(Address(api_key="wrong", **place), "c")
+        with pytest.raises(FatalStoreError, match="QDRANT_API_KEY"):
+            stranger.count()
+        stranger.close()
+
+
+# -- finding the way ----------------------------------------------------------------------------
+
+
+def test_grpc_is_used_where_it_answers(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with vf.connect(f"qdrant://127.0.0.1:1/c?grpc_port={server.port}") as there:
+        there.write([{"id": 1, "vector": [1.0, 2.0]}])
+        assert there.store._at.grpc
+    assert server.client.count("c").count == 1
+
+
+def test_rest_is_used_where_no_grpc_answers() -> None:
+    store = vf.connect("qdrant://127.0.0.1:1/c?grpc_port=2&timeout=1").store
+    assert not store._at.grpc
+    with pytest.raises(RetryableError, match=r"127\.0\.0\.1:1"):
+        store.count()
+    store.close()
+
+
+# -- building -----------------------------------------------------------------------------------
+
+
+def test_the_graph_waits_for_the_load(wire: Open, server: QdrantServer) -> None:
+    store = wire(batch_points=50)
+    store.prepare(schema(payload_indexes={"n": "integer"}), WriteMode.CREATE)
+    store.write(batch(100))
+    assert server.extras["c"].hnsw["m"] == 0
+    store.finish()
+    assert server.extras["c"].history == ["m=0", "upsert", "upsert", "index n", "m=16"]
+    assert store.describe().payload_indexes == {"n": "integer"}
+
+
+def test_a_load_that_died_is_finished_by_the_next(wire: Open, server: QdrantServer) -> None:
+    like = schema(settings={"qdrant": {"hnsw_config": {"m": 24}}})
+    first = wire()
+    first.prepare(like, WriteMode.CREATE)
+    first.write(batch(10))
+    assert not first.exists(), "begun is not published"
+    first.close()
+    second = wire()
+    second.prepare(like, WriteMode.RESUME)
+    second.write(batch(20))
+    assert server.extras["c"].hnsw["m"] == 0
+    second.finish()
+    assert server.extras["c"].hnsw["m"] == 24
+    assert second.exists()
+    assert second.describe().settings["qdrant"]["hnsw_config"]["m"] == 24
+
+
+@pytest.mark.parametrize(
+    ("call", "late"),
+    [("Create", False), ("Create", True), ("GetCollection", False), ("Update", False), ("Update", True)],
+)
+def test_a_death_anywhere_in_prepare_is_healed(
+    wire: Open, server: QdrantServer, call: str, late: bool
+) -> None:
+    server.fail(call, Code.UNAVAILABLE, late=late)
+    with pytest.raises(RetryableError):
+        wire().prepare(schema(), WriteMode.CREATE)
+    store = wire()
+    store.prepare(schema(), WriteMode.RESUME)
+    assert server.extras["c"].hnsw["m"] == 0
+    store.write(batch(10))
+    store.finish()
+    assert server.extras["c"].hnsw["m"] == 16
+    assert store.count() == 10
+
+
+def test_a_live_collection_keeps_its_index_during_an_upsert(wire: Open, server: QdrantServer) -> None:
+    store = fill(wire(), records(5))
+    del server.extras["c"].history[:]
+    store.prepare(schema(), WriteMode.UPSERT)
+    store.write(batch(10))
+    store.finish()
+    assert server.extras["c"].history == ["upsert"]
+
+
+def test_settings_cross_from_server_to_server(server: QdrantServer, wire: Open) -> None:
+    settings = {
+        "shard_number": 3,
+        "replication_factor": 2,
+        "on_disk_payload": True,
+        "hnsw_config": {"m": 8, "ef_construct": 50},
+        "quantization_config": {"scalar": {"type": "int8", "quantile": 0.5, "always_ram": True}},
+        "vectors": {"a": {"on_disk": True, "hnsw_config": {"m": 5}}},
+        "sparse_vectors": {"s": {"modifier": "idf"}},
+    }
+    fields = (
+        VectorField(name="a", dim=DIM),
+        VectorField(name="b", dim=3, metric="l2"),
+        VectorField(name="s", kind="sparse", metric="ip"),
+    )
+    like = CollectionSchema(
+        fields=fields, settings={"qdrant": settings}, payload_indexes={"lang": "keyword"}
+    )
+    first = fill(wire("first"), [], like)
+    second = fill(wire("second"), [], first.describe())
+    before, after = first.describe(), second.describe()
+    assert after.model_dump(exclude={"name"}) == before.model_dump(exclude={"name"})
+    found = after.settings["qdrant"]
+    for name, value in settings.items():
+        if name in ("hnsw_config", "vectors"):
+            continue
+        assert found[name] == value, name
+    assert found["hnsw_config"].items() >= settings["hnsw_config"].items()
+    assert found["vectors"]["a"] == settings["vectors"]["a"]
+    assert after.fields[0].index["hnsw_m"] == 5
+    assert after.payload_indexes == {"lang": "keyword"}
+
+
+def test_a_field_with_a_graph_of_its_own_waits_too(wire: Open, server: QdrantServer) -> None:
+    settings = {"qdrant": {"vectors": {"a": {"hnsw_config": {"m": 5}}}}}
+    like = CollectionSchema(fields=(VectorField(name="a", dim=DIM),), settings=settings)
+    store = wire()
+    store.prepare(like, WriteMode.CREATE)
+    assert graph(server) == 0
+    store.finish()
+    assert graph(server) == 5
+
+
+def graph(server: QdrantServer) -> int:
+    vectors = server.client.get_collection("c").config.params.vectors
+    return int(vectors["a"].hnsw_config.m)
+
+
+def test_the_vendors_client_sees_plain_points(wire: Open, server: QdrantServer) -> None:
+    fill(wire(), records(3))
+    client = QdrantClient(
+        host="127.0.0.1", grpc_port=server.port, prefer_grpc=True, check_compatibility=False
+    )
+    (point,) = client.retrieve("c", [2], with_payload=True)
+    assert point.payload["text"] == "text 2"
+    assert point.payload["n"] == 2
+    client.close()
