@@ -1,6 +1,7 @@
 """The promises between the core and the adapters. Small protocols; the docstrings are the law."""
 
 from vecferry.ports.abilities import (
+    BatchSearchable,
     Changes,
     ChangeTracking,
     Deletable,
@@ -21,6 +22,7 @@ from vecferry.ports.source import Cursor, Fields, Partition, Source
 from vecferry.ports.url import StoreURL, is_secret
 
 __all__ = [
+    "BatchSearchable",
     "Capabilities",
     "ChangeTracking",
     "Changes",

@@ -45,6 +45,17 @@ class Searchable(Protocol):
 
 
 @runtime_checkable
+class BatchSearchable(Searchable, Protocol):
+    """Answers several queries at once for less than one by one (a file is read once for all)."""
+
+    def search_many(
+        self, vectors: Sequence[Any], k: int = 10, *, field: str = "", where: Where | None = None
+    ) -> list[list[VectorRecord]]:
+        """What `search` returns for each of ``vectors``, in their order."""
+        ...
+
+
+@runtime_checkable
 class TextSearchable(Protocol):
     """Finds records to a text, embedding it by itself (a hosted index)."""
 
@@ -158,6 +169,7 @@ class ChangeTracking(Protocol):
 
 __all__ = [
     "Array",
+    "BatchSearchable",
     "ChangeTracking",
     "Changes",
     "Deletable",
