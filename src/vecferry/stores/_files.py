@@ -18,7 +18,6 @@ import numpy as np
 
 from vecferry.errors import (
     NotFoundError,
-    SchemaMismatchError,
     TargetExistsError,
 )
 from vecferry.ports import (
@@ -38,15 +37,11 @@ from vecferry.records import (
     Metric,
     RecordBatch,
     RecordId,
-    SparseVector,
-    VectorField,
     VectorRecord,
     Where,
-    matches,
 )
-from vecferry.records.batch import id_kind_of
-from vecferry.records.metrics import score, scores
-from vecferry.records.vectors import Array, DenseColumn
+from vecferry.records.vectors import Array
+from vecferry.stores._checks import check_columns, check_query, kind_of, score_batch
 from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores._log import ID_KINDS, AppendLog
 from vecferry.stores._staging import StagingRoom, as_store_error, replace_whole
@@ -261,20 +256,26 @@ class FileStore(ABC):
         self, vector: Any, k: int = 10, *, field: str = "", where: Where | None = None
     ) -> list[VectorRecord]:
         """Exact, by reading everything once in bounded memory."""
+        return self.search_many([vector], k, field=field, where=where)[0]
+
+    def search_many(
+        self, vectors: Sequence[Any], k: int = 10, *, field: str = "", where: Where | None = None
+    ) -> list[list[VectorRecord]]:
+        """As `search`, for several queries in one pass."""
         target = self.describe().field(field)
-        check_query(vector, target)
-        best: list[tuple[float, int]] = []
+        for vector in vectors:
+            check_query(vector, target)
+        best: list[list[tuple[float, int]]] = [[] for _ in vectors]
         fields = Fields(vectors=(target.name,), text=False, metadata=where is not None)
         for batch, positions in self._located(_SEARCH_BATCH, fields):
-            points = score_batch(batch, target, vector, where)
-            top = np.argsort(-points, kind="stable")[:k]
-            best += [(float(points[i]), int(positions[i])) for i in top if np.isfinite(points[i])]
-            best = sorted(best, key=lambda hit: -hit[0])[:k]
-        records = self._at(np.array([at for _, at in best], dtype=np.int64), Fields.ALL).records()
-        return [
-            record.model_copy(update={"score": point})
-            for (point, _), record in zip(best, records, strict=True)
-        ]
+            for at, points in enumerate(score_batch(batch, target, vectors, where)):
+                top = np.argsort(-points, kind="stable")[:k]
+                found = [(float(points[i]), int(positions[i])) for i in top if np.isfinite(points[i])]
+                best[at] = sorted(best[at] + found, key=lambda hit: -hit[0])[:k]
+        wanted = sorted({position for hits in best for _, position in hits})
+        records = self._at(np.array(wanted, dtype=np.int64), Fields.ALL).records()
+        known = dict(zip(wanted, records, strict=True))
+        return [[known[at].model_copy(update={"score": point}) for point, at in hits] for hits in best]
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Rewrite the target without the ids."""
@@ -357,68 +358,4 @@ class Pending:
             yield batch if stays.all() else batch.take(np.flatnonzero(stays))
 
 
-def kind_of(batch: RecordBatch) -> str:
-    """The kind of a batch's ids, as the log names it."""
-    return id_kind_of(batch.ids)
-
-
-def filtered(batch: RecordBatch, where: Where, fields: Fields) -> RecordBatch:
-    """The rows that pass; metadata that was read only for the filter is left out again."""
-    rows = [i for i, metadata in enumerate(batch.metadata_list) if matches(where, metadata)]
-    kept = batch.take(rows)
-    return kept if fields.metadata else kept.replace(metadata=None)
-
-
-def check_columns(batch: RecordBatch, schema: CollectionSchema, url: str) -> None:
-    """Whether each vector column is a field of the schema, in kind and width.
-
-    Raises:
-        SchemaMismatchError: naming the field.
-    """
-    fields = {field.name: field for field in schema.fields}
-    for name, column in batch.columns():
-        field = fields.get(name)
-        if field is None:
-            raise SchemaMismatchError(f"{url} has no vector field {name!r}, only {sorted(fields)}")
-        if field.dim is None or field.kind is Kind.SPARSE:
-            continue
-        width, due = column.values.shape[-1], field.dtype.width(field.dim)
-        if width != due and column.present.any():
-            raise SchemaMismatchError(
-                f"vectors {name!r} have {width} components where {url} holds {due}; write to another target"
-            )
-
-
-def check_query(vector: Any, field: VectorField) -> None:
-    """Whether a query has the shape of the field.
-
-    Raises:
-        SchemaMismatchError: naming both shapes.
-    """
-    if isinstance(vector, SparseVector) or field.kind is Kind.SPARSE or not field.dim:
-        return
-    width = field.dtype.width(field.dim)
-    if np.shape(vector)[-1:] != (width,) or (field.kind is Kind.DENSE and np.ndim(vector) != 1):
-        raise SchemaMismatchError(
-            f"the query has shape {np.shape(vector)}, the field {field.name!r} holds ({width},)"
-        )
-
-
-def score_batch(batch: RecordBatch, field: VectorField, vector: Any, where: Where | None) -> Array:
-    """float32 ``(n,)``: the score of each row; −inf where it has no vector or fails the filter."""
-    side = batch.sparse_vectors if field.kind is Kind.SPARSE else batch.vectors
-    column = side.get(field.name)
-    points = np.full(len(batch), -np.inf, dtype=np.float32)
-    if column is None:
-        return points
-    if isinstance(column, DenseColumn):
-        points = np.where(column.present, scores(field.metric, vector, column.values), -np.inf)
-    else:
-        for row in np.flatnonzero(column.present).tolist():
-            points[row] = score(field.metric, field.kind, vector, column[row])
-    if where is not None:
-        points[[not matches(where, metadata) for metadata in batch.metadata_list]] = -np.inf
-    return points
-
-
-__all__ = ["FileStore", "Pending", "check_columns", "filtered", "kind_of", "score_batch"]
+__all__ = ["FileStore", "Pending"]

@@ -24,7 +24,8 @@ from vecferry.errors import ConfigurationError, CorruptDataError
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
 from vecferry.records.vectors import Array
-from vecferry.stores._files import FileStore, Pending, filtered, kind_of
+from vecferry.stores._checks import filtered, kind_of
+from vecferry.stores._files import FileStore, Pending
 from vecferry.stores._json_rows import columns_of, dump_rows, header_of, load_row
 from vecferry.stores._lines import align, line_number, lines, open_lines
 

@@ -18,7 +18,8 @@ from vecferry.errors import CorruptDataError, MissingDependencyError
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, type_name
 from vecferry.records.vectors import Array
-from vecferry.stores._files import FileStore, Pending, filtered, kind_of
+from vecferry.stores._checks import filtered, kind_of
+from vecferry.stores._files import FileStore, Pending
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,21 +169,37 @@ class ParquetStore(FileStore):
                 yield start + begin, batch.slice(begin, len(batch)) if begin else batch
             start += len(batch)
 
+    def _pick(
+        self, file: pq.ParquetFile, group: int, rows: Array, fields: Fields, start: int
+    ) -> Iterator[tuple[Array, RecordBatch]]:
+        """The given rows of a group: which of ``rows``, and their records. Others are never converted."""
+        layout = self._layout(file.schema_arrow)
+        first = 0
+        for batch in self._arrow(file, group, layout, fields, 8192):
+            inside = np.flatnonzero((rows >= first) & (rows < first + batch.num_rows))
+            if len(inside):
+                local = rows[inside] - first
+                picked = batch_from_arrow(batch.take(pa.array(local)), layout)
+                yield inside, picked if layout.id else picked.replace(ids=start + first + local)
+            first += batch.num_rows
+
     def _read(
         self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
     ) -> Iterator[RecordBatch]:
+        for batch in self._arrow(file, group, layout, fields, size):
+            yield batch_from_arrow(batch, layout)
+
+    def _arrow(
+        self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
+    ) -> Iterator[pa.RecordBatch]:
         if group >= file.num_row_groups:
             return
         names = [place.name for place in layout.vectors if fields.wants(place.name)]
         columns = layout.columns(vectors=names, text=fields.text, metadata=fields.metadata)
+        # Row numbers alone need some column to count.
+        columns = columns or file.schema_arrow.names[:1]
         try:
-            if not columns:  # nothing but row numbers
-                rows = file.metadata.row_group(group).num_rows
-                for start in range(0, rows, size):
-                    yield RecordBatch(ids=np.arange(start, min(start + size, rows), dtype=np.int64))
-                return
-            for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
-                yield batch_from_arrow(batch, layout)
+            yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise CorruptDataError(
                 f"row group {group} of {self.url} cannot be read: {error}; restore the file"
@@ -228,13 +245,9 @@ class ParquetStore(FileStore):
             asked = np.flatnonzero(which == group)
             start = int(ends[group]) - rows
             with self._open(path) as file:
-                layout = self._layout(file.schema_arrow)
-                for first, batch in self._group(file, inner, layout, fields, 8192, 0):
-                    local = positions[asked] - start - first
-                    inside = (local >= 0) & (local < len(batch))
-                    if inside.any():
-                        found.append(_numbered(batch, layout, start + first).take(local[inside]))
-                        order.append(asked[inside])
+                for local, batch in self._pick(file, inner, positions[asked] - start, fields, start):
+                    found.append(batch)
+                    order.append(asked[local])
         if not found:
             return RecordBatch(ids=[])
         return RecordBatch.concat(found).take(np.argsort(np.concatenate(order)))

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import VecferryError
-from vecferry.ports import Fields, Searchable
-from vecferry.records import CollectionSchema, Kind, Metric, RecordBatch, VectorField, encode_id
+from vecferry.ports import BatchSearchable, Fields, Searchable
+from vecferry.records import (
+    CollectionSchema,
+    Kind,
+    Metric,
+    RecordBatch,
+    VectorField,
+    VectorRecord,
+    encode_id,
+)
 from vecferry.records.metrics import scores
 from vecferry.records.vectors import Array, DenseColumn
 from vecferry.verifying.result import SearchProof
@@ -94,7 +102,7 @@ class SearchCheck:
         for f in self._fields:
             queries = [query for query in self._queries[f.name] if query.best]
             try:
-                shares = [self._share(f, query) for query in queries]
+                shares = [self._share(q, h) for q, h in zip(queries, self._ask(f, queries), strict=True)]
             except VecferryError as error:
                 notes.append(f"searches in {f.name or 'the vector field'} were not compared: {error}")
                 continue
@@ -110,8 +118,13 @@ class SearchCheck:
                 )
         return found, notes
 
-    def _share(self, f: VectorField, query: _Query) -> float:
-        hits = self._target.search(query.vector, self._k, field=f.name)
+    def _ask(self, f: VectorField, queries: list[_Query]) -> list[list[VectorRecord]]:
+        vectors = [query.vector for query in queries]
+        if isinstance(self._target, BatchSearchable):
+            return self._target.search_many(vectors, self._k, field=f.name)
+        return [self._target.search(vector, self._k, field=f.name) for vector in vectors]
+
+    def _share(self, query: _Query, hits: list[VectorRecord]) -> float:
         wanted = query.best[: self._k]
         known = {key: point for point, key in query.best}
         keys = [encode_id(hit.id) for hit in hits]
