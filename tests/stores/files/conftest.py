@@ -1,0 +1,49 @@
+"""Crashes on purpose: before the n-th call that changes the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from vecferry.stores import _staging
+
+
+class Crash(BaseException):
+    """What `kill -9` is to a process: nothing below may catch it."""
+
+
+@pytest.fixture
+def crash_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """``with crash_before(n) as survived``: the n-th change of the disk does not happen any more."""
+
+    @contextmanager
+    def arm(n: int) -> Iterator[list[bool]]:
+        left = [n]
+
+        def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Crash(function.__name__)
+                return function(*args, **kwargs)
+
+            return call
+
+        survived: list[bool] = []
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace", "unlink", "mkdir", "link", "fsync", "truncate"):
+                patch.setattr(os, name, guard(getattr(os, name)))
+            patch.setattr(shutil, "rmtree", guard(shutil.rmtree))
+            patch.setattr(_staging, "exchange", guard(_staging.exchange))
+            try:
+                yield survived
+                survived.append(True)
+            except Crash:
+                pass
+
+    return arm
