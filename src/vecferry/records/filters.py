@@ -116,7 +116,7 @@ def _safely(test: Callable[[Any, Any], bool], value: Any, operand: Any) -> bool:
         return False  # True is not 1 in a filter
     try:
         return bool(test(value, operand))
-    except TypeError:
+    except (TypeError, ArithmeticError):  # a Decimal with NaN
         return False
 
 
