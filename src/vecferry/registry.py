@@ -29,7 +29,7 @@ STORES = {
     "parquet": "vecferry.stores.parquet:ParquetStore",
     "pgvector": "vecferry.stores.pgvector:PgVectorStore",
     "qdrant": "vecferry.stores.qdrant:QdrantStore",
-    "s3": "vecferry.snapshots.store:S3FolderStore",
+    "s3": "vecferry.snapshots.opening:S3FolderStore",
 }
 EMBEDDERS = {
     "azure": "vecferry.embedding.openai:AzureEmbedder",

@@ -1,0 +1,278 @@
+"""Objects in S3 and what speaks like it (MinIO, Ceph, R2), through boto3.
+
+Every request has the project's own retry around it (`vecferry.retry`); boto's is off. What is sent carries
+a Content-MD5, which every S3 server checks; ETags that are MD5 sums are compared with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from hashlib import md5
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vecferry.errors import (
+    ConfigurationError,
+    FatalStoreError,
+    MissingDependencyError,
+    NotFoundError,
+    RetryableError,
+    UnsupportedError,
+    VecferryError,
+)
+from vecferry.ports import ShouldStop, never_stop
+from vecferry.retry import RetryPolicy
+from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo
+
+T = TypeVar("T")
+WORKERS = 8
+_PROBE = ".vecferry-probe"
+_DELETE = 1000
+
+_CREDENTIALS = frozenset({
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken",
+    "TokenRefreshRequired", "AuthorizationHeaderMalformed", "InvalidClientTokenId", "RequestExpired",
+})  # fmt: skip
+_PASSING = frozenset({
+    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling",
+    "ThrottlingException", "RequestLimitExceeded", "BadDigest", "InvalidDigest",
+    "XAmzContentSHA256Mismatch", "500", "502", "503", "504", "429",
+})  # fmt: skip
+_CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_ABSENT = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "404"})
+
+
+class S3Objects:
+    """Objects in ``bucket`` below ``prefix``.
+
+    Args:
+        endpoint_url: of another server than AWS; default ``AWS_ENDPOINT_URL``.
+        region, profile: default as in the AWS command line tools. Keys are never arguments: they come
+            from the environment, a profile or a role.
+        retry: around every request.
+        should_stop: asked while waiting for a retry.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        retry: RetryPolicy | None = None,
+        should_stop: ShouldStop = never_stop,
+    ) -> None:
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self.url = f"s3://{bucket}" + (f"/{self.prefix}" if self.prefix else "")
+        self._options = {"endpoint_url": endpoint_url, "region_name": region}
+        self._profile = profile
+        self._retry = retry or RetryPolicy()
+        self._should_stop = should_stop
+        self._client: Any = None
+        self._lock = threading.Lock()
+        self._keeps_conditions = False
+
+    # -- requests -----------------------------------------------------------------------------
+
+    @property
+    def client(self) -> Any:
+        """boto3's client, made at the first use."""
+        with self._lock:
+            if self._client is None:
+                self._client = _client(self._profile, self._options)
+            return self._client
+
+    def key(self, name: str) -> str:
+        """The full key of a name below the prefix."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """One request to the bucket, its exceptions translated, retried while they are passing."""
+        return self.attempt(lambda: getattr(self.client, operation)(Bucket=self.bucket, **arguments))
+
+    def attempt(self, function: Callable[[], T]) -> T:
+        """Run a request and the reading of its answer as one retried call."""
+
+        def once() -> T:
+            try:
+                return function()
+            except VecferryError:
+                raise
+            except Exception as error:
+                raise _translated(error, self.bucket) from error
+
+        return self._retry.call(once, should_stop=self._should_stop)
+
+    # -- small objects ------------------------------------------------------------------------
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        def get() -> tuple[bytes, str]:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key(key))
+            return answer["Body"].read(), answer["ETag"]
+
+        return self.attempt(get)
+
+    def write(self, key: str, data: bytes, *, replaces: str | None) -> None:
+        if not self._keeps_conditions:
+            self._probe()
+        condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
+        self._put(key, data, **condition)
+
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        self.call("put_object", Key=self.key(key), Body=data, ContentMD5=_md5(data)[1], **condition)
+
+    def _probe(self) -> None:
+        """Make sure that the server refuses to overwrite when asked to: some ignore the condition."""
+        self._put(_PROBE, b"probe")
+        try:
+            self._put(_PROBE, b"probe", IfNoneMatch="*")
+        except Conflict:
+            self._keeps_conditions = True
+            return
+        raise UnsupportedError(
+            f"{self.url}: this server ignores conditional writes, so two writers could lose a version; "
+            "use a server that honours If-None-Match and If-Match on PUT (AWS, MinIO, R2, Ceph)"
+        )
+
+    def list(self, under: str = "") -> Iterator[ObjectInfo]:
+        arguments: dict[str, Any] = {"Prefix": self.key(under) if under else self._whole}
+        while True:
+            answer = self.call("list_objects_v2", **arguments)
+            for item in answer.get("Contents", ()):
+                name = item["Key"][len(self.prefix) + 1 :] if self.prefix else item["Key"]
+                yield ObjectInfo(name, item["Size"], item["ETag"], item["LastModified"])
+            if not answer.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = answer["NextContinuationToken"]
+
+    @property
+    def _whole(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size and ETag of one object.
+
+        Raises:
+            NotFoundError: if it is not there.
+        """
+        answer = self.call("head_object", Key=self.key(key))
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"], answer["LastModified"])
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETE):
+            names = [{"Key": self.key(key)} for key in keys[start : start + _DELETE]]
+            answer = self.call("delete_objects", Delete={"Objects": names, "Quiet": True})
+            errors = [e for e in answer.get("Errors", ()) if e.get("Code") not in _ABSENT]
+            if errors:
+                raise FatalStoreError(
+                    f"{self.url}: {len(errors)} objects could not be deleted ({errors[0].get('Code')}); "
+                    "check the permission s3:DeleteObject, then prune again"
+                )
+
+    def abort_uploads(self, under: str, older_than: datetime) -> None:
+        answer = self.call("list_multipart_uploads", Prefix=self.key(under) if under else self._whole)
+        for upload in answer.get("Uploads", ()):
+            if upload["Initiated"] < older_than:
+                self.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # -- files --------------------------------------------------------------------------------
+
+    def upload(self, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+        from vecferry.snapshots.transfer import upload_files
+
+        return upload_files(self, files, advance)
+
+    def download(self, objects: Sequence[tuple[ObjectInfo, Path]], advance: Advance) -> None:
+        from vecferry.snapshots.transfer import download_files
+
+        download_files(self, objects, advance)
+
+
+def _md5(data: bytes | memoryview) -> tuple[str, str]:
+    digest = md5(data, usedforsecurity=False)
+    return digest.hexdigest(), base64.b64encode(digest.digest()).decode()
+
+
+def _client(profile: str | None, options: dict[str, str | None]) -> Any:
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise MissingDependencyError("s3://", "s3") from None
+    config = Config(
+        retries={"total_max_attempts": 1},
+        max_pool_connections=2 * WORKERS,
+        connect_timeout=10,
+        read_timeout=60,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if options["endpoint_url"] else "auto"},
+    )
+    try:
+        session = boto3.Session(profile_name=profile)
+        region = options["region_name"] or session.region_name or "us-east-1"
+        return session.client("s3", region_name=region, endpoint_url=options["endpoint_url"], config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigurationError(f"s3: {error}") from None
+
+
+def _translated(error: Exception, bucket: str) -> VecferryError:
+    """The one table from boto's exceptions to ours."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        return _answered(error, bucket)
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return ConfigurationError(
+            "s3: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    if isinstance(
+        error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.UnauthorizedSSOTokenError
+    ):
+        return ConfigurationError(
+            "s3: the credentials could not be loaded; log in again or check the profile"
+        )
+    if isinstance(error, boto.ParamValidationError | boto.InvalidEndpointDiscoveryConfigurationError):
+        return ConfigurationError(f"s3: {error}")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
+        return RetryableError(f"s3: the connection failed ({type(error).__name__})")
+    if isinstance(error, OSError | boto.BotoCoreError) or type(error).__module__.startswith("urllib3"):
+        return RetryableError(f"s3: the connection failed ({type(error).__name__})")
+    return FatalStoreError(f"s3: {type(error).__name__}")
+
+
+def _answered(error: Any, bucket: str) -> VecferryError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    answer = error.response.get("ResponseMetadata", {})
+    status = int(answer.get("HTTPStatusCode") or 0)
+    if code == "NoSuchBucket":
+        return NotFoundError(f"there is no bucket {bucket!r}; check its name, the region and endpoint_url")
+    if code in _CONFLICTS:
+        return Conflict("the object was changed meanwhile")
+    if code in _ABSENT:
+        return NotFoundError(f"s3://{bucket}: no such object")
+    if code in _CREDENTIALS:
+        return ConfigurationError(f"s3: the credentials are refused ({code}); check them and the clock")
+    if code in ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403"):
+        return FatalStoreError(
+            f"s3://{bucket}: access denied; check the credentials and the bucket's policy"
+        )
+    if code in ("PermanentRedirect", "301", "IllegalLocationConstraintException"):
+        region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
+        return ConfigurationError(f"the bucket {bucket!r} lies in {region}; set AWS_REGION or ?region=")
+    if code in _PASSING or status >= 500 or status == 429:
+        wait = answer.get("HTTPHeaders", {}).get("retry-after")
+        seconds = float(wait) if wait and wait.isdigit() else None
+        return RetryableError(f"s3: the server answered {code or status}", retry_after=seconds)
+    return FatalStoreError(f"s3://{bucket}: the server answered {code or status}")

@@ -1,0 +1,298 @@
+"""Files to and from S3: in parts, side by side, resumable, checksummed both ways.
+
+A file up to `PART` bytes is one request. A larger one is a multipart upload, of which the parts that
+the server has already (by MD5) are not sent again. Downloads are ranges of one ETag, written in place; a
+sidecar file remembers which are there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
+from hashlib import md5, sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from vecferry.errors import CorruptDataError, FatalStoreError, NotFoundError, RetryableError
+from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo
+from vecferry.snapshots.s3 import WORKERS, S3Objects, _md5
+
+PART = 8 << 20
+_MOST_PARTS = 10_000
+_BLOCK = 1 << 20
+
+
+def part_size(size: int) -> int:
+    """Bytes of one part, so that there are at most 10,000 (S3's limit)."""
+    return max(PART, -(-size // _MOST_PARTS))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    digest = sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            digest.update(buffer[:n])
+    return digest.hexdigest()
+
+
+def run_all(tasks: Iterable[Callable[[], Any]]) -> None:
+    """Run side by side; the first failure stops what has not begun, and is raised."""
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecferry-s3") as pool:
+        futures: list[Future[Any]] = [pool.submit(task) for task in tasks]
+        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+
+
+# -- up ---------------------------------------------------------------------------------------
+
+
+def upload_files(s3: S3Objects, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+    """See `Objects.upload`."""
+    sums: dict[str, str] = {}
+    uploads = [_Upload(s3, path, key, advance) for path, key in files]
+    try:
+        run_all([task for upload in uploads for task in upload.tasks(sums)])
+        for upload in uploads:
+            upload.complete()
+    finally:
+        for upload in uploads:
+            upload.close()
+    return sums
+
+
+class _Upload:
+    """One file on its way up."""
+
+    def __init__(self, s3: S3Objects, path: Path, key: str, advance: Advance) -> None:
+        self._s3, self._path, self._key, self._advance = s3, path, key, advance
+        self._file = path.open("rb", buffering=0)
+        self._stamp = _stamp(self._file)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._step = part_size(self._size)
+        self._id: str | None = None
+        self._parts: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def tasks(self, sums: dict[str, str]) -> list[Callable[[], Any]]:
+        """What is to be done, each independent of the others. Also computes the SHA-256."""
+
+        def checksum() -> None:
+            sums[self._key] = sha256_of(self._path)
+
+        if self._size <= self._step:
+            return [lambda: sums.__setitem__(self._key, self._whole())]
+        if self._is_there():
+            return [checksum, lambda: self._advance(self._size)]
+        known = self._begin()
+        count = -(-self._size // self._step)
+        return [checksum, *(partial(self._part, n, known.get(n)) for n in range(1, count + 1))]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def complete(self) -> None:
+        """Put the parts together, and check that the file stayed as it was."""
+        if _stamp(self._file) != self._stamp or _stamp_of(self._path) != self._stamp:
+            raise CorruptDataError(f"{self._path.name} changed while it was uploaded; save again")
+        if self._id is None:
+            return
+        parts = [{"PartNumber": n, "ETag": self._parts[n]} for n in sorted(self._parts)]
+        try:
+            self._s3.call(
+                "complete_multipart_upload",
+                Key=self._s3.key(self._key),
+                UploadId=self._id,
+                MultipartUpload={"Parts": parts},
+            )
+        except NotFoundError:
+            # An earlier attempt may have been carried out although its answer was lost.
+            if self._s3.head(self._key).size != self._size:
+                raise
+
+    def _whole(self) -> str:
+        data = os.pread(self._file.fileno(), self._size, 0)
+        hexed, encoded = _md5(data)
+        answer = self._s3.call("put_object", Key=self._s3.key(self._key), Body=data, ContentMD5=encoded)
+        _check_etag(answer, hexed, self._key)
+        self._advance(len(data))
+        return sha256(data).hexdigest()
+
+    def _is_there(self) -> bool:
+        """Whether an interrupted save had put this very file together already.
+
+        The ETag of a multipart upload is the MD5 of its parts' MD5 sums, unless it is encrypted.
+        """
+        try:
+            info = self._s3.head(self._key)
+        except NotFoundError:
+            return False
+        if info.size != self._size:
+            return False
+        sums = b""
+        for start in range(0, self._size, self._step):
+            part = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+            sums += md5(part, usedforsecurity=False).digest()
+        expected = f"{md5(sums, usedforsecurity=False).hexdigest()}-{len(sums) // 16}"
+        return info.etag.strip('"') == expected
+
+    def _begin(self) -> dict[int, tuple[str, int]]:
+        """Go on with an upload of this key, or begin one; the parts that are there already."""
+        key = self._s3.key(self._key)
+        answer = self._s3.call("list_multipart_uploads", Prefix=key)
+        begun = [u for u in answer.get("Uploads", ()) if u["Key"] == key]
+        if not begun:
+            self._id = self._s3.call("create_multipart_upload", Key=key)["UploadId"]
+            return {}
+        self._id = max(begun, key=lambda u: u["Initiated"])["UploadId"]
+        known: dict[int, tuple[str, int]] = {}
+        arguments: dict[str, Any] = {"Key": key, "UploadId": self._id}
+        while True:
+            answer = self._s3.call("list_parts", **arguments)
+            known |= {p["PartNumber"]: (p["ETag"], p["Size"]) for p in answer.get("Parts", ())}
+            if not answer.get("IsTruncated"):
+                return known
+            arguments["PartNumberMarker"] = answer["NextPartNumberMarker"]
+
+    def _part(self, number: int, known: tuple[str, int] | None) -> None:
+        start = (number - 1) * self._step
+        data = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+        hexed, encoded = _md5(data)
+        if known is not None and known == (f'"{hexed}"', len(data)):
+            etag = known[0]
+        else:
+            answer = self._s3.call(
+                "upload_part",
+                Key=self._s3.key(self._key),
+                UploadId=self._id,
+                PartNumber=number,
+                Body=data,
+                ContentMD5=encoded,
+            )
+            _check_etag(answer, hexed, self._key)
+            etag = answer["ETag"]
+        with self._lock:
+            self._parts[number] = etag
+        self._advance(len(data))
+
+
+def _check_etag(answer: dict[str, Any], hexed: str, key: str) -> None:
+    """Where the ETag is an MD5 sum (always but under KMS and customer keys), it must be ours."""
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+    etag = answer["ETag"].strip('"')
+    if not encrypted and len(etag) == len(hexed) and etag != hexed:
+        raise RetryableError(f"{key} arrived damaged")
+
+
+def _stamp(file: BinaryIO | Any) -> tuple[int, int, int]:
+    stat = os.fstat(file.fileno())
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+# -- down -------------------------------------------------------------------------------------
+
+
+def download_files(s3: S3Objects, objects: Sequence[tuple[ObjectInfo, Path]], advance: Advance) -> None:
+    """See `Objects.download`."""
+    downloads = [_Download(s3, info, path, advance) for info, path in objects]
+    try:
+        run_all([task for download in downloads for task in download.tasks()])
+        for download in downloads:
+            download.complete()
+    finally:
+        for download in downloads:
+            download.close()
+
+
+class _Download:
+    """One object on its way down: ``NAME`` grows in place beside ``NAME.parts``, a list of ranges."""
+
+    def __init__(self, s3: S3Objects, info: ObjectInfo, path: Path, advance: Advance) -> None:
+        self._s3, self._info, self._path, self._advance = s3, info, path, advance
+        self._step = part_size(info.size)
+        self._sidecar = path.with_name(path.name + ".parts")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._done = self._begun()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = threading.Lock()
+
+    def _begun(self) -> set[int]:
+        try:
+            state = orjson.loads(self._sidecar.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return set()
+        same = state.get("etag") == self._info.etag and state.get("size") == self._info.size
+        return set(state["done"]) if same and self._path.exists() else set()
+
+    def tasks(self) -> list[Callable[[], Any]]:
+        """The ranges that are missing."""
+        os.truncate(self._file, self._info.size)
+        starts = range(0, self._info.size, self._step)
+        return [partial(self._range, start) for start in starts if start not in self._done]
+
+    def complete(self) -> None:
+        os.fsync(self._file)
+        self._sidecar.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _range(self, start: int) -> None:
+        stop = min(start + self._step, self._info.size)
+        try:
+            self._s3.attempt(lambda: self._fetch(start, stop))
+        except (Conflict, NotFoundError):
+            raise CorruptDataError(
+                f"{self._s3.url}/{self._info.key} changed or vanished during the download; run again"
+            ) from None
+        with self._lock:
+            self._done.add(start)
+            if self._info.size > self._step:
+                state = {"etag": self._info.etag, "size": self._info.size, "done": sorted(self._done)}
+                self._sidecar.write_bytes(orjson.dumps(state))
+        self._advance(stop - start)
+
+    def _fetch(self, start: int, stop: int) -> None:
+        arguments = {"Range": f"bytes={start}-{stop - 1}"} if self._info.size > self._step else {}
+        answer = self._s3.client.get_object(
+            Bucket=self._s3.bucket, Key=self._s3.key(self._info.key), IfMatch=self._info.etag, **arguments
+        )
+        body = answer["Body"]
+        digest = md5(usedforsecurity=False)
+        at = start
+        while block := body.read(_BLOCK):
+            self._put(block, at)
+            digest.update(block)
+            at += len(block)
+        if at != stop:
+            raise RetryableError(f"{self._info.key}: {at - start:,} of {stop - start:,} bytes arrived")
+        if not arguments:
+            _check_etag(answer, digest.hexdigest(), self._info.key)
+
+    def _put(self, block: bytes, at: int) -> None:
+        try:
+            os.pwrite(self._file, block, at)
+        except OSError as error:
+            raise FatalStoreError(
+                f"cannot write to {self._path.parent}: {error.strerror}; free some space and run again"
+            ) from error
+
+
+__all__ = ["PART", "download_files", "part_size", "run_all", "sha256_of", "upload_files"]

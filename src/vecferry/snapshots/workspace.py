@@ -1,0 +1,83 @@
+"""Temporary folders that are cleaned up, also after a kill, and checked for space before they fill."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from vecferry.errors import FatalStoreError
+
+_NAME = "vecferry-snapshots"
+_MARGIN = 1.02
+
+
+class Workspace:
+    """A temporary folder that lives as long as this object, and no longer than the next one's beginning.
+
+    Args:
+        name: two workspaces of one name share their content: what a killed process had downloaded is found
+            again by the next one. While another process holds it, a fresh one is made.
+        parent: default the system's folder for temporary files (``TMPDIR``).
+    """
+
+    def __init__(self, name: str = "", parent: Path | None = None) -> None:
+        self._home = (parent or Path(tempfile.gettempdir())) / _NAME
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._name = name or uuid4().hex
+        self._lock = FileLock(self._home / f"{self._name}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._name = uuid4().hex
+            self._lock = FileLock(self._home / f"{self._name}.lock")
+            self._lock.acquire(timeout=0)
+        self._sweep()
+        self.folder = self._home / self._name
+        self.folder.mkdir(exist_ok=True)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the folder and everything in it. Twice is as once."""
+        if self._lock.is_locked:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left: the folders whose lock nobody holds."""
+        for path in self._home.iterdir():
+            if not path.is_dir() or path.name == self._name:
+                continue
+            with suppress(Timeout, OSError), FileLock(self._home / f"{path.name}.lock", timeout=0):
+                shutil.rmtree(path, ignore_errors=True)
+                (self._home / f"{path.name}.lock").unlink(missing_ok=True)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Whether ``needed`` bytes fit.
+
+    Raises:
+        FatalStoreError: with both numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed * _MARGIN:
+        raise FatalStoreError(
+            f"{folder} has {free:,} bytes free where {needed:,} are needed; "
+            "make room, or set TMPDIR (temp_dir=) to a larger disk"
+        )
