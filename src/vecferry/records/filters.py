@@ -28,7 +28,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "$gte": operator.ge,
     "$lt": operator.lt,
     "$lte": operator.le,
-    "$in": lambda value, options: value in options,
+    "$in": lambda value, options: any(_safely(operator.eq, value, one) for one in _listed(options)),
 }
 _NEGATED = {"$ne": "$eq", "$nin": "$in"}
 OPERATORS = frozenset({*_COMPARE, *_NEGATED, "$exists"})
@@ -112,12 +112,17 @@ def _compare(name: str, value: Any, operand: Any) -> bool:
 
 
 def _safely(test: Callable[[Any, Any], bool], value: Any, operand: Any) -> bool:
-    if isinstance(value, bool) is not isinstance(operand, bool) and not isinstance(operand, list | tuple):
+    sides = isinstance(value, bool), isinstance(operand, bool)
+    if sides[0] is not sides[1] and not isinstance(operand, list | tuple | set | frozenset):
         return False  # True is not 1 in a filter
     try:
         return bool(test(value, operand))
     except (TypeError, ArithmeticError):  # a Decimal with NaN
         return False
+
+
+def _listed(options: Any) -> Any:
+    return options if isinstance(options, list | tuple | set | frozenset) else [options]
 
 
 _AST_OPERATORS: dict[type[ast.cmpop], str] = {
