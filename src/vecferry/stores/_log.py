@@ -40,6 +40,7 @@ class AppendLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock: FileIO | None = None
         self._rows: FileIO | None = None
         self._keys: FileIO | None = None
 
@@ -50,8 +51,9 @@ class AppendLog:
     def begin(self, schema: CollectionSchema, **settings: Any) -> None:
         """Start anew; whatever an abandoned job left is removed."""
         self.close()
+        self._acquire()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         self._open()
         about = {"schema": schema.model_dump(mode="json", exclude_none=True), **settings}
         write_durably(self.folder / "about.json", orjson.dumps(about))
@@ -66,6 +68,7 @@ class AppendLog:
         if not (self.folder / "about.json").exists():
             raise NotFoundError(f"{self.folder} holds nothing to resume; start the job again")
         if self._rows is None:
+            self._acquire()
             self._break_links()
             self._open()
         rows, keys = self._sizes()
@@ -136,22 +139,28 @@ class AppendLog:
 
     def close(self) -> None:
         """Close the files; what they hold stays."""
-        for handle in (self._rows, self._keys):
+        for handle in (self._rows, self._keys, self._lock):
             if handle is not None:
                 handle.close()
-        self._rows = self._keys = None
+        self._rows = self._keys = self._lock = None
 
     def remove(self) -> None:
         """Delete the log."""
-        self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
 
     # -- helpers ------------------------------------------------------------------------------
 
     def _open(self) -> None:
         self._keys = (self.folder / "keys").open("ab", buffering=0)
-        _lock(self._keys, self.folder)
         self._rows = self.rows_path.open("ab", buffering=0)
+
+    def _acquire(self) -> None:
+        """One writer a target. The kernel lets go of the lock however the process ends."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder.parent / "writer").open("ab", buffering=0)
+        _lock(lock, self.folder)
+        self._lock = lock
 
     def _sizes(self) -> tuple[int, int]:
         return self.rows_path.stat().st_size, (self.folder / "keys").stat().st_size

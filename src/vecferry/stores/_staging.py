@@ -40,6 +40,7 @@ from vecferry.ports import Version
 
 _RENAME_EXCHANGE = 2  # the same bit in Linux's renameat2 and macOS's renamex_np
 _AT_FDCWD = -100
+_HOUSEKEEPING = frozenset({"room.json", "lock", "writer"})
 
 
 # -- durable pieces ---------------------------------------------------------------------------
@@ -236,10 +237,9 @@ class StagingRoom:
         if not self.folder.exists():
             return
         with self._open() as ledger:
-            kept = [tag for tag in ledger.tags() if tag != ledger.live]
-            staged = any(self.folder.glob("v-*"))
-        if not kept and not staged:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            kept = any(tag != ledger.live for tag in ledger.tags())
+            if not kept and all(p.name in _HOUSEKEEPING for p in self.folder.iterdir()):
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- how a swap survives a crash ----------------------------------------------------------
 

@@ -1,0 +1,226 @@
+"""Interrupted and resumed gives the same bytes as never interrupted."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vecferry.errors import CorruptDataError, FatalStoreError, JobLockedError, NotFoundError
+from vecferry.ports import WriteMode
+from vecferry.records import RecordBatch, VectorRecord
+from vecferry.stores import parquet
+from vecferry.stores._files import FileStore
+from vecferry.stores.jsonl import JsonlStore
+from vecferry.stores.parquet import ParquetStore
+from vecferry.testing import sample_records, sample_schema
+
+KINDS = {
+    "one.parquet": ParquetStore,
+    "parts": ParquetStore,
+    "one.jsonl": JsonlStore,
+    "one.jsonl.gz": JsonlStore,
+    "lines/": JsonlStore,
+}
+
+
+def make(folder: Path, name: str) -> FileStore:
+    return KINDS[name](folder / name)
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def batches(records: list[VectorRecord], sizes: list[int]) -> list[RecordBatch]:
+    cut, start = [], 0
+    for size in sizes:
+        cut.append(RecordBatch.from_records(records[start : start + size]))
+        start += size
+    return [batch for batch in [*cut, RecordBatch.from_records(records[start:])] if len(batch)]
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row groups of 40 rows and parts of two groups, so that 300 records cross their borders."""
+    monkeypatch.setattr(parquet, "group_rows", lambda schema: 40)
+    monkeypatch.setattr(parquet, "GROUPS_PER_PART", 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_killed_anywhere_the_bytes_are_the_same(name: str, data: st.DataObject, tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    records = sample_records(300)
+    straight = make(folder / "a", name)
+    straight.prepare(sample_schema(), WriteMode.CREATE)
+    for batch in batches(records, data.draw(st.lists(st.integers(1, 120), max_size=4))):
+        straight.write(batch)
+    straight.finish()
+
+    done, mark = 0, None
+    for attempt in range(data.draw(st.integers(1, 4))):
+        store = make(folder / "b", name)
+        store.prepare(sample_schema(), WriteMode.RESUME if attempt else WriteMode.CREATE)
+        if attempt:
+            store.rewind(mark)
+        for size in data.draw(st.lists(st.integers(1, 90), max_size=3)):
+            store.write(RecordBatch.from_records(records[done : done + size] or records[-1:]))
+            if data.draw(st.booleans()):
+                done, mark = min(done + size, 300), store.mark()
+            else:
+                break
+        store.close()
+        tear(store, data.draw(st.integers(0, 40)))
+    store = make(folder / "b", name)
+    store.prepare(sample_schema(), WriteMode.RESUME)
+    store.rewind(mark)
+    if done < 300:
+        store.write(RecordBatch.from_records(records[done:]))
+    store.finish()
+    assert content(store.path) == content(straight.path)
+    assert sorted(p.name for p in store.path.parent.iterdir()) == [store.path.name]
+
+
+def tear(store: FileStore, junk: int) -> None:
+    """Half a row, as a process leaves it that dies while it writes."""
+    folder = store.room.folder / "pending"
+    with (folder / "rows").open("ab") as rows, (folder / "keys").open("ab") as keys:
+        rows.write(b"x" * junk)
+        keys.write(b"x" * (junk % 25))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_crash_at_any_instant_of_finish(
+    name: str, tmp_path: Path, crash_before: Callable[[int], Any]
+) -> None:
+    old, new = sample_records(30), sample_records(60, seed=5)[20:]
+    wanted: dict[str, bytes] | None = None
+    for n in range(300):
+        folder = tmp_path / str(n)
+        store = make(folder, name)
+        store.prepare(sample_schema(), WriteMode.CREATE)
+        store.write(RecordBatch.from_records(old))
+        store.finish()
+        before = content(store.path)
+        store.prepare(sample_schema(), WriteMode.UPSERT)
+        store.write(RecordBatch.from_records(new))
+        mark = store.mark()
+        with crash_before(n) as survived:
+            store.finish()
+        store.close()
+        seen = content(store.path)
+        assert seen == before or wanted is None or seen == wanted
+        again = make(folder, name)
+        if not survived:
+            again.prepare(sample_schema(), WriteMode.RESUME)
+            again.rewind(mark)
+            again.finish()
+        wanted = wanted or content(again.path)
+        assert content(again.path) == wanted
+        assert again.count() == 60
+        assert sorted(p.name for p in folder.iterdir()) == [store.path.name]
+        if survived:
+            return
+    raise AssertionError("finish never came to its end")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_last_of_one_id_wins(name: str, tmp_path: Path) -> None:
+    store = make(tmp_path, name)
+    first, second = sample_records(25), sample_records(10, seed=9)
+    store.prepare(sample_schema(), WriteMode.CREATE)
+    store.write(RecordBatch.from_records(first))
+    store.write(RecordBatch.from_records(second))
+    store.finish()
+    found = {record.id: record for batch in store.scan() for record in batch.records()}
+    assert found == {r.id: r for r in first} | {r.id: r for r in second}
+    assert store.count() == 25
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_empty_collection_keeps_its_schema(name: str, tmp_path: Path) -> None:
+    store = make(tmp_path, name)
+    store.prepare(sample_schema(), WriteMode.CREATE)
+    store.finish()
+    assert store.exists() and store.count() == 0
+    assert store.describe().fields == sample_schema().fields
+    assert [len(batch) for batch in store.scan()] in ([], [0])
+    assert sum(len(list(store.scan(partition=p))) for p in store.partitions(3)) <= 1
+    store.prepare(sample_schema(), WriteMode.UPSERT)
+    store.write(RecordBatch.from_records(sample_records(3)))
+    store.finish()
+    assert store.count() == 3
+
+
+def test_two_writers_cannot_meet(tmp_path: Path) -> None:
+    one, two = JsonlStore(tmp_path / "a.jsonl"), JsonlStore(tmp_path / "a.jsonl")
+    one.prepare(sample_schema(), WriteMode.CREATE)
+    with pytest.raises(JobLockedError, match="another"):
+        two.prepare(sample_schema(), WriteMode.RESUME)
+    with pytest.raises(JobLockedError, match="another"):
+        two.prepare(sample_schema(), WriteMode.CREATE)
+    one.write(RecordBatch.from_records(sample_records(5)))
+    one.finish()
+    assert one.count() == 5
+
+
+def test_a_log_shorter_than_its_mark_is_refused(tmp_path: Path) -> None:
+    store = JsonlStore(tmp_path / "a.jsonl")
+    store.prepare(sample_schema(), WriteMode.CREATE)
+    store.write(RecordBatch.from_records(sample_records(5)))
+    mark = store.mark()
+    store.close()
+    os.truncate(store.room.folder / "pending" / "rows", mark["bytes"] - 1)
+    store.prepare(sample_schema(), WriteMode.RESUME)
+    with pytest.raises(CorruptDataError, match="start the job again"):
+        store.rewind(mark)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="start the job again"):
+        JsonlStore(tmp_path / "a.jsonl").prepare(sample_schema(), WriteMode.RESUME)
+    with pytest.raises(NotFoundError, match="prepare"):
+        JsonlStore(tmp_path / "a.jsonl").write(RecordBatch.from_records(sample_records(1)))
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "one.jsonl"])
+def test_a_full_disk_leaves_the_target_and_the_log(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(tmp_path, name)
+    store.prepare(sample_schema(), WriteMode.CREATE)
+    store.write(RecordBatch.from_records(sample_records(5)))
+    store.finish()
+    store.prepare(sample_schema(), WriteMode.UPSERT)
+    real = store._log._keys
+    assert real is not None
+
+    class Full:
+        def write(self, data: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(real, attribute)
+
+    extra = RecordBatch.from_records(sample_records(9)[5:])
+    store._log._keys = Full()  # type: ignore[assignment]
+    with pytest.raises(FatalStoreError, match="no space"):
+        store.write(extra)
+    assert store.count() == 5
+    store._log._keys = real
+    store.write(extra)
+    store.finish()
+    assert store.count() == 9
