@@ -98,7 +98,8 @@ class RowMap:
     Attributes:
         key: the columns of a unique key: they order a scan and name its cursors.
         id: the columns that make the record's id; several make a tuple.
-        coded_ids: a text column made by this adapter, in which ids of other types are written typed.
+        coded_ids: for a text column made by this adapter, the type whose ids stand in it as they are
+            (``str``, ``int``, ``uuid``); ids of other types are written typed. Empty: only text fits.
         text: the column of the text.
         vectors: vector field → column.
         json: the json(b) column whose object is the metadata (or what typed columns do not hold).
@@ -109,7 +110,7 @@ class RowMap:
 
     key: tuple[str, ...]
     id: tuple[str, ...]
-    coded_ids: bool = False
+    coded_ids: str = ""
     text: str | None = None
     vectors: dict[str, str] = field(default_factory=dict)
     json: str | None = None

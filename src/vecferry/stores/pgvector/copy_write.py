@@ -13,17 +13,18 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from vecferry.errors import SchemaMismatchError
+from vecferry.errors import RejectedRecord, SchemaMismatchError
 from vecferry.ports import WriteReceipt
 from vecferry.records import RecordBatch
 from vecferry.stores.pgvector import encode
 from vecferry.stores.pgvector.address import Server
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.errors import translated
+from vecferry.stores.pgvector.reading import uncode_id
 from vecferry.stores.pgvector.reflect import Relation
 from vecferry.stores.pgvector.row_writer import Rows, RowWriter
+from vecferry.stores.pgvector.upsert import STAGE, Upsert
 
-_STAGE = sql.Identifier("pg_temp", "vecferry_stage")
 _TRIES = 3  # straight copies that may meet known keys before staging is used throughout
 
 
@@ -41,13 +42,17 @@ class TableWriter:
         self.relation, self.map = relation, rows
         self._server, self._table = server, relation.table
         self._rows = RowWriter(relation, rows, made)
-        self._tries = _TRIES if straight and not self._rows.as_text else 0
+        # LlamaIndex's node_id is not unique: rows of known ids are deleted, then inserted.
+        replaces = rows.layout == "llamaindex"
+        self._upsert = Upsert(self._table, relation, rows, self._rows.as_text, replaces=replaces)
+        self._tries = _TRIES if straight and not self._rows.as_text and not replaces else 0
         self._connection: psycopg.Connection[Any] | None = None
         self._staged: tuple[str, ...] = ()
         exact = any(i.unique and set(i.columns) == set(rows.id) and not i.partial for i in relation.indexes)
-        if not exact:
+        if not exact and not replaces:
+            key = ", ".join(rows.id)
             raise SchemaMismatchError(
-                f"{self._table} has no unique index on ({', '.join(rows.id)}), so records cannot be upserted; "
+                f"{self._table} has no unique index on ({key}), so records cannot be upserted; "
                 "create one, or write to a new table"
             )
 
@@ -59,7 +64,11 @@ class TableWriter:
         with translated(str(self._table)):
             try:
                 self._send(rows)
-            except (psycopg.DataError, psycopg.IntegrityError) as error:
+            except (
+                psycopg.DataError,
+                psycopg.IntegrityError,
+                psycopg.errors.ProgramLimitExceeded,
+            ) as error:
                 self._rollback()
                 reason = error.diag.message_primary or type(error).__name__
                 raise self._rows.rejected(batch, reason) from error
@@ -88,8 +97,12 @@ class TableWriter:
             else:
                 return
         self._stage(connection, rows.columns)
-        self._copy(connection, _STAGE, rows)
-        connection.execute(self._upsert(rows))
+        self._copy(connection, STAGE, rows)
+        if self._upsert.replaces:
+            connection.execute(self._upsert.delete_known())
+        merged = connection.execute(self._upsert.merge(rows.columns, rows.absent)).rowcount
+        if merged < rows.count and self.map.fixed:
+            raise self._of_others(connection)
         connection.commit()
 
     def _copy(self, connection: psycopg.Connection[Any], into: sql.Identifier, rows: Rows) -> None:
@@ -101,49 +114,20 @@ class TableWriter:
             copy.write(encode.TRAILER)
 
     def _stage(self, connection: psycopg.Connection[Any], columns: tuple[str, ...]) -> None:
-        """A temporary table of this connection with the given columns, emptied at every commit."""
-        if self._staged == columns:
-            return
-        names = [
-            sql.SQL("NULL::text AS {}" if name in self._rows.as_text else "{}").format(sql.Identifier(name))
-            for name in columns
-        ]
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(_STAGE))
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE {} ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA").format(
-                sql.Identifier("vecferry_stage"), sql.SQL(", ").join(names), self._table.quoted
-            )
-        )
-        self._staged = columns
+        if self._staged != columns:
+            for statement in self._upsert.make_stage(columns):
+                connection.execute(statement)
+            self._staged = columns
 
-    def _upsert(self, rows: Rows) -> sql.Composable:
-        values = [
-            sql.SQL("CAST({} AS {})" if name in self._rows.as_text else "{}").format(
-                sql.Identifier(name), *([self._type(name)] if name in self._rows.as_text else [])
-            )
-            for name in rows.columns
-        ]
-        key = set(self.map.id)
-        updates = [
-            sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(n)) for n in rows.columns if n not in key
-        ]
-        updates += [sql.SQL("{} = NULL").format(sql.Identifier(n)) for n in rows.absent]
-        action = (
-            sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(updates)) if updates else sql.SQL("NOTHING")
+    def _of_others(self, connection: psycopg.Connection[Any]) -> RejectedRecord:
+        """LangChain keeps all collections in one table with one key: a foreign row is never taken over."""
+        rows = connection.execute(self._upsert.ids_of_others()).fetchall()
+        taken = [uncode_id(row[0], self.map.coded_ids or "str") for row in rows]
+        return RejectedRecord(
+            f"ids such as {taken[:1]} belong to another collection in {self._table}, where ids are unique; "
+            "give these records other ids",
+            ids=taken,
         )
-        return sql.SQL(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} ON CONFLICT ({}) DO {}"
-        ).format(
-            self._table.quoted,
-            sql.SQL(", ").join(map(sql.Identifier, rows.columns)),
-            sql.SQL(", ").join(values),
-            _STAGE,
-            sql.SQL(", ").join(map(sql.Identifier, self.map.id)),
-            action,
-        )
-
-    def _type(self, name: str) -> sql.SQL:
-        return sql.SQL(self.relation.columns[name].sql_type)
 
     # -- the connection -----------------------------------------------------------------------
 

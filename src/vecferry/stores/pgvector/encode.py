@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import orjson
 
-from vecferry.records import ENVELOPE, DenseColumn, SparseColumn, to_json
+from vecferry.layouts import seal
+from vecferry.records import ENVELOPE, DenseColumn, SparseColumn
 from vecferry.records.vectors import Array
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -154,14 +155,22 @@ def _document(row: dict[str, Any]) -> bytes:
             return orjson.dumps(row)
         except TypeError:
             pass
-    body, types = to_json(row)
-    if types or ENVELOPE in row:
-        body = (
-            {**body, ENVELOPE: {"types": types}}
-            if ENVELOPE not in row
-            else {ENVELOPE: {"types": types, "row": body}}
-        )
-    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    body, envelope = seal(row)
+    if envelope:
+        body[ENVELOPE] = envelope
+    return json_document(body)
+
+
+def json_document(value: Any) -> bytes:
+    """Pure JSON as bytes; integers of any size.
+
+    Raises:
+        UnicodeEncodeError: for a lone surrogate.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _plain(value: Any) -> bool:

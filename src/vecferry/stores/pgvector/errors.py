@@ -17,9 +17,9 @@ from vecferry.errors import (
     FatalStoreError,
     NotFoundError,
     RejectedRecord,
-    RequestTooLargeError,
     RetryableError,
     SchemaMismatchError,
+    TimedOutError,
     VecferryError,
 )
 
@@ -36,7 +36,7 @@ _TABLE: dict[str, tuple[Make, str]] = {
     "57P02": (RetryableError, "the server crashed; try again"),
     "57P03": (RetryableError, "the server is starting up; try again"),
     "57P05": (RetryableError, "the session was idle for too long; try again"),
-    "57014": (RequestTooLargeError, "statement_timeout; use smaller batches or raise it"),
+    "57014": (TimedOutError, "statement_timeout; use smaller batches or raise it"),
     "25P02": (RetryableError, "the transaction was aborted; try again"),
     "25P03": (RetryableError, "idle_in_transaction_session_timeout; try again"),
     "25P04": (RetryableError, "transaction_timeout; try again"),

@@ -43,6 +43,8 @@ def build(
     that was there before gets one only if the settings ask for it, without locking writers out.
     """
     assert relation.table is not None
+    if rows.fixed:  # LangChain's shared table: its column has no dimension, so nothing can be indexed
+        return
     made = bool(relation.memo and relation.memo.made)
     if made or settings.index:
         for field in schema.fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vecferry.errors import SchemaMismatchError
 from vecferry.records import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.stores.pgvector.columns import DERIVED_TYPES, VECTOR_TYPES, RowMap
+from vecferry.stores.pgvector.frameworks import Place, framework_map, recognise
 from vecferry.stores.pgvector.memo import Memo
 from vecferry.stores.pgvector.reflect import PgIndex, Relation
 from vecferry.stores.pgvector.settings import Settings, names
@@ -21,7 +22,7 @@ _METRIC_OF_OPERATORS = {
 }
 
 
-def map_rows(relation: Relation, settings: Settings) -> RowMap:
+def map_rows(relation: Relation, settings: Settings, place: Place | None = None) -> RowMap:
     """How the records of this relation lie in its rows.
 
     A table made by this adapter says so itself. Elsewhere the id is the primary key, the text is the
@@ -33,7 +34,10 @@ def map_rows(relation: Relation, settings: Settings) -> RowMap:
         SchemaMismatchError: if there is no vector column, no unique key, or an option names a wrong column.
     """
     memo = relation.memo
-    if memo and memo.made and not _overridden(settings):
+    layout = settings.layout or recognise(relation, place)
+    if layout != "plain" and not _overridden(settings):
+        return framework_map(layout, relation, place)
+    if memo and memo.columns and not _overridden(settings):
         return _from_memo(relation, memo)
     vectors = _vectors(relation, settings)
     id_ = names(settings.id) or relation.primary_key or _some_unique(relation) or names(settings.key)
@@ -67,7 +71,7 @@ def _from_memo(relation: Relation, memo: Memo) -> RowMap:
     found = RowMap(
         key=(columns["id"],),
         id=(columns["id"],),
-        coded_ids=memo.coded_ids,
+        coded_ids=memo.native_ids,
         text=columns["text"],
         vectors={**vectors, **added},
         json=columns["json"],
@@ -169,7 +173,7 @@ def describe(relation: Relation, rows: RowMap, name: str) -> CollectionSchema:
             "fields": tuple(fields),
             "id_type": _id_type(relation, rows, recorded),
             "ids_unique": rows.id == rows.key and relation.is_unique(rows.id),
-            "has_text": rows.text is not None or rows.layout == "llamaindex",
+            "has_text": rows.text is not None,
             "metadata_types": {**recorded.metadata_types, **types},
             "layout": rows.layout,
         }
@@ -182,7 +186,8 @@ def _field(relation: Relation, name: str, column_name: str, recorded: VectorFiel
     index = next((i for i in relation.indexes if column_name in vector_columns(i, relation)), None)
     base = Metric.IP if kind is Kind.SPARSE else Metric.HAMMING if dtype is DType.BIT else Metric.COSINE
     metric = recorded.metric if recorded else (metric_of(index) if index else None) or base
-    dim = column.dim if kind is Kind.DENSE else recorded.dim if recorded else None
+    known = relation.dims.get(column_name) or (recorded.dim if recorded else None)
+    dim = column.dim or known if kind is Kind.DENSE else recorded.dim if recorded else None
     space = (
         recorded.space
         if recorded and (dim is None or not recorded.space or recorded.space.dim == dim)

@@ -25,8 +25,10 @@ class Memo(BaseModel):
     """The record of one table.
 
     Attributes:
-        schema_: as given to ``prepare``.
-        columns: where its parts lie; absent for tables that were there before.
+        collection: the schema as given to ``prepare``.
+        columns: where its parts lie; empty for tables that were there before and framework tables.
+        coded_ids: whether the id column is text in which other types are written typed.
+        made: whether this adapter made the table.
         tag, serial, created: of a published version, see `vecferry.stores.pgvector.publish`.
     """
 
@@ -40,6 +42,13 @@ class Memo(BaseModel):
     tag: str = ""
     serial: int = 0
     created: str = ""
+
+    @property
+    def native_ids(self) -> str:
+        """The type whose ids stand in a coded text column as they are; empty if ids are not coded."""
+        if not self.coded_ids:
+            return ""
+        return self.collection.id_type if self.collection.id_type in ("int", "uuid") else "str"
 
 
 def parse_memo(comment: str | None) -> Memo | None:

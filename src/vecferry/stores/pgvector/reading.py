@@ -17,13 +17,15 @@ import sqlalchemy as sa
 from psycopg.adapt import Transformer
 
 from vecferry.errors import CorruptDataError
+from vecferry.layouts import open_envelope
 from vecferry.ports import Fields
-from vecferry.records import ENVELOPE, Kind, RecordBatch, decode_id, from_json
+from vecferry.records import ENVELOPE, Kind, RecordBatch, decode_id, encode_id, id_type
 from vecferry.records.ids import RecordId
 from vecferry.stores.pgvector import decode
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, PgColumn, RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.copy_read import copy_rows
+from vecferry.stores.pgvector.frameworks import CODECS
 from vecferry.stores.pgvector.reflect import Relation
 
 _CODED = ("i:", "s:", "u:", "t:")
@@ -41,6 +43,7 @@ class RowReader:
             values += rows.typed.values()
         self.text = fields.text and rows.text is not None
         self.metadata = fields.metadata
+        self._codec = CODECS[rows.layout]() if rows.layout in CODECS else None
         # Keys and ids travel under names of their own: a timestamp may be a key (as text) and metadata.
         self.keys = {f"key {name}": relation.columns[name] for name in (*rows.key, *rows.id)}
         self.values = [relation.columns[n] for n in dict.fromkeys([*self.vectors.values(), *values])]
@@ -114,7 +117,7 @@ class RowReader:
             else:
                 width = column.dim or int(decode.widths(field, column.type).max(initial=0))
                 dense[name] = decode.dense(field, column.type, width)
-        return RecordBatch(
+        batch = RecordBatch(
             ids=self._ids(found),
             vectors=dense,
             sparse_vectors=sparse,
@@ -122,6 +125,7 @@ class RowReader:
             metadata=self._metadata(found, transformer) if self.metadata else None,
             cursor=self._cursor(found),
         )
+        return self._codec.decode(batch) if self._codec else batch
 
     def empty(self) -> RecordBatch:
         """A batch of no rows with this reader's columns."""
@@ -152,7 +156,8 @@ class RowReader:
         if column.id_kind == "uuid":
             return [UUID(bytes=bytes(part or b"")) for part in field.slices()]
         texts = decode.texts(field)
-        return [uncode_id(text) for text in texts] if self.map.coded_ids else texts
+        native = self.map.coded_ids
+        return [uncode_id(text, native) for text in texts] if native else texts
 
     def _cursor(self, found: dict[str, decode.Field]) -> list[str]:
         """The key of the last row, as text."""
@@ -173,7 +178,9 @@ class RowReader:
         if json:
             column = self.relation.columns[json]
             documents = decode.json_values(found[json], binary=column.type == "jsonb")
-            rows = [opened(document, json) for document in documents]
+            rows = [_object(document, json) for document in documents]
+            if self._codec is None:
+                rows = [opened(row) for row in rows]
         else:
             rows = [{} for _ in range(len(found[self.names[0]]))]
         for key, name in self.map.typed.items():
@@ -187,32 +194,38 @@ class RowReader:
         return rows
 
 
-def opened(document: Any, column: str) -> dict[str, Any]:
+def _object(document: Any, column: str) -> dict[str, Any]:
     """Metadata of a stored JSON value; a value that is no object stands under the column's name."""
-    if not isinstance(document, dict):
-        return {} if document is None else {column: document}
+    if isinstance(document, dict):
+        return document
+    return {} if document is None else {column: document}
+
+
+def opened(document: dict[str, Any]) -> dict[str, Any]:
+    """Metadata without the envelope, types restored."""
     if ENVELOPE not in document:
         return document
     envelope = document[ENVELOPE]
-    if not isinstance(envelope, dict) or not isinstance(envelope.get("types"), dict):
-        return document
-    body = envelope.get("row", {k: v for k, v in document.items() if k != ENVELOPE})
-    return from_json(body, envelope["types"])
+    body = {key: value for key, value in document.items() if key != ENVELOPE}
+    return open_envelope(body, envelope)[1] if isinstance(envelope, dict) else document
 
 
-def code_id(value: RecordId) -> str:
-    """An id in a text column: strings as they are, but for those that look coded; others typed."""
-    from vecferry.records import encode_id
+def code_id(value: RecordId, native: str) -> str:
+    """An id in a text column: ids of the ``native`` type as they are, others typed (`encode_id`).
 
-    return value if isinstance(value, str) and not value.startswith(_CODED) else encode_id(value)
+    A string is written typed if it looks typed, or if the native type is another.
+    """
+    if isinstance(value, str):
+        return value if native == "str" and not value.startswith(_CODED) else encode_id(value)
+    return str(value) if id_type(value) == native else encode_id(value)
 
 
-def uncode_id(text: str) -> RecordId:
+def uncode_id(text: str, native: str) -> RecordId:
     """The inverse of `code_id`; a string that only looks coded is itself."""
-    if not text.startswith(_CODED):
-        return text
     try:
-        return decode_id(text)
+        if text.startswith(_CODED):
+            return decode_id(text)
+        return int(text) if native == "int" else UUID(text) if native == "uuid" else text
     except ValueError:
         return text
 

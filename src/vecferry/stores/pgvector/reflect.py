@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -67,6 +67,7 @@ class Relation:
         table: its name with schema; ``None`` for a select.
         kind: ``pg_class.relkind``: ``r`` table, ``p`` partitioned, ``v`` view, ``m`` materialised, ``s`` select.
         estimate: rows by the server's statistics, −1 if never analysed.
+        dims: of dense columns without a fixed dimension, where all rows have the same.
     """
 
     clause: sa.FromClause
@@ -76,6 +77,7 @@ class Relation:
     estimate: int = -1
     indexes: tuple[PgIndex, ...] = ()
     memo: Memo | None = None
+    dims: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_table(self) -> bool:

@@ -19,6 +19,7 @@ from vecferry.stores.pgvector import encode
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, PgColumn, RowMap
 from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM
 from vecferry.stores.pgvector.encode import Cells
+from vecferry.stores.pgvector.frameworks import CODECS
 from vecferry.stores.pgvector.reading import code_id
 from vecferry.stores.pgvector.reflect import Relation
 from vecferry.stores.pgvector.values import INT_RANGES, binary_dumper, exactly, loosely, writable_binary
@@ -42,6 +43,7 @@ class RowWriter:
     def __init__(self, relation: Relation, rows: RowMap, made: bool) -> None:
         self.relation, self.map, self.made = relation, rows, made
         self._transformer = Transformer()
+        self._codec = CODECS[rows.layout]() if rows.layout in CODECS else None
         self.as_text = frozenset(
             name for name in (*rows.typed.values(), *rows.id) if not writable_binary(relation.columns[name])
         )
@@ -58,11 +60,21 @@ class RowWriter:
         if fast is not None:
             return fast
         try:
-            cells = self._cells(batch)
+            cells = self._cells(self._as_rows(batch))
         except (UnicodeError, OverflowError, TypeError, ValueError, psycopg.Error) as error:
             raise self.rejected(batch, str(error)) from error
         absent = [name for name in self._columns() if name not in cells]
         return Rows(tuple(cells), tuple(absent), encode.rows(list(cells.values()), len(batch)), len(batch))
+
+    def _as_rows(self, batch: RecordBatch) -> RecordBatch:
+        """Ids as the key holds them, and texts and metadata as the layout does."""
+        if self.map.coded_ids:
+            batch = batch.replace(ids=[code_id(id_, self.map.coded_ids) for id_ in batch.id_list])
+        else:
+            wrong = [id_ for id_ in batch.id_list if not self._fits_key(id_)]
+            if wrong:
+                raise self._no_place(wrong)
+        return self._codec.encode(batch) if self._codec else batch
 
     def _columns(self) -> list[str]:
         m = self.map
@@ -133,11 +145,6 @@ class RowWriter:
         ):
             return {names[0]: encode.int_cells(batch.ids)}
         ids = batch.id_list
-        if self.map.coded_ids:
-            return {names[0]: encode.text_cells([code_id(id_) for id_ in ids])}
-        wrong = [id_ for id_ in ids if not self._fits_key(id_)]
-        if wrong:
-            raise self._no_place(wrong)
         parts = list(zip(*ids, strict=True)) if len(names) > 1 else [ids]  # type: ignore[arg-type]
         return {
             n: self._id_part(list(p), self.relation.columns[n]) for n, p in zip(names, parts, strict=True)
@@ -178,7 +185,8 @@ class RowWriter:
             if column.writable:
                 cells[name] = self._value_cells([self._take(row, key, column) for row in metadata], column)
         if self.map.json:
-            documents = encode.metadata_documents(metadata)
+            plain = encode.metadata_documents if self._codec is None else _documents
+            documents = plain(metadata)
             binary = self.relation.columns[self.map.json].type == "jsonb"
             cells[self.map.json] = encode.json_cells(documents, binary=binary)
         return cells
@@ -260,6 +268,11 @@ class RowWriter:
                 for row in np.flatnonzero(beyond).tolist():
                     faults[row] = "a vector holds a number beyond float16"
         return faults
+
+
+def _documents(metadata: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Of what the layout has already brought into pure JSON."""
+    return [encode.json_document(row) for row in metadata]
 
 
 def _fits_id(value: Any, column: PgColumn) -> bool:

@@ -216,7 +216,9 @@ def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) ->
     columns = [relation.columns[name] for name in rows.id]
     keys = []
     for id_ in ids:
-        parts: Any = (code_id(id_),) if rows.coded_ids else id_ if isinstance(id_, tuple) else (id_,)
+        parts: Any = (
+            (code_id(id_, rows.coded_ids),) if rows.coded_ids else id_ if isinstance(id_, tuple) else (id_,)
+        )
         if len(parts) == len(columns) and all(_is_of(p, c) for p, c in zip(parts, columns, strict=True)):
             keys.append([str(part) for part in parts])
     if not keys:

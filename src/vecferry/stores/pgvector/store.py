@@ -31,16 +31,17 @@ from vecferry.records import (
     VectorRecord,
     Where,
 )
-from vecferry.stores.pgvector import ddl, filters, indexes, publish, searching
+from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, publish, searching
 from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.copy_write import TableWriter
+from vecferry.stores.pgvector.looking import has_rows, learned, reflect_place, with_dims
 from vecferry.stores.pgvector.mapping import describe, map_rows
-from vecferry.stores.pgvector.memo import Memo, write_memo
+from vecferry.stores.pgvector.memo import Memo
 from vecferry.stores.pgvector.partitions import find_partitions, in_range, ordered
 from vecferry.stores.pgvector.reading import RowReader
-from vecferry.stores.pgvector.reflect import Relation, find_table, reflect_select, reflect_table
+from vecferry.stores.pgvector.reflect import Relation, reflect_select
 from vecferry.stores.pgvector.settings import Settings
 from vecferry.stores.pgvector.snapshot import Snapshot, begin_read
 
@@ -145,7 +146,9 @@ class PgVectorStore:
 
     def exists(self) -> bool:
         with self._server.raw() as connection:
-            return self._table is not None and find_table(connection, self._table) is not None
+            if self._table is None:
+                return True
+            return frameworks.locate(connection, self._table, self._layout) is not None
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
         table = self._writable()
@@ -160,11 +163,12 @@ class PgVectorStore:
             ddl.ensure_extension(connection)
             if mode is WriteMode.REPLACE:
                 publish.drop(connection, table)
-            if find_table(connection, table) is None:
-                ddl.create_table(connection, table, schema, self.settings)
-                self._straight = True
+            place = frameworks.locate(connection, table, self._layout)
+            if place is not None:
+                self._adopt(connection, place, schema, mode)
             else:
-                self._adopt(connection, schema, mode)
+                self._straight = True
+                self._create(connection, table, schema)
             connection.commit()
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
@@ -258,6 +262,10 @@ class PgVectorStore:
     # -- helpers ------------------------------------------------------------------------------
 
     @property
+    def _layout(self) -> str | None:
+        return self.settings.layout if self.settings.layout != "plain" else None
+
+    @property
     def name(self) -> str:
         return str(self._table) if self._table else "select"
 
@@ -267,9 +275,13 @@ class PgVectorStore:
             with self._server.raw() as connection:
                 if self._table is None:
                     relation = reflect_select(connection, self.settings.select, self.settings.params)
+                    place = None
                 else:
-                    relation = reflect_table(connection, self._table)
-            self._seen = (relation, map_rows(relation, self.settings))
+                    place = frameworks.locate(connection, self._table, self._layout)
+                    relation = reflect_place(connection, place, self._table)
+                rows = map_rows(relation, self.settings, place)
+                relation = with_dims(connection, relation, rows)
+            self._seen = (relation, rows)
         return self._seen
 
     def _forget(self) -> None:
@@ -316,35 +328,34 @@ class PgVectorStore:
             self._writer.close()
             self._writer = None
 
+    def _create(
+        self, connection: psycopg.Connection[Any], table: TableName, schema: CollectionSchema
+    ) -> None:
+        if self.settings.layout in frameworks.CODECS:
+            frameworks.create(connection, table, self.settings.layout or "", schema)
+        else:
+            ddl.create_table(connection, table, schema, self.settings)
+
     def _adopt(
-        self, connection: psycopg.Connection[Any], schema: CollectionSchema, mode: WriteMode
+        self,
+        connection: psycopg.Connection[Any],
+        place: frameworks.Place,
+        schema: CollectionSchema,
+        mode: WriteMode,
     ) -> None:
         """Check an existing table against the schema and record the spaces it did not know yet."""
-        table = self._writable()
-        relation = reflect_table(connection, table)
-        query = sa.select(sa.exists(sa.select(sa.literal_column("1")).select_from(relation.clause)))
-        row = connection.execute(*as_sql(query)).fetchone()
-        filled = bool(row and row[0])
+        relation = reflect_place(connection, place, place.table)
+        rows = map_rows(relation, self.settings, place)
+        relation = with_dims(connection, relation, rows)
+        filled = has_rows(connection, relation, rows)
         if mode is WriteMode.CREATE and filled:
             raise TargetExistsError(f'{self.url} holds records; pass mode="upsert" or mode="replace"')
         self._straight = not filled or mode is WriteMode.RESUME
-        rows = map_rows(relation, self.settings)
-        have = describe(relation, rows, self.name)
         memo = relation.memo or Memo()
-        known = {field.name for field in memo.collection.fields}
-        for field in have.fields:
-            if field.name not in known:  # nothing is recorded: the first writer says what it is
-                want = next((f for f in schema.fields if f.name == field.name), field)
-                dim = field.dim or want.dim
-                have = have.with_field(field.model_copy(update={"metric": want.metric, "dim": dim}))
+        have = learned(describe(relation, rows, self.name), memo, schema)
         check_fits(have, schema, self.url)
-        fields = [f.model_copy(update={"space": f.space or _space_of(schema, f.name)}) for f in have.fields]
+        spaces = {field.name: field.space for field in schema.fields}
+        fields = [f.model_copy(update={"space": f.space or spaces.get(f.name)}) for f in have.fields]
         if fields != list(memo.collection.fields):
             collection = memo.collection.model_copy(update={"fields": tuple(fields), "count": None})
-            write_memo(
-                connection, relation.table or table, memo.model_copy(update={"collection": collection})
-            )
-
-
-def _space_of(schema: CollectionSchema, name: str) -> Any:
-    return next((field.space for field in schema.fields if field.name == name), None)
+            frameworks.note(connection, place, memo.model_copy(update={"collection": collection}))
