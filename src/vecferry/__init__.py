@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Collection": "vecferry.ports",
     "CollectionSchema": "vecferry.records",
+    "DualWriter": "vecferry.serving",
     "EmbeddingSpace": "vecferry.records",
+    "FallbackCollection": "vecferry.serving",
     "Plan": "vecferry.planning",
     "RecordBatch": "vecferry.records",
     "Report": "vecferry.reporting",
@@ -23,13 +25,16 @@ _EXPORTS = {
     "inspect": "vecferry.migration",
     "migrate": "vecferry.migration",
     "plan": "vecferry.migration",
+    "sync": "vecferry.serving",
     "verify": "vecferry.migration",
 }
 
 __all__ = [
     "Collection",
     "CollectionSchema",
+    "DualWriter",
     "EmbeddingSpace",
+    "FallbackCollection",
     "Plan",
     "RecordBatch",
     "Report",
@@ -40,6 +45,7 @@ __all__ = [
     "inspect",
     "migrate",
     "plan",
+    "sync",
     "verify",
 ]
 
@@ -57,6 +63,9 @@ if TYPE_CHECKING:
     from vecferry.records import VectorRecord as VectorRecord
     from vecferry.registry import connect as connect
     from vecferry.reporting import Report as Report
+    from vecferry.serving import DualWriter as DualWriter
+    from vecferry.serving import FallbackCollection as FallbackCollection
+    from vecferry.serving import sync as sync
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import islice
 from types import TracebackType
 from typing import Any
@@ -126,6 +127,14 @@ class Collection:
         hits: list[VectorRecord] = searchable.search(vector, k, field=field, where=where, **options)
         return hits
 
+    def as_langchain_vector_store(self, embedder: Any = None, **options: Any) -> Any:
+        """This collection as a LangChain ``VectorStore``; see `vecferry.serving.bridges`."""
+        return _bridges().as_langchain_vector_store(self, embedder, **options)
+
+    def as_llama_index_vector_store(self, embedder: Any = None, **options: Any) -> Any:
+        """This collection as a LlamaIndex vector store; see `vecferry.serving.bridges`."""
+        return _bridges().as_llama_index_vector_store(self, embedder, **options)
+
     # -- writing ------------------------------------------------------------------------------
 
     def write(
@@ -168,6 +177,10 @@ class Collection:
                 f"{self.url} cannot {verb}; migrate it to a store that can, such as memory: or faiss:"
             )
         return self.store
+
+
+def _bridges() -> Any:
+    return import_module("vecferry.serving.bridges")
 
 
 def _query_vector(query: Any, field: str) -> Any:
