@@ -14,6 +14,7 @@ from vecferry.errors import ConfigurationError, FatalStoreError, PlanError, Retr
 from vecferry.ports import Collection, Embedder
 from vecferry.records import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
 from vecferry.retry import CircuitBreaker
+from vecferry.serving.bridges import as_langchain_vector_store, as_llama_index_vector_store
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.sides import Query, Side, cause_of
 
@@ -227,6 +228,14 @@ class FallbackCollection:
     def search_text(self, text: str, k: int = 10, *, where: Where | None = None) -> list[VectorRecord]:
         """As `search`, so that this object can stand where a store does."""
         return list(self.search(text, k, where))
+
+    def as_langchain_vector_store(self, embedder: Any = None, **options: Any) -> Any:
+        """This as a LangChain ``VectorStore``; ``writer=`` takes the writes."""
+        return as_langchain_vector_store(self, embedder, **options)
+
+    def as_llama_index_vector_store(self, embedder: Any = None, **options: Any) -> Any:
+        """This as a LlamaIndex vector store; ``writer=`` takes the writes."""
+        return as_llama_index_vector_store(self, embedder, **options)
 
     # -- what a collection can say --------------------------------------------------------------
 
