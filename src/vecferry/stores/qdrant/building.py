@@ -191,7 +191,8 @@ def _own_graphs(vectors: Any) -> dict[str, int]:
 def _indexes(schema: CollectionSchema, layout: Layout) -> dict[str, Any]:
     """Payload path → index: those of the layout's apps, of the schema, and of a Qdrant source."""
     asked: dict[str, Any] = dict(layout.indexes)
-    asked.update({json_path(layout.path(key)): kind for key, kind in schema.payload_indexes.items()})
+    paths = {json_path(layout.path(key)): kind for key, kind in schema.payload_indexes.items()}
+    asked.update({path: kind for path, kind in paths.items() if path is not None})
     if layout.name == _own(schema).get("layout"):
         asked.update(_own(schema).get("payload_indexes", {}))
     return asked

@@ -2,7 +2,8 @@
 
 | what happened | gRPC code | HTTP status | becomes |
 |---|---|---|---|
-| unreachable, overloaded, timed out, internal fault | UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED, CANCELLED, INTERNAL, UNKNOWN | 408, 425, 429, 5xx | `RetryableError` |
+| unreachable, overloaded, internal fault | UNAVAILABLE, ABORTED, CANCELLED, INTERNAL, UNKNOWN | 425, 429, 5xx | `RetryableError` |
+| no answer in time | DEADLINE_EXCEEDED | 408, 504, the client's own timeouts | `TimedOutError` |
 | the message is too long | RESOURCE_EXHAUSTED or OUT_OF_RANGE naming a size | 413, 400 naming a size | `RequestTooLargeError` |
 | rate limit | RESOURCE_EXHAUSTED | 429 | `RetryableError` with ``retry_after`` |
 | a point or a request is not valid | INVALID_ARGUMENT | 400, 422 | `RejectedRecord` while writing, else `PlanError` |
@@ -26,12 +27,14 @@ from vecferry.errors import (
     RequestTooLargeError,
     RetryableError,
     TargetExistsError,
+    TimedOutError,
     UnsupportedError,
     VecferryError,
 )
 
-_PASSING_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "INTERNAL", "UNKNOWN"}
-_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_PASSING_CODES = {"UNAVAILABLE", "ABORTED", "CANCELLED", "INTERNAL", "UNKNOWN"}
+_PASSING_STATUS = {425, 429, 500, 502, 503}
+_LATE_STATUS = {408, 504}
 _DENIED = "check QDRANT_API_KEY and the rights of that key"
 # Neither gRPC nor Qdrant has a code of its own for a request beyond the size limit.
 _SIZE = re.compile(r"larger than (max|allowed)|length too large|exceeds the maximum|too many bytes", re.I)
@@ -62,6 +65,8 @@ def _from_code(error: Any, code: str, where: str, writing: bool) -> VecferryErro
         if _SIZE.search(detail):
             return RequestTooLargeError(f"{where}: {detail}")
         return RetryableError(f"{where}: {detail}", retry_after=_seconds(_trailer(error, "retry-after")))
+    if code == "DEADLINE_EXCEEDED":
+        return TimedOutError(f"{where}: {code}: {detail}")
     if code in _PASSING_CODES:
         return RetryableError(f"{where}: {code}: {detail}")
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
@@ -81,6 +86,8 @@ def _from_status(error: Any, where: str, writing: bool) -> VecferryError:
     detail = _brief(bytes(error.content or b"").decode("utf-8", "replace") or error.reason_phrase)
     if status == 413 or (status == 400 and _SIZE.search(detail)):
         return RequestTooLargeError(f"{where}: {detail}")
+    if status in _LATE_STATUS:
+        return TimedOutError(f"{where}: HTTP {status}: {detail}")
     if status in _PASSING_STATUS:
         wait = _seconds((error.headers or {}).get("retry-after"))
         return RetryableError(f"{where}: HTTP {status}: {detail}", retry_after=wait)
@@ -104,7 +111,9 @@ def _answer(status: int, where: str, detail: str, writing: bool) -> VecferryErro
 def _from_transport(error: Any, where: str) -> VecferryError:
     module = type(error).__module__
     if module.startswith(("httpx", "httpcore")) or isinstance(error, OSError):
-        return RetryableError(f"{where}: {type(error).__name__}: {_brief(str(error))}")
+        name = type(error).__name__
+        late = isinstance(error, TimeoutError) or name in ("ReadTimeout", "WriteTimeout")
+        return (TimedOutError if late else RetryableError)(f"{where}: {name}: {_brief(str(error))}")
     return FatalStoreError(
         f"{where}: cannot read the answer: {_brief(str(error))}; is this a Qdrant server?"
     )

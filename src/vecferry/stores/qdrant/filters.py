@@ -9,7 +9,6 @@ the two around, which is what makes it safe.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,6 +66,8 @@ def _operator(key: str, name: str, operand: Any, path: Path) -> Bounds:
     if name == "$nin":
         return _not(_operator(key, "$in", operand, path))
     places = _places(key, path)
+    if not places:
+        return Bounds(None, _NOTHING)
     if name == "$exists":
         return _exists(places, bool(operand))
     if name == "$in":
@@ -151,17 +152,23 @@ def _negated(one: models.Filter | None) -> models.Filter | None:
 
 
 def _places(key: str, path: Path) -> list[str]:
-    """Where a key may lie: as it is written, and, with dots, as a path into objects."""
+    """Where a key may lie: as it is written, and, with dots, as a path into objects.
+
+    Nowhere, if one of these cannot be asked for.
+    """
     *root, last = path(key)
     places = [json_path((*root, last))]
     if "." in last:
         places.append(json_path((*root, *last.split("."))))
-    return places
+    known = [place for place in places if place is not None]
+    return known if len(known) == len(places) else []
 
 
-def json_path(steps: tuple[str, ...]) -> str:
-    """Qdrant's notation for a path; a step that is no plain name is quoted."""
-    quoted = [
-        step if _SIMPLE_STEP.fullmatch(step) else json.dumps(step, ensure_ascii=False) for step in steps
-    ]
-    return ".".join(quoted)
+def json_path(steps: tuple[str, ...]) -> str | None:
+    """Qdrant's notation for a path; a step that is no plain name is quoted.
+
+    ``None`` where there is none: it knows no empty step, and no escape for a quote or a backslash.
+    """
+    if any(not step or '"' in step or "\\" in step for step in steps):
+        return None
+    return ".".join(step if _SIMPLE_STEP.fullmatch(step) else f'"{step}"' for step in steps)

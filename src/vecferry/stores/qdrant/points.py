@@ -73,8 +73,13 @@ class Rows:
                 numbers += np.diff(column.offsets) * column.values.shape[1]
             else:
                 numbers += 2 * np.diff(column.indptr)
-        payloads = [len(orjson.dumps(payload, default=str)) for payload in self.payloads]
-        return [int(n) * number_bytes + size for n, size in zip(numbers, payloads, strict=True)]
+        return [int(n) * number_bytes + self._payload_bytes(i) for i, n in enumerate(numbers.tolist())]
+
+    def _payload_bytes(self, row: int) -> int:
+        try:
+            return len(orjson.dumps(self.payloads[row]))
+        except TypeError as error:  # half a surrogate pair: no transport carries it
+            raise RejectedRecord(f"not valid Unicode: {error}", ids=[self.records[row]]) from error
 
 
 # -- ids ----------------------------------------------------------------------------------------
