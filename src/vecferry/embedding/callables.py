@@ -13,6 +13,7 @@ import numpy as np
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, checked, clean
 from vecferry.embedding.spaces import canonical, declared_space
 from vecferry.errors import ConfigurationError, FatalStoreError, VecferryError
+from vecferry.ports import Embedder
 from vecferry.records import EmbeddingSpace
 
 SLICE = 256
@@ -28,6 +29,7 @@ class CallableEmbedder(BaseEmbedder):
         space: the space, or ``"provider:model"``; else the name is ``name`` and the rest is measured.
         name: the model's name; else the function's own dotted name.
         batch_size: texts per call.
+        queries: the function for questions, where the model treats them differently.
 
     Raises:
         ConfigurationError: for a function without a name: two lambdas would pass for one model.
@@ -42,8 +44,10 @@ class CallableEmbedder(BaseEmbedder):
         space: str | EmbeddingSpace | None = None,
         name: str | None = None,
         batch_size: int = SLICE,
+        queries: Callable[[list[str]], Any] | None = None,
     ) -> None:
         super().__init__()
+        self._queries = queries
         self._function = function
         self._batch_size = batch_size
         self._lock = threading.Lock()
@@ -60,6 +64,14 @@ class CallableEmbedder(BaseEmbedder):
             if self._space is None:
                 self._space = self._measured()
             return self._space
+
+    def for_queries(self) -> Embedder:
+        """An embedder of questions, in the same space."""
+        if self._queries is None:
+            return self
+        return CallableEmbedder(
+            self._queries, space=self.space, name=self.name, batch_size=self._batch_size
+        )
 
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
         for start in range(0, len(texts), self._batch_size):
@@ -91,8 +103,13 @@ class CallableEmbedder(BaseEmbedder):
 
 
 def from_langchain(embeddings: Any, space: str | EmbeddingSpace | None = None) -> CallableEmbedder:
-    """A LangChain ``Embeddings`` object: its ``embed_documents``."""
-    return CallableEmbedder(embeddings.embed_documents, space=space, name=model_of(embeddings))
+    """A LangChain ``Embeddings`` object: ``embed_documents``, and ``embed_query`` for questions."""
+    return CallableEmbedder(
+        embeddings.embed_documents,
+        space=space,
+        name=None if space is not None else model_of(embeddings),
+        queries=lambda texts: [embeddings.embed_query(text) for text in texts],
+    )
 
 
 def model_of(embeddings: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vecferry.embedding.base import Matrix
 from vecferry.embedding.callables import CallableEmbedder, model_of
 from vecferry.records import EmbeddingSpace
 
@@ -28,13 +27,5 @@ class LlamaIndexEmbedder(CallableEmbedder):
             space=space,
             name=None if space is not None else model_of(embedding),
             batch_size=max(1, int(getattr(embedding, "embed_batch_size", 10))) * 8,
+            queries=lambda texts: [embedding.get_query_embedding(text) for text in texts],
         )
-        self._embedding = embedding
-
-    def for_queries(self) -> CallableEmbedder:
-        """The model's own query form, which may put an instruction before the text."""
-
-        def queries(texts: list[str]) -> Matrix:
-            return [self._embedding.get_query_embedding(text) for text in texts]  # type: ignore[return-value]
-
-        return CallableEmbedder(queries, space=self.space, name=self.name)

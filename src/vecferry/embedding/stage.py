@@ -120,10 +120,10 @@ class EmbedStage:
             check_same_space(
                 source_space, self.embedder.space, "reembed='never' would mix two spaces; use 'auto'"
             )
-        listen(self.embedder, Listener(should_stop, on_event))
         self._meters: list[MeteredEmbedder] = []
         metered = self._metered(self.embedder, budget or Budget(), ledger, job)
         self._metered_embedder = metered
+        listen(metered, Listener(should_stop, on_event))
         store = open_cache(cache, job_cache_path)
         if store is not None:
             store.pin()
@@ -282,8 +282,7 @@ class EmbedStage:
         limit = self._text_limit()
         long = [rows[place] for place in limit.too_long([texts[row] for row in rows])]
         if self._long_text == "split":
-            chosen = rows if limit.tokens is None and self._splitter else long
-            return self._split(parcel, chosen) if chosen else parcel
+            return self._split(parcel, rows if limit.tokens is None else long)
         if not long:
             return parcel
         reason = f"its text is longer than the {limit.tokens} tokens that {self.space.model} reads"
@@ -297,7 +296,7 @@ class EmbedStage:
     def _split(self, parcel: Parcel, rows: list[int]) -> Parcel:
         if self._splitter is None:
             self._splitter = self._text_limit().splitter(self._chunks[1])
-        return parcel.carry(split_rows(parcel.batch, rows, self._splitter))
+        return parcel.carry(split_rows(parcel.batch, rows, self._splitter)) if rows else parcel
 
     def _texts(self, batch: RecordBatch, rows: list[int]) -> list[str]:
         """The texts as they are sent: cut where the provider would refuse instead of cutting."""
