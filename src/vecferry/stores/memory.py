@@ -169,7 +169,7 @@ class MemoryStore:
                     f"the query has shape {np.shape(vector)}, the field {target.name!r} holds ({width},)"
                 )
         hits = []
-        for record in shelf.records.values():
+        for record in list(shelf.records.values()):  # others may write meanwhile
             side = record.sparse_vectors if target.kind is Kind.SPARSE else record.vectors
             stored = side.get(target.name)
             if stored is not None and (where is None or matches(where, record.metadata)):
