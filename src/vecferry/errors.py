@@ -14,7 +14,8 @@
     ├── CorruptDataError            the source is damaged; the message says where
     │   └── UnsafePickleError           a pickle asked for something outside the allow-list
     ├── RetryableError              wait (``retry_after`` seconds, if the server said so), then again
-    │   └── RequestTooLargeError        the same, in smaller requests
+    │   ├── RequestTooLargeError        the same, in smaller requests
+    │   └── TimedOutError               no answer in time: wait, then in smaller requests
     ├── RejectedRecord              these records cannot be written; the others can
     ├── FatalStoreError             the store said no for good (permission, quota, disk full)
     │   └── EmbedderExhausted           no embedding provider of this space answers any more
@@ -104,7 +105,11 @@ class RetryableError(VecferryError):
 
 
 class RequestTooLargeError(RetryableError):
-    """The request was too big or too slow as one: retry it in smaller pieces."""
+    """The request was too big as one: the same in smaller pieces may pass."""
+
+
+class TimedOutError(RetryableError):
+    """No answer came in time. The request may have been carried out all the same."""
 
 
 class RejectedRecord(VecferryError):

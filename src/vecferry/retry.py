@@ -8,13 +8,17 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-import tenacity
-
-from vecferry.errors import FatalStoreError, JobStopped, RequestTooLargeError, RetryableError
+from vecferry.errors import (
+    FatalStoreError,
+    JobStopped,
+    RequestTooLargeError,
+    RetryableError,
+    TimedOutError,
+)
 
 T = TypeVar("T")
 
@@ -28,11 +32,15 @@ class RetryDetails:
     error: RetryableError
 
 
+OnRetry: TypeAlias = Callable[[RetryDetails], None]
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Full-jitter exponential backoff, bounded in attempts and in total seconds.
 
-    A server's ``Retry-After`` is honoured as long as it fits into ``max_seconds``.
+    A server's ``Retry-After`` is honoured as long as it fits into ``max_seconds``. All times are monotonic:
+    a clock that is set forward or back changes nothing.
     Source of the formula: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
     Attributes:
@@ -51,7 +59,7 @@ class RetryPolicy:
         function: Callable[[], T],
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        on_retry: Callable[[RetryDetails], None] = lambda _: None,
+        on_retry: OnRetry = lambda _: None,
     ) -> T:
         """Call until it returns, an error is final, or a bound is reached.
 
@@ -61,39 +69,62 @@ class RetryPolicy:
             JobStopped: if ``should_stop`` turns true during a wait.
             RetryableError: the last one, when the bounds are reached.
         """
+        backoff = self.backoff(should_stop=should_stop, on_retry=on_retry)
+        while True:
+            try:
+                return function()
+            except RequestTooLargeError:
+                raise
+            except RetryableError as error:
+                backoff.wait(error)
 
-        def sleep(seconds: float) -> None:
-            if not _sleep_unless(seconds, should_stop):
-                raise JobStopped("stopped while waiting for a retry")
+    def backoff(
+        self, *, should_stop: Callable[[], bool] = lambda: False, on_retry: OnRetry = lambda _: None
+    ) -> Backoff:
+        """For a loop whose calls are not all the same: see `Backoff`."""
+        return Backoff(self, should_stop, on_retry)
 
-        def before_sleep(state: tenacity.RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            assert isinstance(error, RetryableError)
-            on_retry(RetryDetails(state.attempt_number, state.upcoming_sleep, error))
 
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_passing),
-            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_before_delay(self.max_seconds),
-            wait=self._wait,
-            sleep=sleep,
-            before_sleep=before_sleep,
-            reraise=True,
-        )
-        return retrying(function)
+class Backoff:
+    """The waits between the failures of one thing that is tried again.
 
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = getattr(error, "retry_after", None)
+    Attributes:
+        failures: since the last `reset`.
+    """
+
+    def __init__(self, policy: RetryPolicy, should_stop: Callable[[], bool], on_retry: OnRetry) -> None:
+        self._policy, self._should_stop, self._on_retry = policy, should_stop, on_retry
+        self.reset()
+
+    def reset(self) -> None:
+        """It worked: the bounds begin anew."""
+        self.failures = 0
+        self._start = time.monotonic()
+
+    def wait(self, error: RetryableError) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            RetryableError: ``error`` itself, if no attempt or no time is left.
+            JobStopped: if the wait was ended by ``should_stop``.
+        """
+        self.failures += 1
+        policy = self._policy
+        asked = error.retry_after
+        seconds = random.uniform(0, min(policy.cap, policy.base * 2.0**self.failures))
         if asked is not None:
-            return float(asked) + random.uniform(0, 0.1)
-        return random.uniform(0, min(self.cap, self.base * 2.0**state.attempt_number))
+            seconds = float(asked) + random.uniform(0, 0.1)
+        spent = time.monotonic() - self._start
+        if self.failures >= policy.attempts or spent + seconds > policy.max_seconds:
+            raise error
+        self._on_retry(RetryDetails(self.failures, seconds, error))
+        if not _sleep_unless(seconds, self._should_stop):
+            raise JobStopped(
+                "stopped while waiting for a retry; run the same call again to go on"
+            ) from error
 
 
 NO_RETRY = RetryPolicy(attempts=1)
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, RetryableError) and not isinstance(error, RequestTooLargeError)
 
 
 def _sleep_unless(seconds: float, should_stop: Callable[[], bool]) -> bool:
@@ -104,6 +135,47 @@ def _sleep_unless(seconds: float, should_stop: Callable[[], bool]) -> bool:
             return False
         time.sleep(min(left, 0.05))
     return not should_stop()
+
+
+class Resumable(Protocol):
+    """What a stream brings: ``cursor`` is where to go on after it."""
+
+    @property
+    def cursor(self) -> Any: ...
+
+
+R = TypeVar("R", bound=Resumable)
+
+
+def reopened(
+    open_stream: Callable[[Any, int], Iterator[R]], after: Any, size: int, backoff: Backoff
+) -> Iterator[R]:
+    """A stream that is opened again at its last good cursor when it breaks.
+
+    Each turn is one opening; it may break after any item, and what was good is kept. A break is waited
+    out, also one after progress: a source that says "in 5 s" means it. The bounds of ``backoff`` count
+    from the last item that came through. What is too large or late is asked for in halves.
+
+    Args:
+        open_stream: called with a cursor and a batch size.
+        after: the cursor to begin behind; ``None`` for the beginning.
+        size: the batch size to begin with.
+    """
+    while True:
+        try:
+            for item in open_stream(after, size):
+                backoff.reset()
+                after = item.cursor
+                yield item
+            return
+        except RequestTooLargeError:
+            if size == 1:
+                raise
+            size //= 2
+        except RetryableError as error:
+            backoff.wait(error)
+            if isinstance(error, TimedOutError):
+                size = max(1, size // 2)
 
 
 class CircuitBreaker:
@@ -130,26 +202,32 @@ class CircuitBreaker:
         """Call through the breaker.
 
         Raises:
-            RetryableError: at once, without calling, while the breaker is open.
+            RetryableError: at once, without calling, while the breaker is open; ``retry_after`` says for
+                how long.
         """
-        if not self._enter():
-            raise RetryableError("circuit open: the last calls failed", retry_after=self.reset)
+        left = self._enter()
+        if left > 0:
+            raise RetryableError("circuit open: the last calls failed", retry_after=left)
         try:
             result = function()
         except (RetryableError, FatalStoreError):
             self._record(ok=False)
             raise
+        except Exception:
+            self._record(ok=True)  # a refusal is an answer: somebody is there
+            raise
         self._record(ok=True)
         return result
 
-    def _enter(self) -> bool:
+    def _enter(self) -> float:
+        """Seconds until the next call may pass; 0 lets this one through."""
         with self._lock:
             if self._opened is None:
-                return True
-            if self._clock() - self._opened < self.reset:
-                return False
-            self._opened = self._clock()  # half open: this call is the probe, others wait on
-            return True
+                return 0.0
+            left = self.reset - (self._clock() - self._opened)
+            if left <= 0:
+                self._opened = self._clock()  # half open: this call is the probe, others wait on
+            return max(left, 0.0)
 
     def _record(self, *, ok: bool) -> None:
         with self._lock:

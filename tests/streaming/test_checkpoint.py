@@ -59,7 +59,7 @@ def test_effects_and_cursor_are_one_transaction(tmp_path: Path) -> None:
     with JobState(tmp_path / "job") as state:
         state.begin({}, {}, PARTS)
         state.commit(Counters(read=1), cursors={"0": 1}, effects=[good])
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(JobError, match=r"disk full.*again"):
             state.commit(Counters(read=2), cursors={"0": 2}, effects=[good, bad])
         assert state.partitions()[0].cursor == 1
         assert state.counters.read == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vecferry.errors import (
     RejectedRecord,
     RequestTooLargeError,
     RetryableError,
+    TimedOutError,
 )
 from vecferry.ports import WriteReceipt
 from vecferry.records import RecordBatch
@@ -108,6 +110,40 @@ def test_a_stop_ends_the_wait() -> None:
         Writer(sink, slow, should_stop=lambda: True).write(batch(5))  # type: ignore[arg-type]
 
 
-def test_one_record_too_large_by_itself_is_an_error() -> None:
-    with pytest.raises(RequestTooLargeError):
-        Writer(Picky(most=0), FAST).write(batch(1))  # type: ignore[arg-type]
+def test_one_record_too_large_by_itself_is_a_bad_record() -> None:
+    sink = Picky(most=0)
+    rejections = Writer(sink, FAST).write(batch(3))  # type: ignore[arg-type]
+    assert [r.batch.id_list for r in rejections] == [[0], [1], [2]]
+    assert "too large by itself" in rejections[0].reason
+
+
+def test_a_request_that_is_not_answered_in_time_is_halved() -> None:
+    sink = Picky()
+    sink.faults = [TimedOutError("late"), TimedOutError("late")]
+    Writer(sink, FAST).write(batch(40))  # type: ignore[arg-type]
+    assert sink.sizes == [10] * 4
+    assert sink.rows == list(range(40))
+
+
+def test_a_single_record_that_is_late_is_tried_again_and_never_put_aside() -> None:
+    sink = Picky()
+    sink.faults = [TimedOutError("late") for _ in range(9)]
+    with pytest.raises(TimedOutError):
+        Writer(sink, FAST).write(batch(1))  # type: ignore[arg-type]
+    assert len(sink.faults) == 5
+
+
+def test_the_bounds_begin_anew_after_progress() -> None:
+    """Faults again and again, with progress in between, do not add up to a failure."""
+    sink = Picky(most=1)
+    writer = Writer(sink, FAST)  # type: ignore[arg-type]
+    write, calls = sink.write, itertools.count(1)
+
+    def flaky(part: RecordBatch) -> WriteReceipt:
+        if next(calls) % 3:
+            raise RetryableError("busy")
+        return write(part)
+
+    sink.write = flaky  # type: ignore[method-assign]
+    writer.write(batch(16))
+    assert sorted(sink.rows) == list(range(16))

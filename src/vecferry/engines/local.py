@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vecferry.errors import JobStopped, NotFoundError
+from vecferry.errors import JobStopped, NotFoundError, PlanError
 from vecferry.ports import (
     Collection,
     OnProgress,
@@ -21,6 +21,7 @@ from vecferry.ports import (
 )
 from vecferry.publishing import new_tag
 from vecferry.records import CollectionSchema, RecordBatch, encode_id
+from vecferry.retry import RetryDetails
 from vecferry.streaming.checkpoint import Counters, JobState, Progressing, describe_state
 from vecferry.streaming.quarantine import Quarantine, quarantined_ids
 from vecferry.streaming.read import Reading
@@ -29,6 +30,8 @@ from vecferry.streaming.stage import Prepass, Stage, Stateful
 from vecferry.streaming.write import Writer
 
 log = logging.getLogger("vecferry.job")
+
+T = TypeVar("T")
 
 MOST_PARTITIONS = 16
 BATCHES_A_PARTITION = 8
@@ -76,7 +79,7 @@ class LocalRun:
     """One run of a job in threads of this process."""
 
     def __init__(self, job: Job, state: JobState, on_progress: OnProgress, should_stop: ShouldStop) -> None:
-        self.job, self.state = job, state
+        self.job, self.state = replace(job, reading=replace(job.reading, should_stop=should_stop)), state
         self._on_progress, self._should_stop = on_progress, should_stop
         self._start = time.monotonic()
         self.resumed = self._begin_or_resume()
@@ -98,7 +101,7 @@ class LocalRun:
                 self.state.advance("finish")
             if self.state.stage == "finish":
                 self._tell("finish")
-                self._open_sink(WriteMode.RESUME).finish()
+                self._patiently("finish", lambda: self._open_sink(WriteMode.RESUME).finish())
                 self.state.advance("verify")
             verification = self._verify()
             published = self._publish(verification)
@@ -123,7 +126,7 @@ class LocalRun:
             self._discard(str(state.get("tag")))
         share = job.reading.batch_size * BATCHES_A_PARTITION
         want = max(1, min(MOST_PARTITIONS, (job.total or 0) // share))
-        parts = job.source.store.partitions(want)
+        parts = self._patiently("partitions", lambda: job.source.store.partitions(want))
         fixed = {
             **job.fixed,
             "tag": new_tag(),
@@ -164,18 +167,41 @@ class LocalRun:
 
     def _prepare(self) -> Any:
         """The sink, prepared, and rewound to the last committed mark."""
-        fresh = not self.state.get("prepared")
-        sink = self._open_sink(self.job.mode if fresh else WriteMode.RESUME)
+        sink = self._patiently("prepare", self._open_prepared)
         if isinstance(sink, Rewindable):
             sink.rewind(self.state.get("mark"))
-        self.state.put(prepared=True)
+        self.state.put(prepared="yes")
         return sink
+
+    def _open_prepared(self) -> Any:
+        """Prepare the sink for the first time, or go on with what was prepared.
+
+        A run that died inside `prepare` may have left the collection behind. Where the sink is a shadow or
+        a log of its own, it begins anew; elsewhere the collection that is there is this job's, since the
+        plan has looked before.
+        """
+        prepared = self.state.get("prepared")
+        if prepared == "yes":
+            return self._open_sink(WriteMode.RESUME)
+        store = self.job.target.store
+        if prepared == "begun" and not self._staged and not isinstance(store, Rewindable):
+            try:
+                return self._open_sink(WriteMode.RESUME)
+            except NotFoundError:
+                pass
+        self.state.put(prepared="begun")
+        try:
+            return self._open_sink(self.job.mode)
+        except PlanError:
+            self.state.put(prepared="no")  # it is somebody else's that is there
+            raise
 
     def _open_sink(self, mode: WriteMode) -> Any:
         if self._sink is None:
             store = self.job.target.store
-            self._sink = store.shadow(self._tag) if self._staged else store
-            self._sink.prepare(self.job.schema, mode)
+            sink = store.shadow(self._tag) if self._staged else store
+            sink.prepare(self.job.schema, mode)
+            self._sink = sink
         return self._sink
 
     def _close_sink(self) -> None:
@@ -241,9 +267,18 @@ class LocalRun:
         self._close_sink()
         if self._staged:
             self._tell("publish")
-            self.job.target.store.publish(self._tag)
+            self._patiently("publish", lambda: self.job.target.store.publish(self._tag))
         self.state.advance("done")
         return True
+
+    def _patiently(self, what: str, call: Callable[[], T]) -> T:
+        """Call again after a passing fault. All that is called here is as good twice as once."""
+
+        def tell(details: RetryDetails) -> None:
+            log.warning("%s failed, again in %.1f s: %s", what, details.wait, details.error)
+
+        policy = self.job.reading.retry
+        return policy.call(call, should_stop=self._should_stop, on_retry=tell)
 
     def _tell(self, stage: str, done: int = 0, total: int | None = None) -> None:
         counters = self.counters

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -132,7 +133,7 @@ class JobState:
         """Store what is fixed for the whole life of the job, in one transaction, before any write."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         values = {**fixed, "settings": dict(settings), "started": now, "stage": "stream"}
-        with self.connection:
+        with self._transaction():
             self._clear()
             self._put(values)
             self.connection.executemany(
@@ -173,8 +174,24 @@ class JobState:
 
     def put(self, **values: Any) -> None:
         """Store values durably."""
-        with self.connection:
+        with self._transaction():
             self._put(values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block or nothing of it.
+
+        Raises:
+            JobError: if the file cannot be written.
+        """
+        try:
+            with self.connection:
+                yield
+        except sqlite3.OperationalError as error:
+            raise JobError(
+                f"the state file {self.folder / 'job.sqlite'} cannot be written ({error}); "
+                "make room or give the right to write, and run the same call again"
+            ) from error
 
     def advance(self, stage: str) -> None:
         """Enter a stage."""
@@ -209,8 +226,12 @@ class JobState:
         effects: Iterable[Effect] = (),
         **values: Any,
     ) -> None:
-        """Commit cursors, counters, marks and stage state in one transaction."""
-        with self.connection:
+        """Commit cursors, counters, marks and stage state in one transaction.
+
+        Raises:
+            JobError: if the file cannot be written; nothing of it is committed then.
+        """
+        with self._transaction():
             self.connection.executemany(
                 "UPDATE partition SET cursor = ? WHERE key = ?",
                 [(json.dumps(cursor), key) for key, cursor in cursors.items()],

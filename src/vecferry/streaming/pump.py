@@ -10,7 +10,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextvars import copy_context
 from typing import TypeVar
+
+from vecferry.errors import JobStopped
+from vecferry.ports import ShouldStop, never_stop
 
 T = TypeVar("T")
 _END = object()
@@ -23,12 +27,17 @@ def prefetch(
     depth: int = 2,
     name: str = "stage",
     busy: Callable[[str, float], None] = lambda name, seconds: None,
+    should_stop: ShouldStop = never_stop,
 ) -> Generator[T, None, None]:
     """Run ``items()`` in a thread, at most ``depth`` items ahead.
 
     Args:
         items: makes the iterator; called in the thread.
         busy: told the seconds that each item took to make.
+        should_stop: asked while nothing comes, so that a stop need not wait for a server.
+
+    Raises:
+        JobStopped: when ``should_stop`` turned true while nothing came.
     """
     line: queue.Queue[object] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -51,16 +60,27 @@ def prefetch(
             if close:
                 close()
 
-    thread = threading.Thread(target=produce, name=f"vecferry-{name}", daemon=True)
+    context = copy_context()  # so that a log knows whose thread this is
+    thread = threading.Thread(target=context.run, args=(produce,), name=f"vecferry-{name}", daemon=True)
     thread.start()
     try:
-        while (item := line.get()) is not _END:
+        while (item := _take(line, should_stop)) is not _END:
             yield item  # type: ignore[misc]
         if failure:
             raise failure[0]
     finally:
         stop.set()
-        thread.join(timeout=10)
+        # A producer that waits for a server is left alone; it is a daemon and ends with its next item.
+        thread.join(timeout=_POLL if should_stop() else 10)
+
+
+def _take(line: queue.Queue[object], should_stop: ShouldStop) -> object:
+    while True:
+        try:
+            return line.get(timeout=_POLL)
+        except queue.Empty:
+            if should_stop():
+                raise JobStopped("stopped; run the same call again to go on") from None
 
 
 def _offer(line: queue.Queue[object], item: object, stop: threading.Event) -> bool:

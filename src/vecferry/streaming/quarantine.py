@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vecferry.errors import FatalStoreError
 from vecferry.records import (
     RecordId,
     SparseVector,
@@ -47,6 +49,7 @@ class Quarantine:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
+        self._dirty = False
         self._file = path.open("ab")
         if self._file.tell() > length:
             self._file.truncate(length)
@@ -56,16 +59,35 @@ class Quarantine:
         """Append the rejection's records."""
         for record in rejection.batch.records():
             line = _line(record, rejection.stage, rejection.reason)
-            self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+            try:
+                self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+            except OSError as error:
+                raise self._failed(error) from error
+        self._dirty = True
 
     def sync(self) -> int:
-        """Make what was added durable and return the length to commit."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Make what was added durable and return the length to commit.
+
+        Raises:
+            FatalStoreError: if the disk is full or refuses.
+        """
+        if not self._dirty:
+            return self._file.tell()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+        self._dirty = False
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file. What was not synced may be lost; the job has not committed it either."""
+        with suppress(OSError):
+            self._file.close()
+
+    def _failed(self, error: OSError) -> FatalStoreError:
+        return FatalStoreError(f"{self.path}: {error.strerror}; make room and run the same call again")
 
 
 def read_quarantine(path: Path) -> Iterator[Quarantined]:

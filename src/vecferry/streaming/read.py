@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from vecferry.errors import RetryableError
 from vecferry.ports import Fields, ShouldStop, Source, never_stop
 from vecferry.records import CollectionSchema, RecordBatch, Where
-from vecferry.retry import RetryPolicy
+from vecferry.retry import RetryDetails, RetryPolicy, reopened
 from vecferry.streaming.checkpoint import Progressing
 from vecferry.streaming.stage import Parcel
+
+log = logging.getLogger("vecferry.streaming")
 
 _BATCH_BYTES = 4 << 20
 _SMALLEST, _LARGEST = 64, 8192
@@ -46,41 +49,24 @@ def read_parcels(source: Source, parts: Sequence[Progressing], reading: Reading)
 
 def _read_partition(source: Source, part: Progressing, reading: Reading) -> Iterator[Parcel]:
     cursor = part.cursor
-    while True:
-        # Each turn is one opening of the stream. It may break after any batch; what was good is kept.
-        before = cursor
-        try:
-            for parcel in _open(source, part, cursor, reading):
-                cursor = parcel.cursor
-                yield parcel
-            yield Parcel(RecordBatch(ids=[]), part.partition, cursor, 0, last=True)
-            return
-        except RetryableError as error:
-            if cursor == before:
-                # No progress: wait, bounded, until the stream opens at all.
-                _wait_for(source, part, cursor, reading, error)
+    backoff = reading.retry.backoff(should_stop=reading.should_stop, on_retry=_log_retry)
+
+    def open_stream(after: Any, size: int) -> Iterator[Parcel]:
+        batches = source.scan(
+            partition=part.partition,
+            after=after,
+            batch_size=size,
+            fields=reading.fields,
+            where=reading.where,
+        )
+        for batch in batches:
+            yield Parcel(batch, part.partition, batch.cursor, len(batch))
+
+    for parcel in reopened(open_stream, cursor, reading.batch_size, backoff):
+        cursor = parcel.cursor
+        yield parcel
+    yield Parcel(RecordBatch(ids=[]), part.partition, cursor, 0, last=True)
 
 
-def _open(source: Source, part: Progressing, after: object, reading: Reading) -> Iterator[Parcel]:
-    batches = source.scan(
-        partition=part.partition,
-        after=after,
-        batch_size=reading.batch_size,
-        fields=reading.fields,
-        where=reading.where,
-    )
-    for batch in batches:
-        yield Parcel(batch, part.partition, batch.cursor, len(batch))
-
-
-def _wait_for(
-    source: Source, part: Progressing, after: object, reading: Reading, error: RetryableError
-) -> None:
-    first = [error]
-
-    def probe() -> None:
-        if first:
-            raise first.pop()  # the failure that brought us here counts as the first attempt
-        next(_open(source, part, after, reading), None)
-
-    reading.retry.call(probe, should_stop=reading.should_stop)
+def _log_retry(details: RetryDetails) -> None:
+    log.warning("reading failed, again in %.1f s: %s", details.wait, details.error)

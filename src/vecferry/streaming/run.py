@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from vecferry.errors import FatalStoreError, JobStopped, RejectedRecord
+from vecferry.errors import FatalStoreError, JobStopped, RejectedRecord, VecferryError
 from vecferry.ports import Cursor, Rewindable, ShouldStop, Sink, Source, never_stop
 from vecferry.streaming.checkpoint import Counters, JobState, Progressing
 from vecferry.streaming.pump import prefetch
@@ -58,12 +60,17 @@ class Checkpointer:
     _done: list[str] = field(default_factory=list)
     _effects: list[Effect] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
+    _partial: bool = False
+
+    def enter(self) -> None:
+        """A parcel is about to be written: until it is acknowledged the target may hold a part of it."""
+        self._partial = True
 
     def acknowledge(self, parcel: Parcel, rejections: Sequence[Rejection]) -> None:
         """Everything of ``parcel`` is in the target, or among the rejections."""
+        if rejections and not self.tolerance.quarantine:
+            raise RejectedRecord(_reason(rejections[0]), ids=rejections[0].batch.id_list)
         for rejection in rejections:
-            if not self.tolerance.quarantine:
-                raise RejectedRecord(_reason(rejection), ids=rejection.batch.id_list)
             self.quarantine.add(rejection)
             self.counters.rejected += len(rejection.batch)
         self.counters.read += parcel.read
@@ -72,11 +79,18 @@ class Checkpointer:
         self._effects += parcel.effects
         if parcel.last:
             self._done.append(parcel.partition.key)
+        self._partial = False
         self.tolerance.check(self.counters)
 
     def commit(self, *, force: bool = False) -> None:
-        """Commit, if it is time. Marks and the quarantine are made durable before the cursor is."""
+        """Commit, if it is time. Marks and the quarantine are made durable before the cursor is.
+
+        After a fault in the middle of a parcel a log is not marked: its end would stand behind rows that
+        the cursor does not, and the resume would write them twice.
+        """
         if not force and time.monotonic() - self._last < COMMIT_EVERY:
+            return
+        if self._partial and isinstance(self.sink, Rewindable):
             return
         values = {"quarantine_length": self.quarantine.sync()}
         if isinstance(self.sink, Rewindable):
@@ -116,13 +130,16 @@ def flow(
 ) -> Iterator[Parcel]:
     """The parcels as they come out of the last stage; reading and waiting stages run ahead."""
     clock = clock or Clock({})
+    stop = reading.should_stop
     parcels: Iterator[Parcel] = prefetch(
-        lambda: read_parcels(source, parts, reading), name="read", busy=clock.add
+        lambda: read_parcels(source, parts, reading), name="read", busy=clock.add, should_stop=stop
     )
     for stage in stages:
         step = _timed(stage, parcels, clock)
-        waits = getattr(stage, "waits", False)
-        parcels = prefetch(lambda step=step: step, name=stage.name) if waits else step  # type: ignore[misc]
+        if getattr(stage, "waits", False):
+            parcels = prefetch(lambda step=step: step, name=stage.name, should_stop=stop)  # type: ignore[misc]
+        else:
+            parcels = step
     return parcels
 
 
@@ -150,19 +167,34 @@ def run_stream(
     Raises:
         JobStopped: when ``should_stop`` turns true; everything acknowledged so far is committed.
     """
-    counters = checkpoint.counters
-    written, bytes_ = counters.written, counters.bytes
-    for parcel in parcels:
-        start = time.perf_counter()
-        rejections = [*parcel.rejections, *writer.write(parcel.batch)]
-        counters.written, counters.bytes = written + writer.written, bytes_ + writer.bytes
-        checkpoint.acknowledge(parcel, rejections)
-        checkpoint.commit()
-        clock.add("write", time.perf_counter() - start)
-        yield counters
-        if should_stop():
+    try:
+        for parcel in parcels:
+            start = time.perf_counter()
+            _write(parcel, writer, checkpoint)
+            checkpoint.commit()
+            clock.add("write", time.perf_counter() - start)
+            yield checkpoint.counters
+            if should_stop():
+                raise JobStopped("stopped")
+    except JobStopped as error:
+        checkpoint.commit(force=True)
+        if type(error) is not JobStopped:
+            raise  # a budget names its own next move
+        done = checkpoint.counters.written
+        raise JobStopped(f"stopped after {done:,} records; run the same call again to go on") from None
+    except VecferryError:
+        # What was acknowledged before the fault need not be done again. The fault is the news, though.
+        with suppress(VecferryError, OSError, sqlite3.Error):
             checkpoint.commit(force=True)
-            raise JobStopped(
-                f"stopped after {counters.written:,} records; run the same call again to go on"
-            )
+        raise
     checkpoint.commit(force=True)
+
+
+def _write(parcel: Parcel, writer: Writer, checkpoint: Checkpointer) -> None:
+    written, bytes_ = writer.written, writer.bytes
+    checkpoint.enter()
+    rejections = [*parcel.rejections, *writer.write(parcel.batch)]
+    counters = checkpoint.counters
+    counters.written += writer.written - written
+    counters.bytes += writer.bytes - bytes_
+    checkpoint.acknowledge(parcel, rejections)

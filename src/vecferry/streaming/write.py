@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vecferry.errors import RejectedRecord, RequestTooLargeError
+from vecferry.errors import RejectedRecord, RequestTooLargeError, RetryableError, TimedOutError
 from vecferry.ports import ShouldStop, Sink, never_stop
 from vecferry.records import RecordBatch
-from vecferry.retry import RetryDetails, RetryPolicy
+from vecferry.retry import Backoff, OnRetry, RetryDetails, RetryPolicy
 from vecferry.streaming.stage import Rejection
 
 log = logging.getLogger("vecferry.streaming")
@@ -23,14 +22,14 @@ class Writer:
 
     Args:
         sink: prepared.
-        retry: bounds of the retry around each single write.
+        retry: bounds of the waits; they begin anew with every piece that is acknowledged.
         on_retry: told before each wait.
     """
 
     sink: Sink
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     should_stop: ShouldStop = never_stop
-    on_retry: Callable[[RetryDetails], None] = lambda _: None
+    on_retry: OnRetry = lambda _: None
     written: int = 0
     bytes: int = 0
     _limit: int | None = None
@@ -41,8 +40,10 @@ class Writer:
 
         Raises:
             RetryableError, FatalStoreError: when a bound of the retry is reached, or at once.
+            JobStopped: if a wait was cut short.
         """
         rejections: list[Rejection] = []
+        backoff = self.retry.backoff(should_stop=self.should_stop, on_retry=self._tell)
         queue = [batch]
         while queue:
             piece = queue.pop()
@@ -51,26 +52,39 @@ class Writer:
             if self._limit and len(piece) > self._limit:
                 queue += reversed(list(piece.split(self._limit)))
                 continue
-            queue += reversed(self._attempt(piece, rejections))
+            queue += reversed(self._attempt(piece, rejections, backoff))
         return rejections
 
-    def _attempt(self, piece: RecordBatch, rejections: list[Rejection]) -> list[RecordBatch]:
+    def _attempt(
+        self, piece: RecordBatch, rejections: list[Rejection], backoff: Backoff
+    ) -> list[RecordBatch]:
         """Write one piece; return the pieces that remain to be written."""
         try:
-            receipt = self.retry.call(
-                lambda: self.sink.write(piece), should_stop=self.should_stop, on_retry=self.on_retry
-            )
-        except RequestTooLargeError:
+            receipt = self.sink.write(piece)
+        except RequestTooLargeError as error:
+            backoff.reset()
             if len(piece) == 1:
-                raise
-            self._shrink(len(piece))
-            return list(piece.split(max(1, len(piece) // 2)))
+                rejections.append(Rejection(piece, "write", f"too large by itself: {error}"))
+                return []
+            return self._halve(piece)
+        except TimedOutError as error:
+            backoff.wait(error)
+            return self._halve(piece)
+        except RetryableError as error:
+            backoff.wait(error)
+            return [piece]
         except RejectedRecord as error:
+            backoff.reset()
             return self._single_out(piece, error, rejections)
+        backoff.reset()
         self.written += receipt.written
         self.bytes += receipt.bytes or piece.nbytes
         self._grow()
         return []
+
+    def _tell(self, details: RetryDetails) -> None:
+        log.warning("writing failed, again in %.1f s: %s", details.wait, details.error)
+        self.on_retry(details)
 
     def _single_out(
         self, piece: RecordBatch, error: RejectedRecord, rejections: list[Rejection]
@@ -85,9 +99,10 @@ class Writer:
         rest = set(bad)
         return [piece.take([i for i in range(len(piece)) if i not in rest])]
 
-    def _shrink(self, size: int) -> None:
-        self._limit, self._smooth = max(1, size // 2), 0
-        log.info("request too large: writing at most %d records at a time", self._limit)
+    def _halve(self, piece: RecordBatch) -> list[RecordBatch]:
+        self._limit, self._smooth = max(1, len(piece) // 2), 0
+        log.info("writing at most %d records at a time", self._limit)
+        return list(piece.split(self._limit))
 
     def _grow(self) -> None:
         self._smooth += 1
