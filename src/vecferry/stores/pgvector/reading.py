@@ -160,7 +160,9 @@ class RowReader:
         return [uncode_id(text, native) for text in texts] if native else texts
 
     def _cursor(self, found: dict[str, decode.Field]) -> list[str]:
-        """The key of the last row, as text."""
+        """The key of the last row, as text; empty if there is none."""
+        if not all(len(field.starts) for field in found.values()):
+            return []
         last = {n: decode.Field(f.buffer, f.starts[-1:], f.lengths[-1:]) for n, f in found.items()}
         cursor = []
         for name in self.map.key:
