@@ -1,0 +1,78 @@
+"""A whole move under live traffic, a few seconds of it; ten minutes are `benchmarks/soak.py`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vecferry as vf
+from servers.postgres import Postgres, postgres
+from vecferry.records import VectorRecord
+from vecferry.stores.memory import MemoryStore
+
+__all__ = ["postgres"]
+
+
+@pytest.fixture(scope="module")
+def soaking() -> Any:
+    path = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+    spec = spec_from_file_location("soak", path)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    sys.modules["soak"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_move_in_memory(soaking: Any, tmp_path: Path) -> None:
+    names = [f"soak-{tmp_path.name}-{side}" for side in ("old", "new")]
+    log = soaking.soak(
+        lambda: MemoryStore(names[0]), lambda: MemoryStore(names[1]), seconds=5.0, rate=80.0, start_with=200
+    )
+    assert log.problems == []
+    assert log.searches > 300
+    assert log.writes > 100
+    assert log.deletes > 10
+    assert set(log.origins) == {"old", "new"}
+
+
+def test_a_move_between_real_databases(soaking: Any, postgres: Postgres) -> None:
+    database = postgres.database()
+    old, new = (postgres.url(table, database) for table in ("old_kb", "new_kb"))
+    log = soaking.soak(
+        lambda: vf.connect(old).store,
+        lambda: vf.connect(new).store,
+        seconds=12.0,
+        rate=30.0,
+        start_with=300,
+    )
+    assert log.problems == []
+    assert log.searches > 200
+    assert log.writes > 80
+    assert set(log.origins) == {"old", "new"}
+    with postgres.connect(new) as connection:
+        held = dict(connection.execute("select id, text from new_kb").fetchall())
+    assert held == log.state
+
+
+def test_the_soak_notices_a_lost_and_a_stale_write(soaking: Any) -> None:
+    store = MemoryStore()
+    log = soaking.Log(state={"a": "a version 1", "b": "b version 2"})
+    vf.connect(store).write(
+        [
+            VectorRecord(id="b", text="b version 1", vector=soaking.vector_of("b version 1")),
+            VectorRecord(id="c", text="c", vector=soaking.vector_of("c")),
+        ],
+        schema=soaking.SCHEMA,
+    )
+    soaking._check(log, "new", vf.connect(store))
+    assert [problem.split(",")[0] for problem in log.problems] == [
+        "new: 1 lost",
+        "new: 1 came back",
+        "new: 1 is stale",
+    ]
