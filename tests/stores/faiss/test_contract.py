@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
@@ -16,7 +16,7 @@ from vecferry.testing import Peek, StoreContract
 
 
 class TestPlain(StoreContract):
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, **self.options)
@@ -29,7 +29,7 @@ class TestPlain(StoreContract):
 
 
 class TestParquet(TestPlain):
-    options = {"sidecar": "parquet"}
+    options: ClassVar[dict[str, Any]] = {"sidecar": "parquet"}
 
     def peek(self, store: FaissStore) -> dict[Any, Peek]:
         import pandas as pd
@@ -40,7 +40,7 @@ class TestParquet(TestPlain):
 
 
 class TestHnswIp(TestPlain):
-    options = {"index": "HNSW16"}
+    options: ClassVar[dict[str, Any]] = {"index": "HNSW16"}
     metric = Metric.IP
     exact = False  # inner products find the record itself only at unit length
 
@@ -50,7 +50,7 @@ class TestCosine(TestPlain):
 
 
 class TestIvf(TestPlain):
-    options = {"index": "IVF2,Flat"}
+    options: ClassVar[dict[str, Any]] = {"index": "IVF2,Flat"}
 
     def load(self, store: Any, records: Any, **schema: Any) -> Any:
         if len(records) < 2:

@@ -105,8 +105,7 @@ def find(path: Path, *, layout: str | None = None, index_name: str = "index") ->
     if path.is_dir():
         found = _llamaindex(path) or _around(_index_in(path, index_name))
     elif path.is_file():
-        found = _llamaindex(path.parent) if path.name == VECTORS else None
-        found = found or _around(path)
+        found = (_llamaindex(path.parent) if path.name == VECTORS else None) or _around(path)
     else:
         raise NotFoundError(f"{path} is not there; check the path")
     return found if layout in (None, found.layout) else _insist(found, layout or "")

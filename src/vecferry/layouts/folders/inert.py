@@ -194,10 +194,18 @@ def check_key(key: Any, depth: int = 0) -> Any:
 
 
 def _table() -> dict[tuple[str, str], Name]:
-    documents = ("langchain.schema", "langchain.schema.document", "langchain.docstore.document")
+    documents: tuple[str, ...] = (
+        "langchain.schema",
+        "langchain.schema.document",
+        "langchain.docstore.document",
+    )
     documents += ("langchain_core.documents", "langchain_core.documents.base")
     documents += ("langchain_community.docstore.document",)
-    stores = ("langchain.docstore", "langchain.docstore.in_memory", "langchain_community.docstore")
+    stores: tuple[str, ...] = (
+        "langchain.docstore",
+        "langchain.docstore.in_memory",
+        "langchain_community.docstore",
+    )
     stores += ("langchain_community.docstore.in_memory", "langchain_classic.docstore.in_memory")
     document, docstore = Name(create=lambda *_: Document()), Name(create=lambda *_: Docstore())
     table = {

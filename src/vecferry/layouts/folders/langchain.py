@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-
 from vecferry.errors import CorruptDataError
 from vecferry.layouts.folders.inert import DocstoreContent
 from vecferry.layouts.folders.lines import Entries, Entry, Spool
@@ -151,7 +150,8 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[tuple[int, Entry]]]:
 
 def _state(entry: Entry, name: str) -> bytes:
     """A document's state as pydantic 2 pickles it."""
-    metadata, envelope = dict(entry.metadata), {}
+    metadata = dict(entry.metadata)
+    envelope: dict[str, Any] = {}
     if name != entry.id:
         envelope["id"] = encode_id(entry.id)
     if entry.text is None:

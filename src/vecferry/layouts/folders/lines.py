@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Protocol
@@ -141,7 +142,7 @@ class LineFile:
         edges = self._offsets[first : stop + 1].tolist()
         block = os.pread(self._file.fileno(), edges[-1] - edges[0], edges[0])
         base = edges[0]
-        return [block[a - base : b - base] for a, b in zip(edges, edges[1:], strict=False)]
+        return [block[a - base : b - base] for a, b in pairwise(edges)]
 
     def close(self) -> None:
         self._file.close()

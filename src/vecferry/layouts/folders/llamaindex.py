@@ -2,13 +2,13 @@
 
 | file | holds |
 |---|---|
-| ``default__vector_store.json`` | a *binary* FAISS index (FaissVectorStore, FaissMapVectorStore), or JSON (Simple) |
+| ``default__vector_store.json`` | a *binary* FAISS index, or the JSON of a SimpleVectorStore |
 | ``index_store.json`` | ``nodes_dict``: row → node id (Faiss), node id → node id (Map, Simple) |
 | ``id_map.json`` | number in the index → node id (Map) |
 | ``docstore.json`` | the nodes |
 
-Read from llama-index-core 0.14. Nodes go through `vecferry.layouts.llamaindex`, so that what a node knows of
-its document stands under the same metadata key in every store.
+Read from llama-index-core 0.14. Nodes go through `vecferry.layouts.llamaindex`, so that what a node knows
+of its document stands under the same metadata key in every store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ID_MAP = "id_map.json"
 
 
 def read_llamaindex(folder: Path, numbering: Numbering) -> Sidecar:
-    """The nodes of a FaissVectorStore folder; those of a FaissMapVectorStore if there is an ``id_map.json``.
+    """The nodes of a FaissVectorStore folder, or of a FaissMapVectorStore with its ``id_map.json``.
 
     Raises:
         CorruptDataError: if nodes and vectors do not belong to each other.
@@ -134,7 +134,7 @@ def _nodes_dict(folder: Path, count: int) -> dict[str, Any]:
             found.append(struct["nodes_dict"])
     fitting = [nodes for nodes in found if len(nodes) == count]
     if fitting:
-        return fitting[0]
+        return dict(fitting[0])
     check_count(max(map(len, found), default=0), count, str(path))
     return {}
 

@@ -23,7 +23,7 @@ from vecferry.records.ids import ID_NAMESPACE
 from vecferry.records.vectors import Array
 
 _INDEX_ID = str(uuid5(ID_NAMESPACE, "llamaindex index struct"))
-_EMPTY = {
+_EMPTY: dict[str, dict[str, Any]] = {
     "graph_store.json": {"graph_dict": {}},
     "image__vector_store.json": {
         "embedding_dict": {},
@@ -127,7 +127,8 @@ def _write_docstore(path: Path, nodes: Callable[[], Iterator[_Node]]) -> None:
             yield node.name, {"__data__": node.body, "__type__": "1"}
 
     def info() -> Iterator[tuple[str, Any]]:
-        return ((document, {"node_ids": ids, "metadata": {}}) for document, ids in documents.items())
+        for document, ids in documents.items():
+            yield document, {"node_ids": ids, "metadata": {}}
 
     _write_sections(
         path,

@@ -217,9 +217,10 @@ class Machine:
         self.push(value)
 
     def extend(self, items: list[Any]) -> None:
-        target = self.top(list)
-        if target is self._root and self._keep is not None:
-            target.extend(self._keep(item) for item in items)
+        target: list[Any] = self.top(list)
+        keep = self._keep if target is self._root else None
+        if keep is not None:
+            target.extend(map(keep, items))
         else:
             target.extend(items)
 

@@ -167,7 +167,7 @@ def _order(keys: list[Any], numbering: Numbering, path: Path) -> Array | None:
         return numbering.rows
     except LookupError as error:
         raise CorruptDataError(
-            f"the index beside {path} numbers its vectors in its own way, so that a list cannot be matched; "
+            f"the index beside {path} numbers its vectors in a way that a list cannot follow; "
             "write the records as a JSON object keyed by these numbers"
         ) from error
 

@@ -30,8 +30,8 @@ from vecferry.records import CollectionSchema, Loss, Metric, RecordId, encode_id
 from vecferry.records.ids import ID_NAMESPACE
 from vecferry.records.vectors import Array
 from vecferry.stores.faiss.flat import flat_header, id_block, mapped_header
-from vecferry.stores.faiss.readers import import_faiss
 from vecferry.stores.faiss.stage import Stage
+from vecferry.stores.faiss.vectors import import_faiss
 
 INDEX_NAMES = {
     "plain": "index.faiss",

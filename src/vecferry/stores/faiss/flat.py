@@ -185,7 +185,7 @@ class FlatFile:
         return ids
 
     def _fill(self, target: Array, position: int) -> None:
-        view = memoryview(target).cast("B") if target.size else memoryview(b"")
+        view = memoryview(target.data).cast("B") if target.size else memoryview(b"")
         while view:
             done = os.preadv(self._file.fileno(), [view], position)
             if done == 0:

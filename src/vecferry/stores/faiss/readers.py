@@ -5,42 +5,36 @@
 | Flat, and IDMap(2) around it, also binary | the file itself (`vecferry.stores.faiss.flat`) | yes |
 | HNSW, NSG | their storage | as the storage |
 | IVF | its inverted lists, with the ids they hold | as the codec |
-| SQ, PQ, LSH, residual and additive quantizers, FastScan | ``reconstruct_n`` | no |
+| IVF with PQ FastScan | its lists, unpacked and decoded here | no |
+| SQ, PQ, LSH, additive quantizers, FastScan | ``reconstruct_n`` | no |
 | PCA and other transforms before an index | the inner vectors, transformed back | no |
 | RFlat (refine) | the Flat index it refines with | yes |
 
-FAISS aborts the process in ``IndexIDMap.reconstruct_n`` and returns uninitialised memory for an IVF with ids
-of its own; neither is called here. Files are mapped (``IO_FLAG_MMAP_IFC``), so that the memory they take can
-be given back at any time.
+FAISS aborts the process in ``IndexIDMap.reconstruct_n``, returns uninitialised memory for an IVF with ids
+of its own, and reads wild memory in an IVF FastScan that comes from a file; none of it is called here.
+Files are mapped (``IO_FLAG_MMAP_IFC``), so that the memory they take can be given back at any time.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from vecferry.errors import CorruptDataError, MissingDependencyError, UnsupportedError
+from vecferry.errors import CorruptDataError, UnsupportedError
 from vecferry.records import Metric
-from vecferry.records.vectors import Array
 from vecferry.stores.faiss.flat import FAISS_METRICS, FlatFile, parse_flat
-
-
-class Vectors(Protocol):
-    """The vectors of an index by position."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> Array:
-        """Float32 ``(n, dim)``, or packed uint8 for bits, owned by the caller."""
-        ...
-
-    def ids(self) -> Array | None:
-        """The index's own numbers, int64 ``(n,)``; ``None`` where they are the positions."""
-        ...
-
-    def close(self) -> None: ...
+from vecferry.stores.faiss.vectors import (
+    Bits,
+    Codes,
+    Lists,
+    Numbered,
+    PackedLists,
+    Transformed,
+    Vectors,
+    import_faiss,
+)
 
 
 class IndexFile:
@@ -101,19 +95,6 @@ def metric_of(number: int, path: Path, *, bits: bool) -> Metric:
     return FAISS_METRICS[number]
 
 
-def import_faiss() -> Any:
-    """The vendor's module.
-
-    Raises:
-        MissingDependencyError: naming the extra.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError("this FAISS index", "faiss") from error
-    return faiss
-
-
 def load_index(path: Path) -> tuple[Any, bool]:
     """The index, mapped where FAISS can, and whether it is binary.
 
@@ -127,7 +108,7 @@ def load_index(path: Path) -> tuple[Any, bool]:
         raise CorruptDataError(f"{path} is empty; restore it from a backup")
     try:
         if bits:
-            return faiss.downcast_IndexBinary(faiss.read_index_binary(str(path))), True
+            return faiss.read_index_binary(str(path)), True
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), False
     except RuntimeError as error:
         reason = str(error).rsplit(": ", 1)[-1][:200]
@@ -165,7 +146,7 @@ class _Probe:
         index = faiss.downcast_IndexBinary(index) if binary else faiss.downcast_index(index)
         self.kinds.append(type(index).__name__.removeprefix("Index"))
         if isinstance(index, faiss.IndexIDMap | faiss.IndexBinaryIDMap):
-            return _Numbered(self.open(index.index), index)
+            return Numbered(self.open(index.index), index)
         if binary:
             return self._open_binary(index)
         if isinstance(index, faiss.IndexPreTransform):
@@ -180,22 +161,18 @@ class _Probe:
         if isinstance(index, faiss.IndexIVF):
             self.settings["ivf_lists"] = int(index.nlist)
             self._note_codec(index, exact=type(index) is faiss.IndexIVFFlat)
-            self.in_order = False
-            return _Lists(index, self._path)
+            return self._open_lists(index)
         codec = faiss.IndexFlatCodes | faiss.IndexFastScan
         if isinstance(index, codec):
             self._note_codec(index, exact=isinstance(index, faiss.IndexFlat))
-            return _Codes(index)
-        raise UnsupportedError(
-            f"{self._path}: {type(index).__name__} keeps no vectors that can be read; "
-            "migrate from the original vectors"
-        )
+            return Codes(index)
+        raise self._unreadable(index)
 
     def _open_refined(self, index: Any) -> Vectors:
         losses = self.loss
         inner = self.open(index.refine_index)
         self.kinds[-1:] = [f"R{self.kinds[-1]}"]
-        self.loss = self.loss if not isinstance(inner, _Codes) or not inner.exact else losses
+        self.loss = self.loss if not isinstance(inner, Codes) or not inner.exact else losses
         base = self._faiss.downcast_index(index.base_index)
         own = _Probe(self._path)
         try:
@@ -212,20 +189,34 @@ class _Probe:
         inner = self.open(index.index)
         names = ", ".join(type(step).__name__.removesuffix("Matrix") for step in chain)
         self.loss = f"vectors went through {names}: " + (self.loss or "they are transformed back inexactly")
-        return _Transformed(inner, chain, index)
+        return Transformed(inner, chain, index)
 
     def _open_binary(self, index: Any) -> Vectors:
         faiss = self._faiss
         if isinstance(index, faiss.IndexBinaryFlat):
-            return _Bits(index)
+            return Bits(index)
         if isinstance(index, faiss.IndexBinaryHNSW):
             self._note_hnsw(index)
             return self.open(index.storage)
         if isinstance(index, faiss.IndexBinaryIVF):
             self.settings["ivf_lists"] = int(index.nlist)
-            self.in_order = False
-            return _Lists(index, self._path)
-        raise UnsupportedError(f"{self._path}: {type(index).__name__} keeps no vectors that can be read")
+            return self._open_lists(index)
+        raise self._unreadable(index)
+
+    def _open_lists(self, index: Any) -> Vectors:
+        faiss = self._faiss
+        self.in_order = False
+        if isinstance(index, faiss.IndexIVFPQFastScan):
+            return PackedLists(index, self._path)
+        if isinstance(index, faiss.IndexIVFFastScan):
+            raise self._unreadable(index)
+        return Lists(index, self._path)
+
+    def _unreadable(self, index: Any) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self._path}: {type(index).__name__} keeps no vectors that can be read; "
+            "migrate from the original vectors"
+        )
 
     def _note_hnsw(self, index: Any) -> None:
         graph = index.hnsw
@@ -237,160 +228,3 @@ class _Probe:
         if not exact:
             name = type(index).__name__.removeprefix("Index")
             self.loss = f"the index ({name}) stores vectors inexactly, {int(index.code_size)} bytes each"
-
-
-class _Codes:
-    """Vectors in one run of codes."""
-
-    def __init__(self, index: Any) -> None:
-        self._index = index
-        self.exact = type(index).__name__.startswith("IndexFlat")
-
-    def __len__(self) -> int:
-        return int(self._index.ntotal)
-
-    def read(self, start: int, stop: int) -> Array:
-        out = np.empty((stop - start, self._index.d), dtype=np.float32)
-        if stop - start == 1:
-            self._index.reconstruct(start, out[0])
-        elif stop > start:
-            self._index.reconstruct_n(start, stop - start, out)
-        return out
-
-    def ids(self) -> Array | None:
-        return None
-
-    def close(self) -> None:
-        self._index = None
-
-
-class _Bits:
-    """The rows of an ``IndexBinaryFlat`` that FAISS holds."""
-
-    def __init__(self, index: Any) -> None:
-        faiss = import_faiss()
-        self._rows = faiss.vector_to_array(index.xb).reshape(int(index.ntotal), int(index.code_size))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, start: int, stop: int) -> Array:
-        return self._rows[start:stop].copy()
-
-    def ids(self) -> Array | None:
-        return None
-
-    def close(self) -> None:
-        self._rows = self._rows[:0]
-
-
-class _Numbered:
-    """Vectors under ids of an IDMap."""
-
-    def __init__(self, inner: Vectors, index: Any) -> None:
-        self._inner = inner
-        self._ids = np.asarray(import_faiss().vector_to_array(index.id_map), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def read(self, start: int, stop: int) -> Array:
-        return self._inner.read(start, stop)
-
-    def ids(self) -> Array | None:
-        inner = self._inner.ids()
-        return self._ids if inner is None else self._ids[inner]
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-class _Lists:
-    """The inverted lists of an IVF, one after the other; positions run through all of them."""
-
-    def __init__(self, index: Any, path: Path) -> None:
-        faiss = import_faiss()
-        self._index = index
-        self._lists = index.invlists
-        self._binary = isinstance(index, faiss.IndexBinaryIVF)
-        self._raw = self._binary or type(index) is faiss.IndexIVFFlat
-        sizes = [int(self._lists.list_size(i)) for i in range(int(index.nlist))]
-        self._edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        if len(self) != int(index.ntotal):
-            raise CorruptDataError(
-                f"{path}: its lists hold {len(self)} of {index.ntotal} vectors; restore it"
-            )
-
-    def __len__(self) -> int:
-        return int(self._edges[-1])
-
-    def read(self, start: int, stop: int) -> Array:
-        width = int(self._index.code_size) if self._binary else int(self._index.d)
-        out = np.empty((stop - start, width), dtype=np.uint8 if self._binary else np.float32)
-        at = start
-        while at < stop:
-            number = int(np.searchsorted(self._edges, at, side="right")) - 1
-            end = min(stop, int(self._edges[number + 1]))
-            self._read_list(number, at - int(self._edges[number]), out[at - start : end - start])
-            at = end
-        return out
-
-    def _read_list(self, number: int, offset: int, out: Array) -> None:
-        if not self._raw:
-            for row in range(len(out)):
-                self._index.reconstruct_from_offset(number, offset + row, _pointer(out[row]))
-            return
-        size, code = int(self._lists.list_size(number)), int(self._index.code_size)
-        pointer = self._lists.get_codes(number)
-        try:
-            codes = import_faiss().rev_swig_ptr(pointer, size * code).reshape(size, code)
-            chosen = codes[offset : offset + len(out)]
-            out[:] = chosen if self._binary else np.ascontiguousarray(chosen).view(np.float32)
-        finally:
-            self._lists.release_codes(number, pointer)
-
-    def ids(self) -> Array | None:
-        faiss = import_faiss()
-        ids = np.empty(len(self), dtype=np.int64)
-        for number in range(int(self._index.nlist)):
-            size = int(self._lists.list_size(number))
-            if size:
-                pointer = self._lists.get_ids(number)
-                ids[self._edges[number] : self._edges[number + 1]] = faiss.rev_swig_ptr(pointer, size)
-                self._lists.release_ids(number, pointer)
-        return ids
-
-    def close(self) -> None:
-        self._index = self._lists = None
-
-
-class _Transformed:
-    """Vectors that were transformed before they were stored; transformed back, last step first."""
-
-    def __init__(self, inner: Vectors, chain: list[Any], owner: Any) -> None:
-        self._inner = inner
-        self._chain = chain
-        self._owner = owner  # the steps live as long as the index does
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def read(self, start: int, stop: int) -> Array:
-        rows = self._inner.read(start, stop)
-        for step in reversed(self._chain):
-            rows = step.reverse_transform(rows)
-        return rows
-
-    def ids(self) -> Array | None:
-        return self._inner.ids()
-
-    def close(self) -> None:
-        self._inner.close()
-        self._chain, self._owner = [], None
-
-
-def _pointer(array: Array) -> Any:
-    return import_faiss().swig_ptr(array)
-
-
-__all__ = ["IndexFile", "Vectors", "import_faiss", "load_index", "metric_of"]

@@ -1,7 +1,8 @@
-"""Nearest neighbours in a `Snapshot`: exact where the index is Flat or a filter is given, else FAISS's own."""
+"""Nearest neighbours in a `Snapshot`: exact for Flat and where a filter is given, else as FAISS does."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from vecferry.errors import SchemaMismatchError
 from vecferry.records import VectorRecord, Where, matches
 from vecferry.records.metrics import scores
 from vecferry.records.vectors import Array
-from vecferry.stores.faiss.readers import import_faiss
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
+from vecferry.stores.faiss.vectors import import_faiss
 
 _BLOCK = 4096
 _SPARE = 4
@@ -98,12 +99,8 @@ def _tune(index: Any, k: int, ef_search: int | None, nprobe: int | None) -> None
     """Search wide enough for good recall: an IVF file asks for one list only, unless told otherwise."""
     faiss = import_faiss()
     space = faiss.ParameterSpace()
-    try:
+    with suppress(RuntimeError):  # FAISS raises where an index has no such parameter
         lists = int(faiss.extract_index_ivf(index).nlist)
         space.set_index_parameter(index, "nprobe", min(nprobe or max(16, lists // 10), lists))
-    except RuntimeError:
-        pass
-    try:
+    with suppress(RuntimeError):
         space.set_index_parameter(index, "efSearch", ef_search or max(64, 2 * k * _SPARE))
-    except RuntimeError:
-        pass

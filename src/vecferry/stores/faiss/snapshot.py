@@ -176,7 +176,7 @@ class Snapshot:
         return rows.astype(self.field.dtype.numpy, copy=False)
 
     def batch(self, low: int, high: int, fields: Fields, where: Where | None = None) -> RecordBatch:
-        """The records at positions ``low`` to ``high`` that pass the filter."""
+        """The records at positions ``low`` to ``high`` that pass the filter; the cursor is ``high``."""
         if self.sidecar is None:
             return self._bare(low, high, fields, where)
         positions = np.arange(low, high)
@@ -186,14 +186,14 @@ class Snapshot:
         if fields.wants(self.field.name) and rows:
             values = self.vectors(low, high)
             columns[self.field.name] = DenseColumn(values if len(rows) == len(values) else values[rows])
-        return _batch([entries[i] for i in rows], columns, fields)
+        return _batch([entries[i] for i in rows], columns, fields, cursor=high)
 
     def _bare(self, low: int, high: int, fields: Fields, where: Where | None) -> RecordBatch:
         """Without a sidecar: numbers and vectors, no text, no metadata."""
         ids = np.arange(low, high) if self.numbers is None else self.numbers[low:high].copy()
         wanted = fields.wants(self.field.name)
         columns = {self.field.name: DenseColumn(self.vectors(low, high))} if wanted else {}
-        batch = RecordBatch(ids=ids, vectors=columns)
+        batch = RecordBatch(ids=ids, vectors=columns, cursor=high)
         return batch if where is None or matches(where, {}) else batch.take([])
 
     def pick(self, positions: Array, fields: Fields = Fields.ALL) -> RecordBatch:
@@ -232,12 +232,15 @@ class Snapshot:
         return keys[order], order
 
 
-def _batch(entries: list[Entry], columns: dict[str, DenseColumn], fields: Fields) -> RecordBatch:
+def _batch(
+    entries: list[Entry], columns: dict[str, DenseColumn], fields: Fields, *, cursor: int | None = None
+) -> RecordBatch:
     return RecordBatch(
         ids=ids_column([entry.id for entry in entries]),
         vectors=columns,
         texts=[entry.text for entry in entries] if fields.text else None,
         metadata=[entry.metadata for entry in entries] if fields.metadata else None,
+        cursor=cursor,
     )
 
 
@@ -251,7 +254,7 @@ def _types_of(entries: list[Entry]) -> dict[str, str]:
 
 
 def _open_simple(found: Found) -> tuple[IndexFile, Sidecar]:
-    """A SimpleVectorStore, its vectors brought into a temporary Flat file. LlamaIndex compares by cosine."""
+    """A SimpleVectorStore, its vectors in a temporary Flat file. LlamaIndex compares them by cosine."""
     with tempfile.NamedTemporaryFile(prefix="vecferry-", suffix=".faiss") as file:
         file.write(flat_header(0, Metric.IP, 0))
         sidecar, dim, count = read_simple(found.folder, found.index, file)

@@ -16,11 +16,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from vecferry.errors import CorruptDataError, RejectedRecord, SchemaMismatchError
+from vecferry.errors import CorruptDataError, JobLockedError, RejectedRecord, SchemaMismatchError
 from vecferry.layouts.folders import Entry, LineFile, encode_lines
 from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_key, id_type
 from vecferry.records.vectors import Array
@@ -61,6 +61,7 @@ class Stage:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self._lock = _locked(folder.parent / "stage.lock")
         self.rows = 0
         self._text_bytes = 0
         self._files = {name: (folder / name).open("ab") for name in ("vectors", "records.jsonl", "rows")}
@@ -70,8 +71,9 @@ class Stage:
     def create(cls, folder: Path, plan: Plan) -> Stage:
         """An empty stage; what was there before is forgotten."""
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            path.unlink()
+        with _locked(folder.parent / "stage.lock"):
+            for path in folder.iterdir():
+                path.unlink()
         (folder / "vectors").write_bytes(bytes(plan.gap))
         stage = cls(folder, plan)
         stage.save()
@@ -80,7 +82,7 @@ class Stage:
 
     @classmethod
     def open(cls, folder: Path) -> Stage | None:
-        """The stage an earlier process left, cut back to its last whole record; ``None`` if there is none."""
+        """What an earlier process left, cut back to its last whole record; ``None`` if there is none."""
         try:
             return cls(folder, Plan(**json.loads((folder / "stage.json").read_bytes())))
         except FileNotFoundError:
@@ -95,6 +97,7 @@ class Stage:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+        self._lock.close()
 
     # -- growing ------------------------------------------------------------------------------
 
@@ -273,6 +276,27 @@ class Stage:
                 yield rows, lines
         finally:
             lines.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Hold the lock until the file is closed, or the process dies.
+
+    Raises:
+        JobLockedError: if another process holds it.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows: one writer at a time is the caller's duty there
+        pass
+    except OSError as error:
+        file.close()
+        raise JobLockedError(
+            f"another process writes to {path.parent}; wait for it, or stop it, and run the same call again"
+        ) from error
+    return file
 
 
 def _spans(count: int, kept: Array | None) -> Iterator[Array]:

@@ -13,9 +13,7 @@ import numpy as np
 from vecferry.errors import (
     ConfigurationError,
     NotFoundError,
-    SchemaMismatchError,
     TargetExistsError,
-    UnsupportedError,
 )
 from vecferry.layouts.folders import NAMES, find
 from vecferry.ports import (
@@ -31,8 +29,6 @@ from vecferry.ports import (
 )
 from vecferry.records import (
     CollectionSchema,
-    DType,
-    Kind,
     Metric,
     RecordBatch,
     RecordId,
@@ -40,15 +36,14 @@ from vecferry.records import (
     Where,
 )
 from vecferry.stores._staging import StagingRoom, fsync_tree
-from vecferry.stores.faiss.building import build, header_of, losses_of, make_index
+from vecferry.stores.faiss.building import build
 from vecferry.stores.faiss.searching import search
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
 from vecferry.stores.faiss.stage import Plan, Stage
+from vecferry.stores.faiss.wishing import Wish, look_at
 
 _DIRECT = "direct"
 _COPY_BLOCK = 4096
-_FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.INT8, DType.UINT8})
-_METRICS = frozenset({Metric.COSINE, Metric.L2, Metric.IP, Metric.L1})
 
 
 class FaissStore:
@@ -78,9 +73,9 @@ class FaissStore:
         self.url = f"faiss:{path}"
         self.target = Path(path).expanduser()
         self._options = {"layout": layout, "index": index, "sidecar": sidecar, "metric": metric}
-        self._layout = _one_of("layout", layout, NAMES)
-        self._factory = index
-        self._sidecar = _one_of("sidecar", sidecar, ("jsonl", "parquet")) or "jsonl"
+        _one_of("layout", layout, NAMES)
+        _one_of("sidecar", sidecar, ("jsonl", "parquet"))
+        self._wish = Wish(layout, index, sidecar)
         self._metric = Metric(name) if (name := _one_of("metric", metric, tuple(Metric))) else None
         self._index_name = index_name
         self._room = StagingRoom(self.target)
@@ -126,23 +121,14 @@ class FaissStore:
     ) -> Iterator[RecordBatch]:
         snapshot = self._open()
         start, stop = partition.bounds if partition else (0, len(snapshot))
-        start = start if after is None else int(after)
+        start, stop = start if after is None else int(after), min(stop, len(snapshot))
         for low, high in blocks(start, stop, batch_size):
-            yield snapshot.batch(low, high, fields, where).replace(cursor=high)
+            yield snapshot.batch(low, high, fields, where)
 
     # -- sink ---------------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
-        layout, factory = self._layout or "plain", self._factory or "Flat"
-        bits = layout in ("plain", "raw-pkl", "raw-json", "raw-jsonl") and factory == "Flat"
-        return Capabilities(
-            kinds=frozenset({Kind.DENSE}),
-            metrics=_METRICS | ({Metric.HAMMING} if bits else frozenset()),
-            dtypes=_FLOATS | ({DType.BIT} if bits else frozenset()),
-            several_fields=False,
-            missing_vectors=False,
-            losses=losses_of(factory),
-        )
+        return self._wish.capabilities()
 
     def exists(self) -> bool:
         try:
@@ -155,16 +141,14 @@ class FaissStore:
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
         self._close_stage()
-        existing = self._existing()
-        if mode is WriteMode.CREATE and existing is not None:
+        found = look_at(self.target, self._index_name)
+        if mode is WriteMode.CREATE and found is not None:
             raise TargetExistsError(f'{self.url} holds a collection; pass mode="upsert" or mode="replace"')
-        if self._tag or mode is not WriteMode.UPSERT:
-            old = None
-        else:
-            old = existing
         if mode is WriteMode.RESUME and self._resume(schema):
             return
-        self._begin(self._plan(schema, old), old)
+        upserts = mode is WriteMode.UPSERT and self._tag is None and found is not None
+        old = Snapshot(found) if upserts and found else None
+        self._begin(self._wish.plan(schema, self.url, self.target.name, old), old)
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
         return WriteReceipt(len(batch), self._staged().append(batch))
@@ -210,7 +194,7 @@ class FaissStore:
         ef_search: int | None = None,
         nprobe: int | None = None,
     ) -> list[VectorRecord]:
-        """See `vecferry.ports.Searchable`. An index other than Flat answers approximately without ``where``.
+        """See `vecferry.ports.Searchable`. Any index but Flat answers approximately where there is no filter.
 
         Args:
             ef_search: how widely HNSW searches; default 8 k, at least 64.
@@ -225,7 +209,7 @@ class FaissStore:
         if not gone:
             return 0
         self._close_stage()
-        self._begin(self._plan(self.describe(), snapshot), None)
+        self._begin(self._wish.plan(self.describe(), self.url, self.target.name, snapshot), None)
         self._copy(snapshot, lambda position: position not in gone)
         self.finish()
         return len(gone)
@@ -237,12 +221,11 @@ class FaissStore:
         return FaissStore(self.target, **self._options, index_name=self._index_name, tag=tag)  # type: ignore[arg-type]
 
     def publish(self, tag: str) -> Version:
-        self._close_snapshot()
+        self._snapshot = None
         self._clear_empty_target()
         place = self._room.path(tag)
-        count = len(find(place).card) and _count_of(place) if place.exists() else None
-        version = self._room.publish(tag, count=count)
-        return version
+        count = find(place).card.get("schema", {}).get("count") if place.exists() else None
+        return self._room.publish(tag, count=count)
 
     def discard(self, tag: str) -> None:
         self._room.discard(tag)
@@ -251,7 +234,7 @@ class FaissStore:
         return self._room.versions()
 
     def rollback(self) -> Version:
-        self._close_snapshot()
+        self._snapshot = None
         return self._room.rollback()
 
     def prune(self, keep: int = 0) -> list[str]:
@@ -261,44 +244,18 @@ class FaissStore:
 
     def _open(self) -> Snapshot:
         if self._snapshot is not None and not self._snapshot.is_current():
-            self._close_snapshot()
+            self._snapshot = None  # not closed: a scan may still read it
         if self._snapshot is None:
-            layout = None if self._tag else self._reading_layout()
+            layout = None if self._tag else self._wish.layout
             self._snapshot = Snapshot.open(
                 self.path, layout=layout, index_name=self._index_name, metric=self._metric
             )
         return self._snapshot
 
-    def _reading_layout(self) -> str | None:
-        return self._layout
-
     def _close_snapshot(self) -> None:
         if self._snapshot is not None:
             self._snapshot.close()
         self._snapshot = None
-
-    def _existing(self) -> Snapshot | None:
-        """The published collection, whichever layout it has; ``None`` if there is none.
-
-        Raises:
-            ConfigurationError: if the path holds something that a swap would sweep away.
-        """
-        if self.target.is_file() or self.target.suffix in (".faiss", ".index"):
-            raise ConfigurationError(f"{self.url}: a collection is written as a folder; name the folder")
-        if not self.target.is_dir() or not any(self.target.iterdir()):
-            return None
-        try:
-            found = find(self.target, index_name=self._index_name)
-            strangers = sorted(set(self.target.iterdir()) - found.files())
-        except NotFoundError:
-            found, strangers = None, sorted(self.target.iterdir())
-        if found is None or strangers:
-            names = ", ".join(path.name for path in strangers[:3])
-            raise ConfigurationError(
-                f"{self.url} also holds {names}, which is no part of a collection and would be swapped away; "
-                "name another folder or move these files"
-            )
-        return Snapshot(found)
 
     # -- how writing is staged ----------------------------------------------------------------
 
@@ -309,48 +266,6 @@ class FaissStore:
     @property
     def _folder(self) -> Path:
         return self._room.path(self._work_tag).parent
-
-    def _plan(self, schema: CollectionSchema, old: Snapshot | None) -> Plan:
-        schema = schema.model_copy(update={"name": self.target.name, "losses": ()})
-        layout = self._layout or "plain"
-        factory = self._factory or "Flat"
-        sidecar = self._sidecar
-        if old is not None:
-            have = old.schema(self.target.name)
-            check_fits(have, schema, self.url)
-            layout = self._layout or (have.layout if have.layout != "none" else "plain")
-            factory = self._factory or _factory_of(old, self.url)
-            sidecar = "parquet" if str(old.found.sidecar).endswith(".parquet") else sidecar
-            schema = have.model_copy(update={"losses": (), "fields": (old.field,)})
-        if layout == "none":
-            raise ConfigurationError(f'{self.url}: layout "none" is for reading; leave it out')
-        if layout == "llamaindex-simple":
-            factory = "Flat"
-        self._check_field(schema, layout, factory)
-        field = schema.fields[0]
-        gap = len(header_of(field.metric, layout, field.dim or 0, 0))
-        return Plan(schema.model_dump(mode="json"), layout, factory, sidecar, gap)
-
-    def _check_field(self, schema: CollectionSchema, layout: str, factory: str) -> None:
-        if len(schema.fields) != 1 or schema.fields[0].kind is not Kind.DENSE:
-            names = [f"{field.name!r} ({field.kind})" for field in schema.fields]
-            raise SchemaMismatchError(
-                f"{self.url} holds one dense vector field, not {', '.join(names) or 'none'}; choose one of them"
-            )
-        field = schema.fields[0]
-        can = FaissStore(self.target, layout=layout, index=factory).capabilities()
-        if field.metric not in can.metrics or field.dtype not in can.dtypes:
-            raise SchemaMismatchError(
-                f"{self.url} cannot hold {field.dtype} vectors under {field.metric} in this layout and index"
-            )
-        if (field.dtype is DType.BIT) != (field.metric is Metric.HAMMING) or (
-            field.dtype is DType.BIT and (field.dim or 0) % 8
-        ):
-            raise SchemaMismatchError(
-                f"{self.url} holds bit vectors of whole bytes under hamming, not {field.dim} d {field.metric}"
-            )
-        if factory != "Flat":
-            make_index(factory, field.dim or 1, Metric.L2)
 
     def _begin(self, plan: Plan, old: Snapshot | None) -> None:
         self._room.begin(self._work_tag)
@@ -393,7 +308,7 @@ class FaissStore:
 
     def _publish_direct(self, count: int) -> None:
         """Swap in what was written without a shadow, and keep no more versions than there were."""
-        self._close_snapshot()
+        self._snapshot = None
         self._clear_empty_target()
         kept = len([version for version in self._room.versions() if not version.live])
         self._room.publish(_DIRECT, count=count)
@@ -409,28 +324,3 @@ def _one_of(option: str, value: str | None, names: Sequence[str]) -> str | None:
     if value is not None and value not in names:
         raise ConfigurationError(f"faiss: has no {option} {value!r}; choose one of {', '.join(names)}")
     return value
-
-
-def _count_of(folder: Path) -> int | None:
-    count = find(folder).card.get("schema", {}).get("count")
-    return count if isinstance(count, int) else None
-
-
-def _factory_of(old: Snapshot, url: str) -> str:
-    """The factory string that makes such an index again.
-
-    Raises:
-        UnsupportedError: if it lost something already: building it anew would lose more.
-    """
-    if old.index.loss:
-        raise UnsupportedError(
-            f"{url}: {old.index.loss}; changing it would lose more. Migrate it to a new target, or from the "
-            "original vectors"
-        )
-    noted = old.found.card.get("index")
-    if isinstance(noted, str):
-        return noted
-    settings = old.index.settings
-    if "ivf_lists" in settings:
-        return f"IVF{settings['ivf_lists']},Flat"
-    return f"HNSW{settings['hnsw_m']}" if "hnsw_m" in settings else "Flat"

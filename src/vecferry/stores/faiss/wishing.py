@@ -1,0 +1,123 @@
+"""What is to be written, settled before the first byte: from what the caller wished, and what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, UnsupportedError
+from vecferry.layouts.folders import Found, find
+from vecferry.ports import Capabilities, check_fits
+from vecferry.records import CollectionSchema, DType, Kind, Metric
+from vecferry.stores.faiss.building import header_of, losses_of, make_index
+from vecferry.stores.faiss.snapshot import Snapshot
+from vecferry.stores.faiss.stage import Plan
+
+_FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.INT8, DType.UINT8})
+_METRICS = frozenset({Metric.COSINE, Metric.L2, Metric.IP, Metric.L1})
+_BIT_LAYOUTS = ("plain", "raw-pkl", "raw-json", "raw-jsonl")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The options of a store that concern writing; ``None`` where the caller left them open."""
+
+    layout: str | None = None
+    factory: str | None = None
+    sidecar: str = "jsonl"
+
+    def capabilities(self) -> Capabilities:
+        """FAISS stores float32 and bits; smaller numbers are kept as float32, which holds them exactly, and
+        read back as what they were."""
+        factory = self.factory or "Flat"
+        bits = (self.layout or "plain") in _BIT_LAYOUTS and factory == "Flat"
+        return Capabilities(
+            kinds=frozenset({Kind.DENSE}),
+            metrics=_METRICS | ({Metric.HAMMING} if bits else frozenset()),
+            dtypes=_FLOATS | ({DType.BIT} if bits else frozenset()),
+            several_fields=False,
+            missing_vectors=False,
+            losses=losses_of(factory),
+        )
+
+    def plan(self, schema: CollectionSchema, url: str, name: str, old: Snapshot | None) -> Plan:
+        """The plan for a new collection, or for ``old`` with changes, which keeps its layout and index.
+
+        Raises:
+            SchemaMismatchError, SpaceMismatchError: if ``schema`` does not fit ``old`` or this store.
+            UnsupportedError: if ``old`` is a lossy index.
+            ConfigurationError: for an option that does not work for this collection.
+        """
+        schema = schema.model_copy(update={"name": name, "losses": ()})
+        layout, factory, sidecar = self.layout or "plain", self.factory or "Flat", self.sidecar
+        if old is not None:
+            have = old.schema(name)
+            check_fits(have, schema, url)
+            layout = self.layout or (have.layout if have.layout != "none" else "plain")
+            factory = self.factory or _factory_of(old, url)
+            sidecar = "parquet" if str(old.found.sidecar).endswith(".parquet") else sidecar
+            schema = have.model_copy(update={"losses": (), "fields": (old.field,)})
+        if layout == "none":
+            raise ConfigurationError(f'{url}: layout "none" is for reading; leave it out')
+        if layout == "llamaindex-simple":
+            factory = "Flat"
+        _check_field(schema, Wish(layout, factory).capabilities(), url)
+        field = schema.fields[0]
+        if factory != "Flat":
+            make_index(factory, field.dim or 1, Metric.L2)
+        gap = len(header_of(field.metric, layout, field.dim or 0, 0))
+        return Plan(schema.model_dump(mode="json"), layout, factory, sidecar, gap)
+
+
+def _check_field(schema: CollectionSchema, can: Capabilities, url: str) -> None:
+    if len(schema.fields) != 1 or schema.fields[0].kind is not Kind.DENSE:
+        names = ", ".join(f"{field.name!r} ({field.kind})" for field in schema.fields) or "none"
+        raise SchemaMismatchError(f"{url} holds one dense vector field, not {names}; choose one of them")
+    field = schema.fields[0]
+    bits = field.dtype is DType.BIT
+    fits = field.metric in can.metrics and field.dtype in can.dtypes
+    if not fits or bits != (field.metric is Metric.HAMMING) or (bits and (field.dim or 0) % 8):
+        raise SchemaMismatchError(
+            f"{url} cannot hold {field.dim} d {field.dtype} vectors under {field.metric}; it takes "
+            "float32 under cosine, l2, ip or l1; bits (whole bytes, plain layout, index Flat) under hamming"
+        )
+
+
+def look_at(target: Path, index_name: str) -> Found | None:
+    """The collection that lies where one is to be written; ``None`` if nothing does.
+
+    Raises:
+        ConfigurationError: if the path is a file, or holds what a swap would sweep away.
+    """
+    if target.is_file() or target.suffix in (".faiss", ".index"):
+        raise ConfigurationError(f"faiss:{target}: a collection is written as a folder; name the folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return None
+    try:
+        found = find(target, index_name=index_name)
+        strangers = sorted(set(target.iterdir()) - found.files())
+    except NotFoundError:
+        found, strangers = None, sorted(target.iterdir())
+    if found is None or strangers:
+        names = ", ".join(path.name for path in strangers[:3])
+        raise ConfigurationError(
+            f"faiss:{target} also holds {names}, which no collection needs and a swap would take away; "
+            "name another folder or move these files"
+        )
+    return found
+
+
+def _factory_of(old: Snapshot, url: str) -> str:
+    """The factory string that makes such an index again."""
+    if old.index.loss:
+        raise UnsupportedError(
+            f"{url}: {old.index.loss}; changing it would lose more. Migrate it to a new target, or from "
+            "the original vectors"
+        )
+    noted = old.found.card.get("index")
+    if isinstance(noted, str):
+        return noted
+    settings = old.index.settings
+    if "ivf_lists" in settings:
+        return f"IVF{settings['ivf_lists']},Flat"
+    return f"HNSW{settings['hnsw_m']}" if "hnsw_m" in settings else "Flat"
