@@ -16,7 +16,9 @@ try:
 except ImportError:
     raise MissingDependencyError("pgvector:", "pgvector") from None
 
+from vecferry.stores.pgvector.fill import Filled, fill_column
+from vecferry.stores.pgvector.models import PgVectorCollection
 from vecferry.stores.pgvector.store import PgVectorStore
 
-__all__ = ["PgVectorStore"]
+__all__ = ["Filled", "PgVectorCollection", "PgVectorStore", "fill_column"]
 del _psycopg, _sqlalchemy

@@ -122,7 +122,8 @@ class TableWriter:
     def _of_others(self, connection: psycopg.Connection[Any]) -> RejectedRecord:
         """LangChain keeps all collections in one table with one key: a foreign row is never taken over."""
         rows = connection.execute(self._upsert.ids_of_others()).fetchall()
-        taken = [uncode_id(row[0], self.map.coded_ids or "str") for row in rows]
+        native = self.map.coded_ids
+        taken = [uncode_id(row[0], native) if native else row[0] for row in rows]
         return RejectedRecord(
             f"ids such as {taken[:1]} belong to another collection in {self._table}, where ids are unique; "
             "give these records other ids",
