@@ -19,6 +19,7 @@ from vecferry.errors import (
     RequestTooLargeError,
     RetryableError,
     TargetExistsError,
+    TimedOutError,
     UnsupportedError,
     VecferryError,
 )
@@ -57,7 +58,8 @@ def test_requests_are_bounded_by_bytes(wire: Open, server: QdrantServer) -> None
     store.write(batch(64, dim=512))
     assert len(server.upserts) > 5
     assert all(size <= 20_000 for _, size in server.upserts)
-    assert min(size for _, size in server.upserts[:-1]) > 15_000, "as full as they may be"
+    sizes = sorted(size for _, size in server.upserts)
+    assert sizes[1] > 15_000, "all but the last as full as they may be"
 
 
 def test_requests_travel_side_by_side(wire: Open, server: QdrantServer) -> None:
@@ -88,7 +90,8 @@ def test_a_passing_fault_is_passing(wire: Open, server: QdrantServer, code: Any,
     store = wire(batch_points=25)
     store.prepare(schema(), WriteMode.CREATE)
     server.fail("Upsert", code, times=2, late=late)
-    with pytest.raises(RetryableError, match=code.name):
+    kind = TimedOutError if code is Code.DEADLINE_EXCEEDED else RetryableError
+    with pytest.raises(kind, match=code.name):
         store.write(batch())
     assert QUICK.call(lambda: store.write(batch())).written == 100
     store.finish()

@@ -136,7 +136,7 @@ class Builder:
         self._note(record)
 
     def _make_indexes(self, record: Record) -> None:
-        if not record.payload_indexes:
+        if not record.payload_indexes or self._at.address.local:  # the local mode has none; noted is enough
             return
         there = self._at.call("get_collection", self._name).payload_schema or {}
         for path, index in record.payload_indexes.items():

@@ -174,9 +174,8 @@ class Connection:
             return shared.client
 
     def _make_local(self, client_class: Any, path: str) -> QdrantClient:
-        # For good, as filters cannot be set for one thread; the docs page says what these two say.
+        # For good, as filters cannot be set for one thread; the docs page says what it says.
         warnings.filterwarnings("ignore", message="Local mode is not recommended")
-        warnings.filterwarnings("ignore", message="Payload indexes have no effect")
         try:
             place = {"location": MEMORY} if path == MEMORY else {"path": path}
             client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,8 +268,8 @@ class QdrantStore:
             return False
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
-        self._cached = None
         self._builder.prepare(schema, mode, self._have)
+        self._cached = None
 
     def _have(self) -> Facts | None:
         try:
@@ -400,10 +401,14 @@ class QdrantStore:
         return self._versions().publish(tag)
 
     def discard(self, tag: str) -> None:
-        self._versions().discard(tag)
+        with suppress(NotFoundError):  # there is not even a folder
+            self._versions().discard(tag)
 
     def versions(self) -> list[Version]:
-        return self._versions().all()
+        try:
+            return self._versions().all()
+        except NotFoundError:
+            return []
 
     def rollback(self) -> Version:
         self._cached = None
