@@ -74,28 +74,38 @@ def job_folder(job: str | Path) -> Path:
 def resume_job(
     job: str | Path,
     *,
+    source: str | None = None,
+    target: str | None = None,
     on_progress: OnProgress = ignore_progress,
     should_stop: ShouldStop = never_stop,
 ) -> Report:
-    """Go on with an unfinished job, with the settings it began with.
+    """Go on with an unfinished job, with the settings it began with, from whatever folder.
+
+    Args:
+        source, target: the URLs again, where they hold a password or a key: those are not stored.
 
     Raises:
         JobError: if it is done, or was begun with objects or functions that only its caller has.
     """
-    return _again(job, on_progress=on_progress, should_stop=should_stop)
-
-
-def _again(job: str | Path, **changes: Any) -> Report:
     found = show_job(job)
-    call = found.get("call")
+    call = dict(found.get("call") or {})
     if found.get("stage") == "done":
         raise JobError(f"job {found['id']} is done; migrate() begins a new one")
-    if call is None:
+    if not call:
         raise JobError(
             f"job {found['id']} was begun from code with objects or functions; "
             "make the same call again there"
         )
-    return migrate(**{**call, "state_dir": found["folder"], **changes})
+    given = {"source": source, "target": target}
+    for side in call.pop("hidden", ()):
+        if given[side] is None:
+            raise JobError(
+                f"the {side} URL of job {found['id']} holds a password or a key, which is not stored; "
+                f"give it again: vecferry jobs resume {found['id']} --{side} URL"
+            )
+    call |= {side: url for side, url in given.items() if url is not None}
+    hooks: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
+    return migrate(**call, state_dir=found["folder"], **hooks)
 
 
 def forget_job(job: str | Path) -> bool:

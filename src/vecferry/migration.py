@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from vecferry.engines.crossing import Crossing, repeatable
+from vecferry.engines.crossing import Crossing, adapter_options, repeatable
 from vecferry.planning import Plan, field_names, read_settings
 from vecferry.planning.census import SAMPLE
 from vecferry.planning.inspection import Inspection, inspect_collection
@@ -72,7 +72,7 @@ def plan(
     open_target = partial(connect, target, **laid, **(target_options or {}))
     call = {"source": source, "target": target, "layout": layout, **options}
     call |= {"source_options": source_options, "target_options": target_options}
-    return Crossing(open_source, open_target, settings, repeatable(call)).plan()
+    return Crossing(open_source, open_target, settings, repeatable(call), adapter_options(call)).plan()
 
 
 def verify(

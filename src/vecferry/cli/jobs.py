@@ -42,10 +42,15 @@ def show(job: JobName, as_json: AsJson = False) -> None:
 
 
 @jobs.command()
-def resume(job: JobName, as_json: AsJson = False) -> None:
+def resume(
+    job: JobName,
+    source: Annotated[str | None, typer.Option(help="The source URL, if it holds a secret.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target URL, if it holds a secret.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Go on with an unfinished job, with the settings it began with."""
     with errors_as_text(as_json=as_json), graceful_stop() as stop, bars(quiet=as_json) as listener:
-        report = api.resume_job(job, on_progress=listener, should_stop=stop)
+        report = api.resume_job(job, source=source, target=target, on_progress=listener, should_stop=stop)
         emit(report, as_json=as_json)
         if not report.ok:
             raise typer.Exit(DIFFERENT)

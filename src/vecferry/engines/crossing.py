@@ -24,7 +24,7 @@ from vecferry.engines.assembly import (
     source_space,
 )
 from vecferry.engines.local import Job, LocalRun, Outcome
-from vecferry.errors import EmbedderExhausted, PlanError
+from vecferry.errors import EmbedderExhausted, JobChangedError, PlanError
 from vecferry.home import home
 from vecferry.planning import Plan, Settings
 from vecferry.planning.draft import Draft, declare_space, draw_up
@@ -60,6 +60,7 @@ class Crossing:
 
     Attributes:
         call: the arguments as JSON, for ``vecferry jobs resume``; ``None`` if they hold objects.
+        options: what the adapters were given, as a part of what a resume must find unchanged.
         alternative: the first of several embedders to try.
     """
 
@@ -67,6 +68,7 @@ class Crossing:
     open_target: Opener
     settings: Settings
     call: dict[str, Any] | None
+    options: dict[str, Any] = field(default_factory=dict)
     alternative: int = 0
     backup_url: str | None = None
     source: Collection = field(init=False)
@@ -102,6 +104,8 @@ class Crossing:
         choice = choose_embedder(self.settings, fingerprint=fingerprint, start=self.alternative)
         looking = self.settings.model_copy(update={"cache": False})
         stage = embed_stage(looking, choice, declare_space(found, space)) if choice else None
+        if unfinished:
+            _check_space(unfinished, stage)
         draft = draw_up(
             self.source,
             self.target,
@@ -212,12 +216,13 @@ class Crossing:
             settings.where,
         )
         space = None if assembly.embed is None else assembly.embed.space.fingerprint
+        sides = {"source": _absolute(self.source.url), "target": _absolute(self.target.url)}
         return Job(
             source=self.source,
             target=self.target,
             schema=draft.target_schema,
             mode=settings.write_mode,
-            settings=settings.identity(),
+            settings={**sides, **settings.identity(), **self.options},
             reading=reading,
             tolerance=Tolerance(settings.on_error == "quarantine", settings.max_rejected),
             stages=assembly.stages,
@@ -227,8 +232,7 @@ class Crossing:
             publish=settings.publish == "auto",
             verify=partial(_compare, draft.target_schema) if settings.verify else None,
             fixed={
-                "source": _absolute(self.source.url),
-                "target": _absolute(self.target.url),
+                **sides,
                 "call": self.call,
                 "embed_space": space,
                 "backup": self.backup_url,
@@ -287,6 +291,12 @@ class Crossing:
         return url
 
 
+def _absolute_place(place: str) -> str:
+    """A path or a URL, the same from whatever folder it is used."""
+    scheme, colon, _ = place.partition(":")
+    return _absolute(place) if colon and len(scheme) > 1 else str(Path(place).absolute())
+
+
 def _backup_url(place: str, now: datetime) -> str:
     """A URL as it is; a folder gets a timestamped JSON Lines file."""
     scheme, colon, _ = place.partition(":")
@@ -295,24 +305,53 @@ def _backup_url(place: str, now: datetime) -> str:
     return f"jsonl:{Path(place) / f'backup-{now:%Y%m%dT%H%M%SZ}.jsonl'}"
 
 
+def _check_space(unfinished: dict[str, Any], stage: Any) -> None:
+    """One collection, one space: an unfinished job goes on with the model it began with, or not at all."""
+    before, now = unfinished.get("embed_space"), stage and stage.space.fingerprint
+    if before != now:
+        raise JobChangedError(
+            f"job {unfinished['id']} is unfinished and began with the embedding space {before or 'none'}, "
+            f"not {now or 'none'}; go on with the same embed=, or start anew with resume=False"
+        )
+
+
 def _compare(schema: CollectionSchema, expected: Any, target: Any, *, upserted: bool, **hooks: Any) -> Any:
     return compare(expected, schema, target, allow_extra=upserted, **hooks)
 
 
 def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
-    """The call as JSON without secrets; ``None`` if it holds objects or secrets."""
+    """The call as JSON, without secrets and with absolute paths; ``None`` if it holds objects.
+
+    ``hidden`` names the sides that must be given again, since something of their URL is not stored.
+    """
     named = {"state_dir", "resume"}
     kept = {key: value for key, value in call.items() if value is not None and key not in named}
+    hidden = []
     for side in ("source", "target"):
         if not isinstance(kept[side], str):
             return None
-        kept[side] = _absolute(str(StoreURL.parse(kept[side])))
+        url = StoreURL.parse(kept[side])
+        hidden += [side] if url.hides else []
+        kept[side] = _absolute(str(url))
+    if isinstance(kept.get("backup"), str | Path):
+        kept["backup"] = _absolute_place(str(kept["backup"]))
     try:
         json.dumps(kept)
     except TypeError:
         return None
     options = [*kept.get("source_options", {}), *kept.get("target_options", {})]
-    return None if any(map(is_secret, options)) else kept
+    if any(map(is_secret, options)):
+        return None
+    return {**kept, "hidden": hidden} if hidden else kept
+
+
+def adapter_options(call: dict[str, Any]) -> dict[str, Any]:
+    """What was passed to the adapters, without secrets: a part of the job's identity."""
+    found: dict[str, Any] = {"layout": call.get("layout")}
+    for side in ("source_options", "target_options"):
+        options = call.get(side) or {}
+        found[side] = {k: str(v) for k, v in sorted(options.items()) if not is_secret(k)} or None
+    return found
 
 
 def _ephemeral(collection: Collection) -> bool:

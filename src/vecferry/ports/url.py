@@ -15,7 +15,10 @@ from urllib.parse import parse_qsl, unquote
 from vecferry.errors import ConfigurationError
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
-_SECRET = re.compile(r"pass|secret|token|key|credential|signature|auth", re.IGNORECASE)
+_SECRET = re.compile(
+    r"pass(?!file)|secret|token|credential|signature|auth(?!or)|^key$|(api|access|account|private|shared)_?key",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,23 @@ class StoreURL:
             login = f"{self.user}@" if self.user else ""
             host = f"[{self.host}]" if self.host and ":" in self.host else self.host or ""
             port = f":{self.port}" if self.port else ""
-            text += f"//{login}{host}{port}" + (f"/{self.path}" if self.path else "")
+            path = _quoted(self.path)
+            text += f"//{login}{host}{port}" + (f"/{path}" if path else "")
         else:
-            text += self.path
+            text += _quoted(self.path)
         shown = {k: v for k, v in self.options.items() if not is_secret(k)}
-        text += "?" + "&".join(f"{k}={v}" for k, v in shown.items()) if shown else ""
-        return text + (f"#{self.fragment}" if self.fragment else "")
+        text += "?" + "&".join(f"{k}={_quoted(v, '&+')}" for k, v in shown.items()) if shown else ""
+        return text + (f"#{_quoted(self.fragment)}" if self.fragment else "")
+
+    @property
+    def hides(self) -> bool:
+        """Whether ``str(url)`` leaves something out."""
+        return bool(self.password) or any(map(is_secret, self.options))
+
+
+def _quoted(text: str, more: str = "") -> str:
+    """What would be taken for a delimiter, as `parse` reads it."""
+    return "".join(f"%{ord(c):02X}" if c in f"%?#{more}" else c for c in text)
 
 
 def _split_address(address: str, text: str) -> tuple[str, int | None]:
