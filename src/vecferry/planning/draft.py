@@ -103,10 +103,12 @@ def _map(
     # The embedding stage has replaced its field, or added it, before the names are mapped.
     ready = found if embedded is None else found.with_field(embedded)
     names = fit_names(field_names(ready, settings.fields), capabilities)
+    if not capabilities.kinds:  # a service that embeds by itself takes texts only
+        names = {}
     by_name = {field.name: field for field in ready.fields}
     fields = [target_field(by_name[old], new, capabilities, settings.metric) for old, new in names.items()]
     schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "count": None})
-    if not schema.fields:
+    if not schema.fields and capabilities.needs_vectors:
         raise PlanError(
             "the source has no vectors; pass embed=, such as embed='sentence-transformers:all-MiniLM-L6-v2'"
         )

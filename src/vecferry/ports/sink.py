@@ -44,6 +44,7 @@ class Capabilities:
         several_fields: whether more than one vector field fits.
         field_names: false if a single field loses its name.
         missing_vectors: whether a record may lack a vector.
+        needs_vectors: whether a collection must have a vector field at all.
         text: whether text has a place.
         max_dim: by dtype, the most components a field may have.
         losses: what the chosen settings lose by themselves (a PQ index).
@@ -59,6 +60,7 @@ class Capabilities:
     several_fields: bool = True
     field_names: bool = True
     missing_vectors: bool = True
+    needs_vectors: bool = True
     text: bool = True
     max_dim: tuple[tuple[DType, int], ...] = ()
     losses: tuple[Loss, ...] = ()

@@ -145,7 +145,12 @@ class FileStore(ABC):
 
     def capabilities(self) -> Capabilities:
         """Everything fits, as it is."""
-        return Capabilities(kinds=frozenset(Kind), metrics=frozenset(Metric), dtypes=frozenset(DType))
+        return Capabilities(
+            kinds=frozenset(Kind),
+            metrics=frozenset(Metric),
+            dtypes=frozenset(DType),
+            needs_vectors=False,
+        )
 
     def exists(self) -> bool:
         """Whether there is a file (in the folder)."""
