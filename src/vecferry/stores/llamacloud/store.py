@@ -225,6 +225,7 @@ class LlamaCloudStore:
             id_types=frozenset({"str"}),
             metadata_types=frozenset({"null", "bool", "int", "float", "str", "list", "object"}),
             several_fields=False,
+            needs_vectors=False,
             losses=(Loss(kind="field", detail="LlamaCloud chunks and embeds by itself"),),
         )
 
