@@ -23,6 +23,7 @@ from vecferry.records.vectors import Array, DenseColumn
 from vecferry.verifying.result import SearchProof
 
 _SPARE = 16  # kept beyond k, so that rows rounded apart and ties are still known
+_LOOK = 16  # rows of a partition among which a query is sought, since some may lack the vector
 _EPSILON = 1e-4  # two scores this near, relative to the greater, count as a tie
 
 
@@ -58,12 +59,14 @@ class SearchCheck:
         share = -(-queries // max(len(parts), 1))
         for part in parts:
             only = Fields(vectors=tuple(drawn), text=False, metadata=False)
-            batch = next(iter(self._target.scan(partition=part, batch_size=share, fields=only)), None)
+            batch = next(
+                iter(self._target.scan(partition=part, batch_size=max(share, _LOOK), fields=only)), None
+            )
             for name in drawn if batch is not None else ():
                 column = batch.vectors.get(name) if batch is not None else None
                 if isinstance(column, DenseColumn):
                     rows = [column.values[i].copy() for i in np.flatnonzero(column.present)]
-                    drawn[name] += [_Query(row) for row in rows[: queries - len(drawn[name])]]
+                    drawn[name] += [_Query(row) for row in rows[: min(share, queries - len(drawn[name]))]]
         return drawn
 
     def observe(self, batch: RecordBatch) -> None:

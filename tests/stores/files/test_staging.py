@@ -213,7 +213,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     put(room.begin("a"), "a", folder=False)
     room.publish("a")
     (room.folder / "room.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="room.json is damaged"):
+    with pytest.raises(ConfigurationError, match=r"room\.json is damaged"):
         room.versions()
 
 
