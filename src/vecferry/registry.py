@@ -19,7 +19,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from vecferry.errors import ConfigurationError, UnknownSchemeError
-from vecferry.ports import Collection, StoreURL
+from vecferry.ports import Collection, StoreURL, is_secret
+from vecferry.redaction import hide
 
 STORES = {
     "faiss": "vecferry.stores.faiss:FaissStore",
@@ -61,6 +62,9 @@ def connect(target: Any, **options: Any) -> Collection:
         return Collection(target)
     url = StoreURL.parse(target) if isinstance(target, str) else target
     adapter = find("vecferry.stores", url.scheme)
+    for name, value in options.items():
+        if is_secret(name):
+            hide(value)
     try:
         store = adapter.from_url(url, **{**url.options, **options})
     except TypeError as error:

@@ -14,14 +14,15 @@ import vecferry
 SRC = Path(vecferry.__file__).parent
 
 EDGE = {"errors", "records"}
-CORE = EDGE | {"ports", "retry", "home"}
+CORE = EDGE | {"ports", "retry", "home", "redaction"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "home": set(),
+    "redaction": set(),
     "retry": {"errors"},
     "records": {"errors"},
-    "ports": EDGE,
-    "registry": EDGE | {"ports"},
+    "ports": EDGE | {"redaction"},
+    "registry": EDGE | {"ports", "redaction"},
     "planning": CORE | {"reporting"},
     "streaming": CORE,
     "verifying": CORE,
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layouts": CORE,
     "stores": CORE | {"layouts"},
     "embedding": CORE | {"registry", "streaming"},
-    "reporting": EDGE,
+    "reporting": EDGE | {"redaction"},
     "testing": CORE,
     "engines": CORE
     | {"registry", "streaming", "publishing", "planning", "verifying", "reporting", "embedding", "dedupe"},

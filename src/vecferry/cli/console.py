@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from rich.progress import (
 
 from vecferry.errors import JobStopped, VecferryError
 from vecferry.ports import Progress as Step
+from vecferry.redaction import redact
 
 OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
 """Exit statuses: proved; a difference was found; the command could not do it; stopped, resumable."""
@@ -56,13 +58,14 @@ def errors_as_text(*, as_json: bool = False) -> Iterator[None]:
 
 
 def _fail(error: VecferryError, status: int, as_json: bool) -> None:
+    message = redact(str(error))
     if as_json:
         sys.stdout.write(
-            json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}) + "\n"
+            json.dumps({"ok": False, "error": type(error).__name__, "message": message}) + "\n"
         )
     else:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), markup=False)
+        err.print(message, markup=False)
     raise typer.Exit(status)
 
 
@@ -77,7 +80,9 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:
-            raise KeyboardInterrupt
+            # At once, whatever a thread is waiting for. What is committed is on disk already.
+            os.write(2, b"stopped; run the same command again to go on\n")
+            os._exit(STOPPED)
         self.stopped = True
         err.print("stopping at the next checkpoint; once more to stop at once", markup=False)
 
@@ -89,9 +94,6 @@ def graceful_stop() -> Iterator[StopFlag]:
     before = {n: signal.signal(n, flag._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
-    except KeyboardInterrupt:
-        err.print("stopped; run the same command again to go on", markup=False)
-        raise typer.Exit(STOPPED) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

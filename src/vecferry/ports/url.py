@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
 
 from vecferry.errors import ConfigurationError
+from vecferry.redaction import hide
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
 _SECRET = re.compile(
@@ -60,6 +61,9 @@ class StoreURL:
         rest, _, fragment = rest.partition("#")
         rest, _, query = rest.partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
+        for name, value in options.items():
+            if is_secret(name):
+                hide(value)
         common = {"scheme": scheme, "fragment": unquote(fragment), "options": options}
         if not rest.startswith("//"):
             return cls(path=unquote(rest), **common)  # type: ignore[arg-type]
@@ -67,6 +71,7 @@ class StoreURL:
         login, at, address = authority.rpartition("@")
         user, colon, password = login.partition(":")
         host, port = _split_address(address, text)
+        hide(unquote(password))
         return cls(
             netloc=True,
             host=host,

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-_PATTERNS = (
-    (re.compile(r"(://[^:/@\s]*):[^@/\s]+@"), r"\1:***@"),
-    (re.compile(r"(?i)\b((?:api[_-]?key|token|password|secret)\s*[=:]\s*)['\"]?[^\s'\",;&]+"), r"\1***"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}"), r"\1 ***"),
-)
-_SHORTEST = 6  # shorter values of secret variables would blank ordinary words
+from vecferry.errors import JobStopped
+from vecferry.redaction import redact
 
-
-def redact(text: str) -> str:
-    """``text`` without logins in URLs, bearer tokens, and the values of secret environment variables."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
+_JOB: ContextVar[str] = ContextVar("vecferry_job", default="")
 
 
 class _Formatter(logging.Formatter):
@@ -65,10 +51,16 @@ def configure_logging(*, level: int = logging.INFO, as_json: bool = False) -> No
 
 @contextmanager
 def job_log(folder: Path) -> Iterator[None]:
-    """Keep the log of one job in its folder: ``job.log``, JSON lines, four files of 1 MB at most."""
+    """Keep the log of one job in its folder: ``job.log``, JSON lines, four files of 1 MB at most.
+
+    Several jobs may run in one process: each log takes what its own threads say, and what threads say
+    that belong to none (a pool of an embedder).
+    """
+    token = _JOB.set(folder.name)
     handler = RotatingFileHandler(folder / "job.log", maxBytes=1_000_000, backupCount=3, encoding="utf-8")
     handler.setFormatter(_Formatter(folder.name, as_json=True))
     handler.setLevel(logging.INFO)
+    handler.addFilter(lambda record: _JOB.get() in ("", folder.name))
     logger = logging.getLogger("vecferry")
     before = logger.level
     logger.addHandler(handler)
@@ -76,6 +68,9 @@ def job_log(folder: Path) -> Iterator[None]:
         logger.setLevel(logging.INFO)
     try:
         yield
+    except JobStopped as stopped:
+        logger.info("%s", stopped)
+        raise
     except Exception:
         logger.exception("the run ended with an error")
         raise
@@ -83,3 +78,4 @@ def job_log(folder: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before)
         handler.close()
+        _JOB.reset(token)

@@ -27,6 +27,7 @@ from vecferry.records import (
     from_json,
     to_json,
 )
+from vecferry.redaction import redact
 from vecferry.streaming.stage import Rejection
 
 
@@ -58,7 +59,7 @@ class Quarantine:
     def add(self, rejection: Rejection) -> None:
         """Append the rejection's records."""
         for record in rejection.batch.records():
-            line = _line(record, rejection.stage, rejection.reason)
+            line = _line(record, rejection.stage, redact(rejection.reason))
             try:
                 self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
             except OSError as error:
