@@ -17,6 +17,7 @@ from vecferry.errors import (
     RequestTooLargeError,
     RetryableError,
     TargetExistsError,
+    TimedOutError,
     UnsupportedError,
 )
 from vecferry.stores.qdrant.faults import translate
@@ -45,7 +46,8 @@ TABLE: list[tuple[Exception, bool, type[Exception]]] = [
     (answer(503), False, RetryableError),
     (answer(501), False, UnsupportedError),
     (answer(418), False, FatalStoreError),
-    (ResponseHandlingException(httpx.ReadTimeout("slow")), False, RetryableError),
+    (ResponseHandlingException(httpx.ReadTimeout("slow")), False, TimedOutError),
+    (answer(504), True, TimedOutError),
     (ResponseHandlingException(httpx.ConnectError("refused")), False, RetryableError),
     (ResponseHandlingException(ValueError("not JSON")), False, FatalStoreError),
     (httpx.RemoteProtocolError("cut off"), True, RetryableError),

@@ -186,6 +186,7 @@ def test_every_code_has_its_error(
         wire().count()
 
 
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_the_key_is_sent_and_never_shown() -> None:
     with QdrantServer(api_key="s3cr3t-key") as guarded:
         place = {"host": "127.0.0.1", "grpc_port": guarded.port, "prefer_grpc": True}

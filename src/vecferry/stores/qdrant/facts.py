@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vecferry.errors import NotFoundError
 from vecferry.layouts import Columns, Layout, find_layout, recognise_layout
 from vecferry.ports import Fields
-from vecferry.records import ENVELOPE, CollectionSchema, Kind, Where, id_type, type_name
+from vecferry.records import ENVELOPE, CollectionSchema, Kind, RecordBatch, Where, id_type, type_name
 from vecferry.stores.qdrant.config import Record, read_fields, read_indexes, read_settings
 from vecferry.stores.qdrant.connection import Connection
-from vecferry.stores.qdrant.points import record_id
+from vecferry.stores.qdrant.points import batch_of, record_id
 
 if TYPE_CHECKING:
     from vecferry.stores.qdrant.filters import Bounds
@@ -25,7 +26,8 @@ _PAYLOAD_BYTES = 4096
 class Facts:
     """A collection as it stands.
 
-    ``empty`` says that it holds no point; ``text_ids`` that its UUIDs are texts (see `point_id`).
+    ``empty`` says that it holds no point; ``text_ids`` that its UUIDs are texts (see `point_id`);
+    ``restore`` that vectors get back the lengths that were kept.
     """
 
     schema: CollectionSchema
@@ -33,12 +35,19 @@ class Facts:
     record: Record
     empty: bool
     text_ids: bool
+    restore: bool
 
     @property
     def row_bytes(self) -> int:
         """About how many bytes one point takes in an answer."""
         rows = [(f.dim or 256) * (_MULTI_ROWS if f.kind is Kind.MULTI else 1) for f in self.schema.fields]
         return 4 * sum(rows) + _PAYLOAD_BYTES
+
+    def batch(self, points: Sequence[Any], fields: Fields) -> RecordBatch:
+        """Points as a batch."""
+        return batch_of(
+            points, self.schema, self.layout, fields, text_ids=self.text_ids, restore=self.restore
+        )
 
     def bounds(self, where: Where) -> Bounds:
         from vecferry.stores.qdrant.filters import bounds
@@ -93,7 +102,7 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
         layout=layout.name,
         settings={"qdrant": {**settings, **{k: v for k, v in own.items() if v}}},
     )
-    return Facts(schema, layout, record, empty=not sample, text_ids=text_ids)
+    return Facts(schema, layout, record, empty=not sample, text_ids=text_ids, restore=options["keep_norms"])
 
 
 def _layout(record: Record, payloads: list[dict[str, Any]], options: dict[str, Any]) -> Layout:

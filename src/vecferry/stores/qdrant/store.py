@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vecferry.errors import (
     ConfigurationError,
     NotFoundError,
@@ -31,10 +29,8 @@ from vecferry.records import (
     Metric,
     RecordBatch,
     RecordId,
-    SparseVector,
     VectorRecord,
     Where,
-    check_where,
     encode_id,
     matches,
 )
@@ -43,6 +39,8 @@ from vecferry.stores.qdrant.building import Builder
 from vecferry.stores.qdrant.config import DATATYPES, DISTANCES
 from vecferry.stores.qdrant.connection import Address, Connection, _flag, _number
 from vecferry.stores.qdrant.facts import Facts, read_facts
+from vecferry.stores.qdrant.reading import pages, quantiles
+from vecferry.stores.qdrant.searching import find
 from vecferry.stores.qdrant.uploading import Uploader
 
 if TYPE_CHECKING:
@@ -50,9 +48,6 @@ if TYPE_CHECKING:
 
 _FACTS_SECONDS = 30.0
 _FETCH_AT_ONCE = 256
-_PAGE_BYTES = 16 * 2**20
-_NO_VECTORS = Fields(vectors=False)
-_ENVELOPE_ONLY = Fields(text=False, metadata=False)
 
 
 class QdrantStore:
@@ -153,22 +148,10 @@ class QdrantStore:
 
     def partitions(self, want: int) -> Sequence[Partition]:
         total = self.count()
-        edges = self._edges(want) if want > 1 and total > want else []
+        edges = quantiles(self._at, self.collection, want) if want > 1 and total > want else []
         bounds = zip([None, *edges], [*edges, None], strict=True)
         share = total // (len(edges) + 1)
         return [Partition(str(i), list(pair), share) for i, pair in enumerate(bounds)]
-
-    def _edges(self, want: int) -> list[pts.PointId]:
-        """Quantiles of a random sample of ids: shares of about equal size whatever the ids look like."""
-        from qdrant_client import models
-
-        query = models.SampleQuery(sample=models.Sample.RANDOM)
-        answer = self._at.call(
-            "query_points", self.collection, query, limit=64 * want, with_payload=False, with_vectors=False
-        )
-        ids = sorted({point.id for point in answer.points}, key=pts.order)
-        picked = [ids[len(ids) * i // want] for i in range(1, want)] if ids else []
-        return list(dict.fromkeys(picked))
 
     def scan(
         self,
@@ -186,66 +169,13 @@ class QdrantStore:
             if start is None:
                 return
         asked = fields if where is None else _with_metadata(fields)
-        for page in self._pages(facts, start, stop, batch_size, asked, where):
-            batch = self._batch(page, facts, asked)
+        for page in pages(self._at, facts, start, stop, batch_size, asked, where):
+            batch = facts.batch(page, asked)
             if where is not None:
                 keep = [i for i, meta in enumerate(batch.metadata_list) if matches(where, meta)]
                 batch = batch.take(keep) if len(keep) < len(batch) else batch
                 batch = batch if fields.metadata else batch.replace(metadata=None)
             yield batch.replace(cursor=page[-1].id)
-
-    def _pages(
-        self,
-        facts: Facts,
-        start: pts.PointId | None,
-        stop: pts.PointId | None,
-        size: int,
-        fields: Fields,
-        where: Where | None,
-    ) -> Iterator[list[Any]]:
-        """Points in the order of their ids, from ``start`` up to before ``stop``."""
-        wanted = {
-            "with_payload": facts.payload_selector(fields),
-            "with_vectors": facts.vector_names(fields),
-        }
-        upper = facts.bounds(check_where(where)).upper if where else None
-        if self._at.address.local:
-            yield from self._local_pages(start, stop, size, upper, wanted)
-            return
-        size = min(size, max(16, _PAGE_BYTES // facts.row_bytes))
-        end = None if stop is None else pts.order(stop)
-        while True:
-            page, following = self._at.call(
-                "scroll", self.collection, scroll_filter=upper, limit=size, offset=start, **wanted
-            )
-            inside = page if end is None else [p for p in page if pts.order(p.id) < end]
-            if inside:
-                yield inside
-            if following is None or len(inside) < len(page):
-                return
-            start = following
-
-    def _local_pages(
-        self, start: Any, stop: Any, size: int, upper: Any, wanted: dict[str, Any]
-    ) -> Iterator[list[Any]]:
-        """The local mode walks through everything at each scroll: the ids are asked for once."""
-        everything = max(self.count(), 1)
-        found, _ = self._at.call(
-            "scroll",
-            self.collection,
-            upper,
-            everything,
-            offset=start,
-            with_payload=False,
-            with_vectors=False,
-        )
-        end = None if stop is None else pts.order(stop)
-        ids = [p.id for p in found if end is None or pts.order(p.id) < end]
-        del found
-        for low in range(0, len(ids), size):
-            page = self._at.call("retrieve", self.collection, ids[low : low + size], **wanted)
-            if page:
-                yield page
 
     # -- sink ---------------------------------------------------------------------------------
 
@@ -315,14 +245,14 @@ class QdrantStore:
     def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
         facts = self._facts()
         parts = [
-            self._batch(page, facts, fields)
+            facts.batch(page, fields)
             for page in self._retrieve(
                 ids,
                 with_payload=facts.payload_selector(fields),
                 with_vectors=facts.vector_names(fields),
             )
         ]
-        found = RecordBatch.concat(parts) if parts else self._batch([], facts, fields)
+        found = RecordBatch.concat(parts) if parts else facts.batch([], fields)
         rows = {encode_id(id_): row for row, id_ in enumerate(found.id_list)}
         return found.take([rows[key] for key in map(encode_id, ids) if key in rows])
 
@@ -344,36 +274,8 @@ class QdrantStore:
         exact: bool = False,
     ) -> list[VectorRecord]:
         """As the port says. ``ef_search`` is HNSW's, ``exact`` asks for a search without the index."""
-        from qdrant_client import models
-
-        facts = self._facts()
-        target = facts.schema.field(field)
-        query = _query(vector, target.kind)
-        if target.kind is not Kind.SPARSE and np.shape(vector)[-1:] != (target.dim,):
-            raise SchemaMismatchError(
-                f"the query has shape {np.shape(vector)}, the field {target.name!r} holds ({target.dim},)"
-            )
-        limits = facts.bounds(check_where(where)) if where else None
-        params = models.SearchParams(hnsw_ef=ef_search, exact=exact) if ef_search or exact else None
-        distance = target.metric in (Metric.L2, Metric.L1)
-        asked = k
-        while True:
-            answer = self._at.call(
-                "query_points",
-                self.collection,
-                query,
-                using=target.name or None,
-                query_filter=limits.upper if limits else None,
-                search_params=params,
-                limit=asked,
-                with_payload=True,
-                with_vectors=True,
-            )
-            hits = _hits(self._batch(answer.points, facts, Fields.ALL), answer.points, distance)
-            hits = [hit for hit in hits if where is None or matches(where, hit.metadata)]
-            if len(hits) >= k or len(answer.points) < asked:
-                return hits[:k]
-            asked *= 4  # the server could not apply the whole filter: look further down
+        how = {"hnsw_ef": ef_search, "exact": exact} if ef_search or exact else {}
+        return find(self._at, self._facts(), vector, k, field, where, how)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         facts = self._facts()
@@ -381,7 +283,7 @@ class QdrantStore:
         for page in self._retrieve(
             ids, with_payload=facts.payload_selector(Fields.IDS), with_vectors=False
         ):
-            found = self._batch(page, facts, Fields.IDS).id_list
+            found = facts.batch(page, Fields.IDS).id_list
             doomed = [p.id for p, id_ in zip(page, found, strict=True) if encode_id(id_) in wanted]
             if doomed:
                 self._at.call("delete", self.collection, doomed, wait=True)
@@ -433,33 +335,6 @@ class QdrantStore:
         self._cached = (now, facts)
         return facts
 
-    def _batch(self, points: Sequence[Any], facts: Facts, fields: Fields) -> RecordBatch:
-        return pts.batch_of(
-            points,
-            facts.schema,
-            facts.layout,
-            fields,
-            text_ids=facts.text_ids,
-            restore=self._options["keep_norms"],
-        )
-
 
 def _with_metadata(fields: Fields) -> Fields:
     return Fields(vectors=fields.vectors, text=fields.text, metadata=True)
-
-
-def _query(vector: Any, kind: Kind) -> Any:
-    from qdrant_client import models
-
-    if isinstance(vector, SparseVector):
-        return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
-    if kind is Kind.SPARSE:
-        raise SchemaMismatchError("a sparse field is searched with a SparseVector")
-    rows = np.asarray(vector, dtype=np.float32)
-    return np.atleast_2d(rows).tolist() if kind is Kind.MULTI else rows.tolist()
-
-
-def _hits(batch: RecordBatch, points: Sequence[Any], distance: bool) -> list[VectorRecord]:
-    scores = [-abs(p.score) if distance else p.score for p in points]
-    records = zip(batch.records(), scores, strict=True)
-    return [record.model_copy(update={"score": float(score)}) for record, score in records]
