@@ -165,7 +165,8 @@ def _measure(a: Array, b: Array, rule: Tolerance) -> tuple[Array, Array]:
     left = np.flatnonzero(~same)
     if not len(left):
         return good, deviations
-    x, y = a[left].astype(np.float64), b[left].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        x, y = a[left].astype(np.float64), b[left].astype(np.float64)
     fine = np.ones(len(left), np.bool_)
     if rule.direction:
         x_length, y_length = np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)
