@@ -60,7 +60,9 @@ def times(n: int, test: Callable[[Request], bool] = lambda r: True) -> Callable[
     return ask
 
 
-def answer(code: int, name: str, when: Callable[[Request], bool]) -> Callable[[Request], tuple[int, str] | None]:
+def answer(
+    code: int, name: str, when: Callable[[Request], bool]
+) -> Callable[[Request], tuple[int, str] | None]:
     """An S3 error document instead of the request."""
     return lambda request: (code, name) if when(request) else None
 
@@ -127,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         connection.close()
 
     def _error(self, code: int, name: str) -> None:
-        data = f"<Error><Code>{name}</Code><Message>injected</Message></Error>".encode()
+        data = b"" if not name else f"<Error><Code>{name}</Code><Message>injected</Message></Error>".encode()
         self.send_response_only(code)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(0 if self.command == "HEAD" else len(data)))
@@ -198,7 +200,9 @@ _buckets = iter(range(1_000_000))
 
 
 @pytest.fixture
-def s3(s3_process: tuple[int, _Proxy], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[S3Server]:
+def s3(
+    s3_process: tuple[int, _Proxy], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> Iterator[S3Server]:
     """A bucket of its own, without faults."""
     port, proxy = s3_process
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -206,6 +210,7 @@ def s3(s3_process: tuple[int, _Proxy], monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("VECFERRY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     proxy.faults = Faults()
     client = boto3.client(

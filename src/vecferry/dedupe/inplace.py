@@ -45,6 +45,17 @@ class InPlace:
     audit: Path | None
     backup: str | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        audit = None if self.audit is None else str(self.audit)
+        return {
+            "records": self.records,
+            "deleted": self.deleted,
+            "audit": audit,
+            "backup": self.backup,
+            **self.report.to_dict(),
+        }
+
     def __str__(self) -> str:
         if self.backup is None:
             return f"{self.records:,} records read, nothing deleted (dry run)\n{self.report}"

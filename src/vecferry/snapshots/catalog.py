@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vecferry.errors import CorruptDataError, NotFoundError, RetryableError
-from vecferry.snapshots.objects import Conflict, Objects
+from vecferry.snapshots.objects import Conflict, NoBucketError, Objects
 
 NAME = "metadata.json"
 MANIFEST = "manifest.json"
@@ -96,9 +96,9 @@ def load(objects: Objects) -> tuple[Catalog, str | None]:
     """
     try:
         data, etag = objects.read(NAME)
-    except NotFoundError as error:
-        if "bucket" in str(error):
-            raise
+    except NoBucketError:
+        raise
+    except NotFoundError:
         return Catalog(), None
     return parse(data, objects.url), etag
 

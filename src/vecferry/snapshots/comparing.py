@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -29,6 +30,22 @@ class SnapshotDiff:
     added_ids: list[RecordId] = field(default_factory=list)
     removed_ids: list[RecordId] = field(default_factory=list)
     changed_ids: list[RecordId] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.added or self.removed or self.changed)
+
+    def signed(self) -> list[tuple[str, list[RecordId]]]:
+        """The listed ids with the signs of a patch."""
+        return [("+", self.added_ids), ("-", self.removed_ids), ("~", self.changed_ids)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; ids as ``encode_id`` writes them."""
+        ids = ("added_ids", "removed_ids", "changed_ids")
+        values = {name: [encode_id(i) for i in getattr(self, name)] for name in ids}
+        counts = {n: getattr(self, n) for n in ("added", "removed", "changed", "unchanged")}
+        return {**counts, **values}
 
     def __str__(self) -> str:
         return (

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from vecferry.errors import CorruptDataError, VecferryError
+from vecferry.errors import CorruptDataError, NotFoundError, VecferryError
 
 Advance = Callable[[int], None]
 """Told the bytes that were just moved."""
@@ -16,6 +16,10 @@ Advance = Callable[[int], None]
 
 class Conflict(VecferryError):
     """Somebody else changed the object first. Never leaves this room."""
+
+
+class NoBucketError(NotFoundError):
+    """Not even the bucket is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from vecferry.records import CollectionSchema, RecordBatch, RecordId, VectorReco
 from vecferry.registry import connect
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import Snapshot
-from vecferry.snapshots.objects import Advance, ObjectInfo, Objects, safe_path
+from vecferry.snapshots.objects import Advance, NoBucketError, ObjectInfo, Objects, safe_path
 from vecferry.snapshots.s3 import S3Objects
 from vecferry.snapshots.transfer import sha256_of
 from vecferry.snapshots.workspace import Workspace, check_space
@@ -215,9 +215,9 @@ class S3FolderStore(OpenedFiles):
     def _version_of_prefix(self) -> Snapshot | None:
         try:
             data, _ = self._objects.read(catalog.NAME)
-        except NotFoundError as error:
-            if "bucket" in str(error):
-                raise
+        except NoBucketError:
+            raise
+        except NotFoundError:
             return None
         if b"vecferry-snapshots" not in data and self._version == "latest":
             return None  # somebody's own metadata.json beside an index

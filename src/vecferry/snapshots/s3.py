@@ -10,6 +10,7 @@ import base64
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from hashlib import md5
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from vecferry.errors import (
 )
 from vecferry.ports import ShouldStop, never_stop
 from vecferry.retry import RetryPolicy
-from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo
+from vecferry.snapshots.objects import Advance, Conflict, NoBucketError, ObjectInfo
 
 T = TypeVar("T")
 WORKERS = 8
@@ -208,6 +209,7 @@ def _client(profile: str | None, options: dict[str, str | None]) -> Any:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
     except ImportError:
         raise MissingDependencyError("s3://", "s3") from None
     config = Config(
@@ -220,11 +222,21 @@ def _client(profile: str | None, options: dict[str, str | None]) -> Any:
         s3={"addressing_style": "path" if options["endpoint_url"] else "auto"},
     )
     try:
-        session = boto3.Session(profile_name=profile)
+        core = Session(profile=profile)
+        core.register_component("data_loader", _loader())
+        session = boto3.Session(botocore_session=core)
         region = options["region_name"] or session.region_name or "us-east-1"
         return session.client("s3", region_name=region, endpoint_url=options["endpoint_url"], config=config)
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"s3: {error}") from None
+
+
+@cache
+def _loader() -> Any:
+    """botocore's descriptions of services, read once a process: it takes longer than all the rest."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _translated(error: Exception, bucket: str) -> VecferryError:
@@ -257,7 +269,7 @@ def _answered(error: Any, bucket: str) -> VecferryError:
     answer = error.response.get("ResponseMetadata", {})
     status = int(answer.get("HTTPStatusCode") or 0)
     if code == "NoSuchBucket":
-        return NotFoundError(f"there is no bucket {bucket!r}; check its name, the region and endpoint_url")
+        return NoBucketError(f"there is no bucket {bucket!r}; check its name, the region and endpoint_url")
     if code in _CONFLICTS:
         return Conflict("the object was changed meanwhile")
     if code in _ABSENT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -236,8 +237,10 @@ class SnapshotStore:
             raise TargetExistsError(f"{target} is there already; pass replace=True or name another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         advance = _Counter("fetch", snapshot.bytes, on_progress)
-        with Workspace(snapshot.version, target.parent / ".vecferry-fetch") as workspace:
+        room = target.parent / f".{target.name}.fetching"
+        with Workspace(snapshot.version, room) as workspace:
             place_whole(fetch(self._objects, snapshot, workspace.folder, advance), target)
+        shutil.rmtree(room, ignore_errors=True)
         return snapshot
 
     def restore(

@@ -118,6 +118,13 @@ class _Upload:
             # An earlier attempt may have been carried out although its answer was lost.
             if self._s3.head(self._key).size != self._size:
                 raise
+        for upload in self._begun():  # those whose beginning was never told to us: they would be paid for
+            self._s3.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def _begun(self) -> list[dict[str, Any]]:
+        key = self._s3.key(self._key)
+        answer = self._s3.call("list_multipart_uploads", Prefix=key)
+        return [upload for upload in answer.get("Uploads", ()) if upload["Key"] == key]
 
     def _whole(self) -> str:
         data = os.pread(self._file.fileno(), self._size, 0)
@@ -148,8 +155,7 @@ class _Upload:
     def _begin(self) -> dict[int, tuple[str, int]]:
         """Go on with an upload of this key, or begin one; the parts that are there already."""
         key = self._s3.key(self._key)
-        answer = self._s3.call("list_multipart_uploads", Prefix=key)
-        begun = [u for u in answer.get("Uploads", ()) if u["Key"] == key]
+        begun = self._begun()
         if not begun:
             self._id = self._s3.call("create_multipart_upload", Key=key)["UploadId"]
             return {}
