@@ -23,6 +23,7 @@ from vecferry.errors import (
     RetryableError,
     VecferryError,
 )
+from vecferry.redaction import hide
 from vecferry.retry import RetryPolicy
 from vecferry.stores.llamacloud.pace import Pace
 
@@ -75,6 +76,7 @@ class Client:
         key = key or os.environ.get("LLAMA_CLOUD_API_KEY") or os.environ.get("LLAMA_PARSE_API_KEY")
         if not key:
             raise ConfigurationError("llamacloud: needs a key; set LLAMA_CLOUD_API_KEY=llx-…")
+        hide(key)
         self._key = key
         self.base_url = (base_url or os.environ.get("LLAMA_CLOUD_BASE_URL") or BASE_URL).rstrip("/")
         self._pace, self._retry = Pace(rate, burst=max(1, int(rate))), retry

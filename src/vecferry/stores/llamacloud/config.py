@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from vecferry.records import EmbeddingSpace
+from vecferry.records import EmbeddingSpace, Loss
 
 _MODEL_KEYS = ("model_name", "model", "azure_deployment", "deployment_name", "model_id")
 _SECRETS = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
@@ -111,6 +111,31 @@ def sink_of(pipeline: Mapping[str, Any]) -> dict[str, Any] | None:
     kind, component = str(sink.get("sink_type", "")).upper(), sink.get("component") or {}
     url = {"QDRANT": _qdrant_url, "POSTGRES": _postgres_url}.get(kind, lambda _: None)(component)
     return {"type": kind.lower(), "name": sink.get("name"), "url": url}
+
+
+def settings_of(info: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """What a schema keeps of an index, to be looked at and to make an equal one."""
+    settings: dict[str, Any] = {"index": info.get("name"), "index_id": info.get("id"), "version": version}
+    if version == 2:
+        return settings
+    space = space_of(info)
+    return settings | {
+        "embedding": without_secrets(embedding_of(info)),
+        "space": space.model_dump() if space else None,
+        "chunker": chunker_of(info),
+        "transform_config": without_secrets(info.get("transform_config") or {}),
+        "data_sink": sink_of(info),
+    }
+
+
+def loss_of(info: Mapping[str, Any]) -> Loss:
+    """Why there are no vectors, and where they are."""
+    sink = sink_of(info)
+    detail = "LlamaCloud keeps its vectors to itself; embed anew with embed=…"
+    if sink:
+        there = f"read them with vecferry at {sink['url']}" if sink["url"] else "read them there"
+        detail = f"the vectors of this index lie in your own {sink['type']} store {sink['name']!r}; {there}"
+    return Loss(kind="vector", detail=detail, where="source")
 
 
 def without_secrets(value: Any) -> Any:

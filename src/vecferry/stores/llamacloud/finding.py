@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from vecferry.errors import ConfigurationError, NotFoundError, RejectedRecord
+from vecferry.records import CollectionSchema
 from vecferry.stores.llamacloud.client import Client, segment
 
 
@@ -75,6 +76,41 @@ def find_nothing_or(client: Client, project: str | None, name: str, version: int
         return find_index(client, home["id"] if home else None, name, version)
     except NotFoundError:
         return None
+
+
+def create_index(
+    client: Client, project: str | None, name: str, schema: CollectionSchema
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A new index and its project, with the settings that came along if the records are LlamaCloud's.
+
+    Raises:
+        PlanError: if the project or a proper name is missing.
+    """
+    if is_uuid(name):
+        raise NotFoundError(f"there is no index with the id {name}; give a new one a name")
+    if project is None:
+        raise ConfigurationError(f"name the project of the new index: llamacloud://PROJECT/{name}")
+    home = find_project(client, project)
+    known = schema.settings.get("llamacloud") or {}
+    body = {
+        "name": name,
+        "pipeline_type": "MANAGED",
+        "embedding_config": _creatable(known.get("embedding")),
+        "transform_config": known.get("transform_config") or {"mode": "auto"},
+    }
+    return client.put("/api/v1/pipelines", body, project_id=home["id"]), home
+
+
+_MANAGED = {
+    "type": "MANAGED_OPENAI_EMBEDDING",
+    "component": {"model_name": "openai-text-embedding-3-small"},
+}
+
+
+def _creatable(embedding: Any) -> dict[str, Any]:
+    """An embedding configuration comes without secrets, so only one that needs none can be used again."""
+    managed = isinstance(embedding, dict) and embedding.get("type") == _MANAGED["type"]
+    return embedding if managed else _MANAGED
 
 
 def is_uuid(text: str) -> bool:

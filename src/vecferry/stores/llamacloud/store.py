@@ -7,7 +7,6 @@ service gives no vectors away, so what leaves it is embedded again (``embed=…`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote
@@ -46,21 +45,17 @@ from vecferry.retry import RetryPolicy
 from vecferry.stores.llamacloud import config, later
 from vecferry.stores.llamacloud.client import RETRY, Client, segment
 from vecferry.stores.llamacloud.filters import to_service
-from vecferry.stores.llamacloud.finding import Found, find_index, find_nothing_or, find_project, is_uuid
-from vecferry.stores.llamacloud.listing import Listing
+from vecferry.stores.llamacloud.finding import Found, create_index, find_index, find_nothing_or
 from vecferry.stores.llamacloud.mapping import (
-    chunk_record,
     document_id,
     document_record,
     hit_record,
     record_document,
 )
+from vecferry.stores.llamacloud.reading import ChunkReader, DocumentReader, FileReader, Row
 from vecferry.stores.llamacloud.writing import Ingestion, upsert, wait_for
 
-_AHEAD = 4
-"""Requests for chunks under way at once; the pace stays what ``rate`` says."""
 _MOST_HITS = 100
-Row = tuple[RecordId, str, dict[str, Any], list[float] | None]
 
 
 class LlamaCloudStore:
@@ -127,38 +122,20 @@ class LlamaCloudStore:
     # -- source -------------------------------------------------------------------------------
 
     def describe(self) -> CollectionSchema:
-        found = self._index()
-        info = found.info
-        space = self.space
-        settings: dict[str, Any] = {
-            "project": found.project.get("name") or found.project.get("id"),
-            "project_id": found.project.get("id"),
-            "index": info.get("name"),
-            "index_id": found.id,
-            "version": found.version,
-            "records": self.records,
-        }
-        losses = [_NO_VECTORS]
+        found, space = self._index(), self.space
+        settings = {**config.settings_of(found.info, found.version), "records": self.records}
+        settings |= {"project": found.project.get("name"), "project_id": found.project.get("id")}
         if found.version == 1:
-            sink = config.sink_of(info)
-            settings |= {
-                "embedding": config.without_secrets(config.embedding_of(info)),
-                "space": space.model_dump() if space else None,
-                "chunker": config.chunker_of(info),
-                "transform_config": config.without_secrets(info.get("transform_config") or {}),
-                "data_sink": sink,
-                "files": self._count_files(),
-            }
-            losses = [_in_sink(sink)] if sink else losses
-        wanted = self._vectors and self.records == "chunks" and space is not None
+            settings["files"] = self._count_files()
+        fields = (VectorField(dim=space.dim, space=space),) if space and self._wants_vectors else ()
         return CollectionSchema(
-            name=str(info.get("name") or self.index),
-            fields=(VectorField(dim=space.dim, space=space),) if wanted and space else (),
+            name=str(found.info.get("name") or self.index),
+            fields=fields,
             id_type="str",
             ids_unique=self.records == "documents",
-            count=self._total() if self.records == "documents" else None,
+            count=self._reader().total(),
             settings={"llamacloud": settings},
-            losses=() if wanted else tuple(losses),
+            losses=() if fields else (config.loss_of(found.info),),
         )
 
     @property
@@ -168,23 +145,26 @@ class LlamaCloudStore:
         return config.space_of(found.info) if found.version == 1 else None
 
     @property
+    def chunking(self) -> dict[str, Any]:
+        """Options of `vecferry.migrate` that cut documents as the index does (by sentences, in tokens)."""
+        chunker = config.chunker_of(self._index().info)
+        if self.records == "chunks" or "chunk_size" not in chunker:
+            return {}
+        size, overlap = chunker["chunk_size"], chunker["chunk_overlap"]
+        return {"long_text": "split", "chunk_size": size, "chunk_overlap": min(overlap, size - 1)}
+
+    @property
     def sink_url(self) -> str | None:
         """The URL of the customer-owned store that holds this index's vectors, if there is one."""
         sink = config.sink_of(self._index().info)
         return sink["url"] if sink else None
 
     def count(self) -> int:
-        if self._index().version == 2:
-            return sum(1 for _ in later.files(self._client, self._index().id))
-        with self._listing(bodies=False) as listing:
-            documents = listing.fill()
-            if self.records == "documents":
-                return documents
-            return sum(len(nodes) for _, nodes in self._chunks(listing, None))
+        return self._reader().count()
 
     def partitions(self, want: int) -> Sequence[Partition]:
         """One: the list has no order of its own that could be cut, and the rate limit is one for all."""
-        return [Partition("0", None, self._total() if self.records == "documents" else None)]
+        return [Partition("0", None, self._reader().total())]
 
     def scan(
         self,
@@ -195,8 +175,7 @@ class LlamaCloudStore:
         fields: Fields = Fields.ALL,
         where: Where | None = None,
     ) -> Iterator[RecordBatch]:
-        document, part = after if after is not None else (None, None)
-        rows = self._rows(document, part, bodies=fields.text or fields.metadata or where is not None)
+        rows = self._reader().rows(after, bodies=fields.text or fields.metadata or where is not None)
         while chunk := list(islice(rows, batch_size)):
             cursor = chunk[-1][1]
             kept = [row for row, _ in chunk if where is None or matches(where, row[2])]
@@ -241,10 +220,11 @@ class LlamaCloudStore:
             raise UnsupportedError("LlamaCloud embeds by itself: leave the vectors out with fields=[]")
         found = self._find()
         if found is None:
-            self._found = self._create(schema)
+            info, project = create_index(self._client, self.project, self.index, schema)
+            self._found = Found(1, info, project)
         elif found.version == 2:
             raise UnsupportedError(f"{self.url} is an index of the later kind, which takes files only")
-        elif mode is WriteMode.CREATE and self._total():
+        elif mode is WriteMode.CREATE and self._reader().total() != 0:
             raise TargetExistsError(f'{self.url} holds documents; pass mode="upsert"')
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
@@ -323,15 +303,12 @@ class LlamaCloudStore:
     def _base(self) -> str:
         return f"/api/v1/pipelines/{segment(self._index().id)}"
 
-    def _listing(self, *, bodies: bool) -> Listing:
-        path = f"{self._base}/documents/paginated"
-        return Listing(self._client, path, page_size=self._page_size, bodies=bodies)
-
-    def _total(self) -> int:
-        if self._index().version == 2:
-            return self.count()
-        page = self._client.get(f"{self._base}/documents/paginated", skip=0, limit=1)
-        return int(page.get("total_count") or 0)
+    def _reader(self) -> DocumentReader:
+        found = self._index()
+        if found.version == 2:
+            return FileReader(self._client, found.id)
+        kind = DocumentReader if self.records == "documents" else ChunkReader
+        return kind(self._client, self._base, self._page_size)
 
     def _count_files(self) -> int | None:
         try:
@@ -347,66 +324,6 @@ class LlamaCloudStore:
         except NotFoundError:
             return None
 
-    def _rows(
-        self, document: str | None, part: str | None, *, bodies: bool
-    ) -> Iterator[tuple[Row, Cursor]]:
-        """Rows behind the cursor, each with the cursor behind it."""
-        if self._index().version == 2:
-            yield from self._file_rows(document, bodies=bodies)
-            return
-        chunks = self.records == "chunks"
-        with self._listing(bodies=bodies and not chunks) as listing:
-            listing.fill()
-            if chunks:
-                yield from self._chunk_rows(listing, document, part)
-                return
-            for id_, body in listing.after(document):
-                yield (*document_record(body or {"id": id_}), None), [id_, None]
-
-    def _file_rows(self, document: str | None, *, bodies: bool) -> Iterator[tuple[Row, Cursor]]:
-        index_id = self._index().id
-        names = {file["file_id"]: file.get("file_name") for file in later.files(self._client, index_id)}
-        for id_ in sorted(names):
-            if document is None or id_ > document:
-                text = later.read_text(self._client, index_id, id_) if bodies else ""
-                yield (id_, text, {"file_name": names[id_]}, None), [id_, None]
-
-    def _chunk_rows(
-        self, listing: Listing, document: str | None, part: str | None
-    ) -> Iterator[tuple[Row, Cursor]]:
-        if document is not None and part is not None:
-            # The document that the last batch ended in: its remaining chunks. If it was cut anew since,
-            # the id is not among them, and all its new chunks follow.
-            nodes = self._nodes(document)
-            done = [number for number, node in enumerate(nodes) if node.get("id_") == part]
-            yield from self._numbered(document, nodes[done[0] + 1 :] if done else nodes)
-        for id_, nodes in self._chunks(listing, document):
-            yield from self._numbered(id_, nodes)
-
-    def _numbered(self, document: str, nodes: Sequence[dict[str, Any]]) -> Iterator[tuple[Row, Cursor]]:
-        last = len(nodes) - 1
-        for number, node in enumerate(nodes):
-            row = chunk_record(node)
-            yield (*row, node.get("embedding")), [document, None if number == last else row[0]]
-
-    def _chunks(self, listing: Listing, after: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Document id and chunks, in the order of the ids, a few requests ahead."""
-        ids = (id_ for id_, _ in listing.after(after))
-        with ThreadPoolExecutor(_AHEAD, "llamacloud-chunks") as pool:
-            under_way = [(id_, pool.submit(self._nodes, id_)) for id_ in islice(ids, _AHEAD)]
-            while under_way:
-                id_, future = under_way.pop(0)
-                nodes = future.result()
-                under_way += [(more, pool.submit(self._nodes, more)) for more in islice(ids, 1)]
-                yield id_, nodes
-
-    def _nodes(self, document: str) -> list[dict[str, Any]]:
-        """The chunks of a document; none if it went away meanwhile."""
-        try:
-            return self._client.get(f"{self._base}/documents/{segment(document)}/chunks") or []
-        except NotFoundError:
-            return []
-
     def _batch(self, rows: Sequence[Row], fields: Fields, cursor: Cursor) -> RecordBatch:
         return RecordBatch(
             ids=[row[0] for row in rows],
@@ -416,57 +333,18 @@ class LlamaCloudStore:
             cursor=cursor,
         )
 
+    @property
+    def _wants_vectors(self) -> bool:
+        return self._vectors and self.records == "chunks"
+
     def _gives_vectors(self, fields: Fields) -> bool:
-        wanted = self._vectors and self.records == "chunks" and fields.wants("")
-        return wanted and self.space is not None
+        return self._wants_vectors and fields.wants("") and self.space is not None
 
     def _column(self, rows: Sequence[Row]) -> DenseColumn:
         space = self.space
         assert space is not None
         usable = [row[3] if row[3] is not None and len(row[3]) == space.dim else None for row in rows]
         return DenseColumn.from_rows(usable, space.dim, np.float32)
-
-    def _create(self, schema: CollectionSchema) -> Found:
-        """A new index, with the settings that came along if the records come from LlamaCloud."""
-        if is_uuid(self.index):
-            raise NotFoundError(f"there is no index with the id {self.index}; give a new one a name")
-        if self.project is None:
-            raise ConfigurationError(
-                f"name the project of the new index: llamacloud://PROJECT/{self.index}"
-            )
-        project = find_project(self._client, self.project)
-        known = schema.settings.get("llamacloud") or {}
-        body = {
-            "name": self.index,
-            "pipeline_type": "MANAGED",
-            "embedding_config": _creatable(known.get("embedding")),
-            "transform_config": known.get("transform_config") or {"mode": "auto"},
-        }
-        info = self._client.put("/api/v1/pipelines", body, project_id=project["id"])
-        return Found(1, info, project)
-
-
-_MANAGED = {
-    "type": "MANAGED_OPENAI_EMBEDDING",
-    "component": {"model_name": "openai-text-embedding-3-small"},
-}
-_NO_VECTORS = Loss(
-    kind="vector",
-    detail="LlamaCloud keeps its vectors to itself; embed anew with embed=…",
-    where="source",
-)
-
-
-def _in_sink(sink: dict[str, Any]) -> Loss:
-    there = f"read them with vecferry at {sink['url']}" if sink["url"] else "read them there"
-    detail = f"the vectors of this index lie in your own {sink['type']} store {sink['name']!r}; {there}"
-    return Loss(kind="vector", detail=detail, where="source")
-
-
-def _creatable(embedding: Any) -> dict[str, Any]:
-    """An embedding configuration without secrets can be used only where the service has the key itself."""
-    managed = isinstance(embedding, dict) and embedding.get("type") == "MANAGED_OPENAI_EMBEDDING"
-    return embedding if managed else _MANAGED
 
 
 def _truth(text: str) -> bool:
