@@ -31,8 +31,8 @@ QUICK = RetryPolicy(attempts=2, max_seconds=1.0, base=0.0, cap=0.0)
 DIM = 4
 REFUSED = "refused"
 
-kinds = st.sampled_from(["ok", "ok", "ok", "passing", "final", "stopped", "half"])
-texts_of = st.lists(st.sampled_from([*"abcdefghijklmnop", REFUSED]), min_size=1, max_size=40)
+kinds = st.sampled_from(["ok", "ok", "passing", "final", "stopped", "half"])
+texts_of = st.lists(st.sampled_from([*"abcdefghijklmnop", REFUSED]), min_size=6, max_size=40)
 
 
 class Flaky(BaseEmbedder):
@@ -109,8 +109,8 @@ def run(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=texts_of,
-    size=st.integers(1, 15),
-    first=st.lists(kinds, max_size=25),
+    size=st.integers(2, 20),
+    first=st.lists(kinds, min_size=6, max_size=25),
     second=st.lists(kinds, max_size=25),
     other=st.lists(kinds, max_size=10),
 )

@@ -8,6 +8,14 @@ from vecferry.embedding.callables import CallableEmbedder
 from vecferry.embedding.chain import Choice, EmbedderChain, Switch, choose_alternative
 from vecferry.embedding.hub import LocalModel, fetch_model
 from vecferry.embedding.llamaindex import LlamaIndexEmbedder
+from vecferry.embedding.models import (
+    ModelBench,
+    ModelScore,
+    Question,
+    bench_models,
+    plot_costs,
+    sample_texts,
+)
 from vecferry.embedding.ollama import OllamaEmbedder
 from vecferry.embedding.openai import AzureEmbedder, OpenAIEmbedder
 from vecferry.embedding.prices import PriceTable
@@ -36,10 +44,13 @@ __all__ = [
     "LlamaIndexEmbedder",
     "LocalModel",
     "MeteredEmbedder",
+    "ModelBench",
+    "ModelScore",
     "OllamaEmbedder",
     "OpenAIEmbedder",
     "Part",
     "PriceTable",
+    "Question",
     "RedisCache",
     "SampleCheck",
     "SentenceTransformersEmbedder",
@@ -48,11 +59,14 @@ __all__ = [
     "Survey",
     "Switch",
     "TextsRejected",
+    "bench_models",
     "canonical",
     "check_sample",
     "choose_alternative",
     "declared_space",
     "fetch_model",
     "open_cache",
+    "plot_costs",
     "resolve",
+    "sample_texts",
 ]

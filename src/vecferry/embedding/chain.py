@@ -53,6 +53,9 @@ class Switch:
     target: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.source} → {self.target}: {self.reason}"
+
 
 class EmbedderChain(BaseEmbedder):
     """Hosts of one space, tried in order.
@@ -76,7 +79,7 @@ class EmbedderChain(BaseEmbedder):
         super().__init__()
         if not hosts:
             raise ConfigurationError("a chain needs at least one host")
-        self.hosts = [_quick(resolve(host)) if isinstance(host, str) else resolve(host) for host in hosts]
+        self.hosts = [quick(resolve(host)) if isinstance(host, str) else resolve(host) for host in hosts]
         first = self.hosts[0].space
         for host in self.hosts[1:]:
             check_same_space(
@@ -301,8 +304,8 @@ def _probed(entry: Any, retry: RetryPolicy, listener: Listener | None) -> Embedd
     return embedder
 
 
-def _quick(embedder: Embedder) -> Embedder:
-    """A host of a chain gives up early: the next host is better than a long wait."""
+def quick(embedder: Embedder) -> Embedder:
+    """The embedder, giving up early: where there is another one, that is better than a long wait."""
     if hasattr(embedder, "retry"):
         embedder.retry = QUICK
     return embedder

@@ -27,6 +27,7 @@ from vecferry.embedding.chunking import (
 from vecferry.embedding.prices import PriceTable
 from vecferry.embedding.reports import EmbedReport, Estimate, Survey
 from vecferry.embedding.resolve import resolve
+from vecferry.embedding.rows import filled, rejected
 from vecferry.embedding.sentence_transformers import SentenceTransformersEmbedder
 from vecferry.embedding.spaces import KNOWN, check_same_space
 from vecferry.embedding.tokens import count_tokens, counts_exactly
@@ -109,21 +110,17 @@ class EmbedStage:
         self.embedder = resolve(embedder)
         self.field = field
         self.reembed: Reembed = reembed
-        self.source_space = source_space
         self._on_no_text = on_no_text
         self._long_text: LongText = long_text
         self._chunks = (chunk_size, chunk_overlap)
         self._splitter: Splitter | None = as_splitter(splitter) if splitter is not None else None
         self._limit: TextLimit | None = None
         self._counts = {"embedded": 0, "kept": 0, "rejected": 0}
-        if reembed == "never" and source_space is not None:
-            check_same_space(
-                source_space, self.embedder.space, "reembed='never' would mix two spaces; use 'auto'"
-            )
+        self.source_space = source_space
         self._meters: list[MeteredEmbedder] = []
         metered = self._metered(self.embedder, budget or Budget(), ledger, job)
         self._metered_embedder = metered
-        listen(metered, Listener(should_stop, on_event))
+        self.listen(should_stop, on_event)
         store = open_cache(cache, job_cache_path)
         if store is not None:
             store.pin()
@@ -135,6 +132,27 @@ class EmbedStage:
     def space(self) -> EmbeddingSpace:
         """Of every vector in the field after this stage."""
         return self.embedder.space
+
+    @property
+    def source_space(self) -> EmbeddingSpace | None:
+        """Of the vectors that come in; ``None`` if unknown.
+
+        Raises:
+            SpaceMismatchError: when set to another space than the embedder's, with ``reembed="never"``.
+        """
+        return self._source_space
+
+    @source_space.setter
+    def source_space(self, space: EmbeddingSpace | None) -> None:
+        if self.reembed == "never" and space is not None:
+            check_same_space(space, self.space, "reembed='never' would mix two spaces; use 'auto'")
+        self._source_space = space
+
+    def listen(
+        self, should_stop: ShouldStop = never_stop, on_event: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Ask ``should_stop`` during waits from now on, and tell ``on_event`` of retries and switches."""
+        listen(self._metered_embedder, Listener(should_stop, on_event))
 
     def apply(self, parcel: Parcel) -> Parcel:
         """The parcel with a vector of `space` in every row; rows that cannot have one are rejected.
@@ -155,7 +173,7 @@ class EmbedStage:
             return parcel
         vectors, refused = self._embed(self._texts(parcel.batch, rows))
         good = [place for place in range(len(rows)) if place not in refused]
-        whole = self._filled(parcel.batch, [rows[place] for place in good], vectors[good])
+        whole = filled(parcel.batch, self.field, [rows[place] for place in good], vectors[good])
         self._counts["embedded"] += len(good)
         if not refused:
             return parcel.carry(whole)
@@ -309,29 +327,9 @@ class EmbedStage:
             texts[place] = limit.cut(texts[place])
         return texts
 
-    def _filled(self, batch: RecordBatch, rows: list[int], vectors: Matrix) -> RecordBatch:
-        """The batch with ``vectors`` in ``rows`` of the field."""
-        if len(rows) == len(batch):
-            column = DenseColumn(vectors)
-        else:
-            old = batch.vectors.get(self.field)
-            values = np.zeros((len(batch), self.space.dim), dtype=np.float32)
-            present = np.zeros(len(batch), dtype=np.bool_)
-            if isinstance(old, DenseColumn) and old.values.shape == values.shape:
-                values[:], present[:] = old.values, old.present
-            values[rows], present[rows] = vectors, True
-            column = DenseColumn(values, None if present.all() else present)
-        return batch.replace(vectors={**batch.vectors, self.field: column})
-
     def _rejected(self, parcel: Parcel, reasons: dict[int, str]) -> Parcel:
-        """Without the rows of ``reasons``, one rejection for each different reason."""
         self._counts["rejected"] += len(reasons)
-        left = list(range(len(parcel.batch)))
-        for reason in dict.fromkeys(reasons.values()):
-            gone = {row for row, why in reasons.items() if why == reason}
-            parcel = parcel.reject([i for i, row in enumerate(left) if row in gone], self.name, reason)
-            left = [row for row in left if row not in gone]
-        return parcel
+        return rejected(parcel, reasons, self.name)
 
     # -- calls --------------------------------------------------------------------------------
 
