@@ -37,6 +37,9 @@ MOST_PARTITIONS = 16
 BATCHES_A_PARTITION = 8
 """A source is asked for about one partition in so many batches, and for no more than the most."""
 
+VERIFY_SAVED_EVERY = 2.0
+"""Seconds between two points from which a verification goes on."""
+
 
 @dataclass
 class Job:
@@ -135,6 +138,8 @@ class LocalRun:
             "counters": vars(Counters()),
         }
         (state.folder / "quarantine.jsonl").unlink(missing_ok=True)
+        for left in state.folder.glob("verify.sqlite*"):
+            left.unlink()
         state.begin(job.settings, fixed, parts)
         log.info("job %s begins: %s → %s", state.folder.name, job.source.url, job.target.url)
         return None
@@ -230,21 +235,29 @@ class LocalRun:
         return [Progressing(part.partition) for part in self.state.partitions()]
 
     def _verify(self) -> Any:
+        """Compare, going on where a run that was stopped or killed left off."""
         if self.job.verify is None or self.state.stage not in ("verify", "publish"):
             return None
         self._tell("verify", 0, self.counters.written)
-        where = self._view()
         verification = self.job.verify(
             self.expected,
-            where,
+            self._view(),
             upserted=self.job.mode is WriteMode.UPSERT,
             on_progress=lambda done: self._tell("verify", done, self.counters.written),
             should_stop=self._should_stop,
+            state=self.state.get("verifying"),
+            on_state=lambda value: self.state.put(verifying=value),
+            state_every=VERIFY_SAVED_EVERY,
+            spool_path=self._spool_path,
         )
-        if self._should_stop():
+        if self._should_stop() and not verification.ok:
             raise JobStopped("stopped while verifying; run the same call again to go on")
-        self.state.put(verified=bool(verification.ok))
+        self.state.put(verified=bool(verification.ok), verifying=None)
         return verification
+
+    @property
+    def _spool_path(self) -> Path:
+        return self.state.folder / "verify.sqlite"
 
     def _view(self) -> Any:
         """The target as the verification reads it: the shadow as long as it is not published."""

@@ -286,7 +286,10 @@ def peek_job(folder: Path) -> dict[str, Any]:
     try:
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
         try:
-            values = {key: json.loads(value) for key, value in connection.execute("SELECT * FROM job")}
+            values = {
+                key: json.loads(value)
+                for key, value in connection.execute("SELECT * FROM job WHERE key != 'verifying'")
+            }
             done = connection.execute("SELECT count(*), coalesce(sum(done), 0) FROM partition").fetchone()
         finally:
             connection.close()

@@ -21,6 +21,7 @@ import numpy as np
 from vecferry.errors import ConfigurationError
 from vecferry.ports import Cursor, Fetchable, Fields, ShouldStop, Sink, Source, never_stop
 from vecferry.records import CollectionSchema, RecordBatch, VectorField, encode_id
+from vecferry.retry import RetryPolicy, reopened
 from vecferry.verifying.result import Verification
 from vecferry.verifying.search import SearchCheck
 from vecferry.verifying.spool import Spool
@@ -54,7 +55,9 @@ def compare(
     should_stop: ShouldStop = never_stop,
     state: Mapping[str, Any] | None = None,
     on_state: Callable[[dict[str, Any]], None] | None = None,
+    state_every: float = 0.0,
     spool_folder: Path | None = None,
+    spool_path: Path | None = None,
 ) -> Verification:
     """Compare the records that ``expected()`` yields with those of ``target``.
 
@@ -73,8 +76,11 @@ def compare(
         on_progress: called with the number of expected records done.
         should_stop: asked after every batch; the result is then partial, with ``ok`` false.
         state, on_state: ``on_state`` gets a JSON value now and then; given back as ``state`` the
-            comparison goes on there. Only a lockstep has such points.
+            comparison goes on there. Only a lockstep has such points; a spool goes on by its file.
+        state_every: seconds between two such points.
         spool_folder: for the temporary file; by default the system's.
+        spool_path: a file that survives a killed process; with the same path again a comparison that was
+            in the middle of a spool goes on there. It is removed at the end.
 
     Raises:
         ConfigurationError: for an unknown strategy.
@@ -92,7 +98,8 @@ def compare(
         search=(sample_queries, k, min_overlap),
         limit=limit,
         hooks=(on_progress, should_stop, on_state),
-        spool_folder=spool_folder,
+        state_every=state_every,
+        spool=(spool_folder, spool_path),
     ).run(strategy, state)
 
 
@@ -111,13 +118,18 @@ class _Comparison:
         search: tuple[int, int, float],
         limit: int,
         hooks: tuple[Any, ...],
-        spool_folder: Path | None,
+        state_every: float,
+        spool: tuple[Path | None, Path | None],
     ) -> None:
         self.expected, self.schema, self.target, self.rules = expected, schema, target, rules
         self.fields = Fields(tuple(rules), fields.text, fields.metadata)
-        self.allow_extra, self.limit, self.spool_folder = allow_extra, limit, spool_folder
+        self.allow_extra, self.limit = allow_extra, limit
+        self.spool_folder, self.spool_path = spool
+        self.state_every = state_every
+        self.saved = time.monotonic()
         self.search = search
         self.on_progress, self.should_stop, self.on_state = hooks
+        self.retry = RetryPolicy()
         self.start = time.monotonic()
         self.stopped = False
         self._fresh()
@@ -132,18 +144,21 @@ class _Comparison:
         if strategy == "fetch" or (strategy == "auto" and self.allow_extra):
             if not self.allow_extra:
                 raise ConfigurationError("strategy='fetch' cannot see surplus records; use 'spool'")
-            if isinstance(self.target, Fetchable):
-                self._fetch()
-                return self._result("fetch")
-            strategy = "spool"
-        if strategy in ("auto", "lockstep"):
+            strategy = "fetch" if isinstance(self.target, Fetchable) else "spool"
+        spooled = self.spool_path is not None and self.spool_path.exists()
+        if strategy in ("auto", "lockstep") and not spooled:
             try:
                 self._lockstep(state)
                 return self._result("lockstep")
             except _OutOfStep:
                 self._fresh()
-        self._spool()
-        return self._result("spool")
+        strategy = "fetch" if strategy == "fetch" else "spool"
+        with Spool(self.schema, list(self.rules), self.spool_folder, path=self.spool_path) as spool:
+            self._fill(spool)
+            if not self.stopped:
+                (self._fetch if strategy == "fetch" else self._look_up)(spool)
+            spool.keep = self.stopped
+        return self._result(strategy)
 
     def _result(self, strategy: str) -> Verification:
         proofs, notes = ([], ["stopped before the end"]) if self.stopped else self.check.proofs()
@@ -166,17 +181,38 @@ class _Comparison:
 
     # -- lockstep -----------------------------------------------------------------------------
 
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now - self.saved < self.state_every:
+            return False
+        self.saved = now
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        return {"verifier": self.verifier.state(), "search": self.check.state(), "done": self.done}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.verifier.restore(state["verifier"])
+        self.check.restore(state.get("search", {}))
+        self.done = state["done"]
+
+    def _found(self, after: Cursor | None) -> Iterator[RecordBatch]:
+        """The target's records, through faults that pass."""
+
+        def open_stream(cursor: Cursor | None, size: int) -> Iterator[RecordBatch]:
+            return self.target.scan(after=cursor, batch_size=size, fields=self.fields)
+
+        return reopened(open_stream, after, _BATCH, self.retry.backoff(should_stop=self.should_stop))
+
+    # -- lockstep -----------------------------------------------------------------------------
+
     def _lockstep(self, state: Mapping[str, Any] | None) -> None:
         after: Cursor | None = None
-        expected = self.expected()
         if state is not None:
-            self.verifier.restore(state["verifier"])
-            after, self.done = state["after"], state["done"]
-            expected = _skip(expected, self.done)
-            self.search = (0, *self.search[1:])
-            self.check = SearchCheck(self.schema, self.target, queries=0, k=0)
-        found = self.target.scan(after=after, batch_size=_BATCH, fields=self.fields)
-        for a, b in _side_by_side(expected, found):
+            self._restore(state)
+            after = state["after"]
+        expected = _skip(self.expected(), self.done)
+        for a, b in _side_by_side(expected, self._found(after)):
             if a is None or b is None or not _same_ids(a, b):
                 raise _OutOfStep
             self.check.observe(a)
@@ -184,49 +220,59 @@ class _Comparison:
             if self._stop(len(a)):
                 return
             # The cursor of the target stands behind the batch that `b` is the end of.
-            if self.on_state is not None and b.cursor is not None:
-                self.on_state({"verifier": self.verifier.state(), "after": b.cursor, "done": self.done})
+            if self.on_state is not None and b.cursor is not None and self._due():
+                self.on_state({**self._state(), "after": b.cursor})
 
     # -- spool --------------------------------------------------------------------------------
 
-    def _spool(self) -> None:
-        with Spool(self.schema, list(self.rules), self.spool_folder) as spool:
-            for batch in self.expected():
-                self.check.observe(batch)
-                spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
-                if self._stop(len(batch)):
-                    return
-            spool.index()
-            for batch in self.target.scan(batch_size=_BATCH, fields=self.fields):
-                kept, first, unknown, again = spool.take(batch)
-                if first:
-                    self.verifier.pair(kept, batch.take(first))
-                if unknown and not self.allow_extra:
-                    self.verifier.surplus(batch.take(unknown))
-                if again:
-                    self.verifier.doubled(batch.take(again))
-                if self._stop(0):
-                    return
-            for batch in spool.unseen(_BATCH):
-                self.verifier.missing(batch)
+    def _fill(self, spool: Spool) -> None:
+        """Put all that is expected into the spool, going on with what is there."""
+        saved = spool.saved()
+        if saved is not None:
+            self._restore(saved)
+            if "after" in saved:
+                return
+        for batch in _skip(self.expected(), self.done):
+            self.check.observe(batch)
+            spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
+            if self._stop(len(batch)) or self._due():
+                spool.save(self._state())
+            if self.stopped:
+                return
+        spool.index()
+        spool.save({**self._state(), "after": None})
 
-    # -- fetch --------------------------------------------------------------------------------
+    def _look_up(self, spool: Spool) -> None:
+        """Look up every record of the target."""
+        saved = spool.saved() or {}
+        for batch in self._found(saved.get("after")):
+            kept, first, unknown, again = spool.take(batch)
+            if first:
+                self.verifier.pair(kept, batch.take(first))
+            if unknown and not self.allow_extra:
+                self.verifier.surplus(batch.take(unknown))
+            if again:
+                self.verifier.doubled(batch.take(again))
+            if batch.cursor is not None and (self._stop(0) or self._due()):
+                spool.save({**self._state(), "after": batch.cursor})
+            if self.stopped:
+                return
+        for batch in spool.unseen(_BATCH):
+            self.verifier.missing(batch)
 
-    def _fetch(self) -> None:
-        """Pairs by id. An id that comes again later overrides what was found before."""
-        with Spool(self.schema, list(self.rules), self.spool_folder) as spool:
-            for batch in self.expected():
-                self.check.observe(batch)
-                spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
-                if self._stop(len(batch)):
-                    return
-            spool.index()
-            assert isinstance(self.target, Fetchable)
-            for batch in spool.unseen(_BATCH):
-                found = self.target.fetch(batch.id_list, fields=self.fields)
-                self._match(batch, found)
-                if self._stop(0):
-                    return
+    def _fetch(self, spool: Spool) -> None:
+        """Ask the target for every record that is expected, by id."""
+        assert isinstance(self.target, Fetchable)
+        target = self.target
+        for batch in spool.unseen(_BATCH):
+            ids = batch.id_list
+            found = self.retry.call(
+                lambda ids=ids: target.fetch(ids, fields=self.fields),  # type: ignore[misc]
+                should_stop=self.should_stop,
+            )
+            self._match(batch, found)
+            if self._stop(0):
+                return
 
     def _match(self, batch: RecordBatch, found: RecordBatch) -> None:
         where: dict[str, int] = {}

@@ -12,13 +12,12 @@ from vecferry.ports import BatchSearchable, Fields, Searchable
 from vecferry.records import (
     CollectionSchema,
     Kind,
-    Metric,
     RecordBatch,
     VectorField,
     VectorRecord,
     encode_id,
 )
-from vecferry.records.metrics import scores
+from vecferry.records.metrics import scores_many
 from vecferry.records.vectors import Array, DenseColumn
 from vecferry.verifying.result import SearchProof
 
@@ -81,19 +80,17 @@ class SearchCheck:
 
     def _observe(self, f: VectorField, values: Array, rows: Array, batch: RecordBatch) -> None:
         queries = self._queries[f.name]
-        rough = _rough(f.metric, np.stack([q.vector for q in queries]), values)
+        points = scores_many(f.metric, np.stack([q.vector for q in queries]), values)
         keep = self._k + _SPARE
-        for query, points in zip(queries, rough, strict=True):
-            top = np.argpartition(-points, keep)[:keep] if len(points) > keep else np.arange(len(points))
+        for query, line in zip(queries, points, strict=True):
+            top = np.argpartition(-line, keep)[:keep] if len(line) > keep else np.arange(len(line))
             if len(query.best) == keep:
-                floor = query.best[-1][0]
-                top = top[points[top] >= floor - max(abs(floor), 1.0) * _EPSILON]
+                top = top[line[top] > query.best[-1][0]]
             if not len(top):
                 continue
-            exact = scores(f.metric, query.vector, values[top])
             ids = [batch.ids[i] for i in rows[top].tolist()]
             ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
-            query.best += zip(exact.tolist(), map(encode_id, ids), strict=True)
+            query.best += zip(line[top].tolist(), map(encode_id, ids), strict=True)
             # An id that comes again is kept once, with its later score.
             latest = {key: point for point, key in query.best}
             query.best = sorted(((p, key) for key, p in latest.items()), reverse=True)[:keep]
@@ -136,19 +133,3 @@ class SearchCheck:
         slack = max(abs(last), 1e-6) * _EPSILON if np.isfinite(last) else 0.0
         good = [key in keys or point <= last + slack for point, key in wanted]
         return sum(good) / len(good)
-
-
-def _rough(metric: Metric, queries: Array, values: Array) -> Array:
-    """float32 ``(queries, rows)``: scores that order almost as the exact ones, by one matrix product."""
-    if metric not in (Metric.COSINE, Metric.IP, Metric.L2):
-        return np.stack([scores(metric, query, values) for query in queries])
-    q, v = queries.astype(np.float32, copy=False), values.astype(np.float32, copy=False)
-    products = q @ v.T
-    if metric is Metric.IP:
-        return np.asarray(products)
-    squares = np.einsum("ij,ij->i", v, v)
-    if metric is Metric.L2:
-        own = np.einsum("ij,ij->i", q, q)[:, None]
-        return np.asarray(-np.sqrt(np.maximum(own - 2 * products + squares, 0)))
-    lengths = np.sqrt(squares) * np.linalg.norm(q, axis=1)[:, None]
-    return np.asarray(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))

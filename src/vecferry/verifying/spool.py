@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import tempfile
@@ -36,25 +37,61 @@ class Spool:
     Args:
         schema: whose vector fields are kept, those of ``names``.
         folder: where the file is made; by default the system's temporary folder. It is removed on close.
+        path: instead of ``folder``, a file that survives a killed process, to go on with: see `save`.
     """
 
-    def __init__(self, schema: CollectionSchema, names: Sequence[str], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        schema: CollectionSchema,
+        names: Sequence[str],
+        folder: Path | None = None,
+        *,
+        path: Path | None = None,
+    ) -> None:
         self._fields = [field for field in schema.fields if field.name in names]
-        handle, self._path = tempfile.mkstemp(".sqlite", "vecferry-verify-", folder)
-        os.close(handle)
+        self._columns = [f"v{i}" for i in range(len(self._fields))]
+        self._dtypes: dict[str, Any] = {}
+        self._durable, self.keep = path is not None, False
+        if path is None:
+            handle, name = tempfile.mkstemp(".sqlite", "vecferry-verify-", folder)
+            os.close(handle)
+            path = Path(name)
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
         self._db = sqlite3.connect(self._path, isolation_level=None)
+        journal = ("WAL", "NORMAL") if self._durable else ("OFF", "OFF")
         for pragma in (
-            "journal_mode=OFF",
-            "synchronous=OFF",
+            f"journal_mode={journal[0]}",
+            f"synchronous={journal[1]}",
             "cache_size=-32768",
             "locking_mode=EXCLUSIVE",
         ):
             self._db.execute(f"PRAGMA {pragma}")
-        self._columns = [f"v{i}" for i in range(len(self._fields))]
         kept = "".join(f", {c} BLOB" for c in self._columns)
-        self._db.execute(f"CREATE TABLE r (key BLOB, doc BLOB, seen INTEGER DEFAULT 0{kept})")
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS r (key BLOB, doc BLOB, seen INTEGER DEFAULT 0{kept})")
+        self._db.execute("CREATE TABLE IF NOT EXISTS progress (value TEXT)")
         self._db.execute("BEGIN")
-        self._dtypes: dict[str, Any] = {}
+
+    def saved(self) -> dict[str, Any] | None:
+        """What the last `save` was given, if the file is from before."""
+        row = self._db.execute("SELECT value FROM progress").fetchone()
+        if row is None:
+            return None
+        value: dict[str, Any] = json.loads(row[0])
+        self._dtypes = {name: np.dtype(text) for name, text in value.pop("dtypes").items()}
+        return value
+
+    def save(self, value: dict[str, Any]) -> None:
+        """Commit everything so far together with ``value``."""
+        if not self._durable:
+            return
+        dtypes = {name: np.dtype(dtype).str for name, dtype in self._dtypes.items()}
+        self._db.execute("DELETE FROM progress")
+        self._db.execute("INSERT INTO progress VALUES (?)", (json.dumps({**value, "dtypes": dtypes}),))
+        self._db.execute("COMMIT")
+        self._db.execute("BEGIN")
 
     def __enter__(self) -> Spool:
         return self
@@ -63,7 +100,9 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._db.close()
-        Path(self._path).unlink(missing_ok=True)
+        if not self._durable or (kind is None and not self.keep):
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
     def put(self, batch: RecordBatch, **counts: bool) -> None:
         """Keep the records; of one id the last wins."""
@@ -78,7 +117,7 @@ class Spool:
 
     def index(self) -> None:
         """End of `put`: forget all but the last record of each id, and make `take` fast."""
-        self._db.execute("CREATE INDEX k ON r (key)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS k ON r (key)")
         self._db.execute(
             "DELETE FROM r WHERE key IN (SELECT key FROM r GROUP BY key HAVING count(*) > 1) "
             "AND rowid NOT IN (SELECT max(rowid) FROM r GROUP BY key HAVING count(*) > 1)"
