@@ -10,14 +10,15 @@ import psycopg
 from psycopg import pq, sql
 from psycopg.errors import error_from_result
 
-_TRAILER = b"\xff\xff"
+_TRAILER = 2  # bytes: the field count −1 that ends the stream
 
 
 def copy_rows(
-    connection: psycopg.Connection[Any], statement: sql.Composable, values: dict[str, Any]
-) -> Iterator[memoryview]:
-    """The rows of a select in COPY's binary format, each from its field count on.
+    connection: psycopg.Connection[Any], statement: sql.Composable, values: dict[str, Any], size: int
+) -> Iterator[tuple[bytearray, list[int]]]:
+    """The rows of a select in COPY's binary format, ``size`` at a time.
 
+    Yields the rows' bytes, each row from its field count on, one after the other, and where each row ends.
     The caller ends the transaction. When the iterator is left early the connection is still busy and
     must be thrown away.
 
@@ -31,28 +32,41 @@ def copy_rows(
     with selectors.DefaultSelector() as selector:
         selector.register(pgconn.socket, selectors.EVENT_READ)
         _await_copy(pgconn, selector)
-        header = True
-        for row in _messages(pgconn, selector):
-            if header:
-                header = False
-                # Signature (11 bytes), flags (4), then the length of the header's extension.
-                row = row[19 + int.from_bytes(row[15:19], "big") :]  # noqa: PLW2901
-            if len(row) > 2 or bytes(row) != _TRAILER:
-                yield row
+        buffer = _without_header(_first_message(pgconn, selector))
+        ends = [len(buffer)] if len(buffer) > _TRAILER else []
+        get, wait, consume = pgconn.get_copy_data, selector.select, pgconn.consume_input
+        while True:  # one turn a row: nothing else may stand in it
+            length, data = get(1)
+            if length > _TRAILER:
+                if len(ends) == size:
+                    yield buffer, ends
+                    buffer, ends = bytearray(), []
+                buffer += data
+                ends.append(len(buffer))
+            elif length == 0:
+                wait()
+                consume()
+            elif length < 0:
+                break
+        if ends:
+            yield buffer, ends
         _finish(pgconn, selector)
 
 
-def _messages(pgconn: Any, selector: selectors.BaseSelector) -> Iterator[memoryview]:
-    get = pgconn.get_copy_data
+def _first_message(pgconn: Any, selector: selectors.BaseSelector) -> bytes:
     while True:
-        size, data = get(1)
-        if size > 0:
-            yield data
-        elif size == 0:
-            selector.select()
-            pgconn.consume_input()
-        else:
-            return
+        length, data = pgconn.get_copy_data(1)
+        if length > 0:
+            return bytes(data)
+        if length < 0:
+            return b""
+        selector.select()
+        pgconn.consume_input()
+
+
+def _without_header(message: bytes) -> bytearray:
+    """The first message begins with a signature (11 bytes), flags (4) and an extension with its length."""
+    return bytearray(message[19 + int.from_bytes(message[15:19], "big") :])
 
 
 def _await_copy(pgconn: Any, selector: selectors.BaseSelector) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg import sql
 
@@ -150,6 +151,8 @@ class TableWriter:
 
 def _last_of_each(batch: RecordBatch) -> RecordBatch:
     """Without the earlier of two records with one id: an upsert may touch a row only once."""
+    if isinstance(batch.ids, np.ndarray) and len(np.unique(batch.ids)) == len(batch):
+        return batch
     ids = batch.id_list
     last = {(type(id_), id_): row for row, id_ in enumerate(ids)}
     return batch if len(last) == len(ids) else batch.take(sorted(last.values()))

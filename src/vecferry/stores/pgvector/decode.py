@@ -36,7 +36,7 @@ EPOCH_ENDS = {  # the binary forms of infinity and -infinity
 class Field:
     """One column of n rows, still in the bytes as sent."""
 
-    def __init__(self, buffer: bytes, starts: Array, lengths: Array) -> None:
+    def __init__(self, buffer: bytes | bytearray, starts: Array, lengths: Array) -> None:
         self.buffer, self.starts, self.lengths = buffer, starts, lengths
 
     def __len__(self) -> int:
@@ -85,17 +85,18 @@ class Field:
         return np.frombuffer(joined, dtype).reshape(n, width).astype(native)
 
 
-def split_rows(rows: Sequence[bytes | memoryview], fields: int) -> list[Field]:
-    """Find the fields of whole rows, as COPY sends them."""
-    buffer = b"".join(rows)
-    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    at = np.cumsum(sizes) - sizes + 2
+def split_rows(buffer: bytes | bytearray, ends: Sequence[int], fields: int) -> list[Field]:
+    """Find the fields of whole rows, as COPY sends them. ``ends[i]`` is where row i ends."""
+    at = np.zeros(len(ends), np.int64)
+    at[1:] = ends[:-1]
+    at += 2
     lengths_at: Array = np.ndarray((max(len(buffer) - 3, 0),), ">i4", buffer, strides=(1,))
     found = []
     for _ in range(fields):
         lengths = lengths_at[at].astype(np.int64)
-        found.append(Field(buffer, at + 4, lengths))
-        at = at + 4 + np.maximum(lengths, 0)
+        at += 4
+        found.append(Field(buffer, at.copy(), lengths))
+        at += np.maximum(lengths, 0)
     return found
 
 

@@ -42,7 +42,7 @@ class RowReader:
             values += [rows.json] if rows.json else []
             values += rows.typed.values()
         self.text = fields.text and rows.text is not None
-        self.metadata = fields.metadata
+        self.metadata = fields.metadata and bool(rows.json or rows.typed)
         self._codec = CODECS[rows.layout]() if rows.layout in CODECS else None
         # Keys and ids travel under names of their own: a timestamp may be a key (as text) and metadata.
         self.keys = {f"key {name}": relation.columns[name] for name in (*rows.key, *rows.id)}
@@ -72,21 +72,19 @@ class RowReader:
         """
         statement, values = as_sql(select)
         transformer = Transformer(connection)
-        pending: list[memoryview] = []
-        for row in copy_rows(connection, statement, values):
-            pending.append(row)
-            if len(pending) >= batch_size:
-                yield from self.batches(pending, transformer, extra)
-                pending = []
-        if pending:
-            yield from self.batches(pending, transformer, extra)
+        for buffer, ends in copy_rows(connection, statement, values, batch_size):
+            yield from self._batches(buffer, ends, transformer, extra)
 
-    def batches(
-        self, rows: list[memoryview], transformer: Transformer, extra: tuple[str, list[float]] | None = None
+    def _batches(
+        self,
+        buffer: bytearray,
+        ends: list[int],
+        transformer: Transformer,
+        extra: tuple[str, list[float]] | None,
     ) -> Iterator[RecordBatch]:
         """One batch, or several where an undimensioned column varies."""
         names = [*self.names, extra[0]] if extra else self.names
-        found = dict(zip(names, decode.split_rows(rows, len(names)), strict=True))
+        found = dict(zip(names, decode.split_rows(buffer, ends, len(names)), strict=True))
         if extra:
             extra[1].extend(found.pop(extra[0]).numbers(">f8").tolist())
         edges = self._edges(found)
