@@ -40,6 +40,18 @@ def scores(metric: Metric, query: Array, matrix: Array) -> Array:
     return cast(Array, np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
 
 
+def scores_many(metric: Metric, queries: Array, matrix: Array) -> Array:
+    """float32 ``(q, n)``: `scores` of every query ``(q, dim)``, as one matrix product where possible."""
+    if metric not in (Metric.COSINE, Metric.IP):
+        return np.stack([scores(metric, query, matrix) for query in queries])
+    queries, matrix = np.asarray(queries, np.float32), np.asarray(matrix, np.float32)
+    products: Array = queries @ matrix.T
+    if metric is Metric.IP:
+        return products
+    lengths = np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(matrix, axis=1))
+    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+
+
 def score(metric: Metric, kind: Kind, query: Any, stored: Any) -> float:
     """The score of one pair, dense, sparse or multi."""
     if kind is Kind.SPARSE:

@@ -19,7 +19,7 @@ from vecferry.records import (
     matches,
 )
 from vecferry.records.batch import id_kind_of
-from vecferry.records.metrics import score, scores
+from vecferry.records.metrics import score, scores_many
 from vecferry.records.vectors import Array, Column, DenseColumn
 
 
@@ -83,9 +83,10 @@ def score_batch(
     if where is not None:
         fits &= [matches(where, metadata) for metadata in batch.metadata_list]
     rows = np.flatnonzero(fits)
-    for at, vector in enumerate(vectors):
-        if isinstance(column, DenseColumn):
-            points[at, rows] = scores(field.metric, vector, column.values[rows])
-        else:
+    if isinstance(column, DenseColumn):
+        values = column.values if len(rows) == len(batch) else column.values[rows]
+        points[:, rows] = scores_many(field.metric, np.stack(vectors), values)
+    else:
+        for at, vector in enumerate(vectors):
             points[at, rows] = [score(field.metric, field.kind, vector, column[i]) for i in rows.tolist()]
     return points

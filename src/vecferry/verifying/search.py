@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,21 @@ class SearchCheck:
             # An id that comes again is kept once, with its later score.
             latest = {key: point for point, key in query.best}
             query.best = sorted(((p, key) for key, p in latest.items()), reverse=True)[:keep]
+
+    def state(self) -> dict[str, Any]:
+        """The queries and the best rows so far, as JSON."""
+        return {
+            name: [[str(q.vector.dtype), q.vector.tolist(), q.best] for q in queries]
+            for name, queries in self._queries.items()
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored `state`; nothing of it (``{}``) leaves the check unmade."""
+        self._queries = {f.name: [] for f in self._fields}
+        for name in self._queries:
+            for dtype, vector, best in state.get(name, ()):
+                ranked = [(float(point), str(key)) for point, key in best]
+                self._queries[name].append(_Query(np.array(vector, dtype=dtype), ranked))
 
     def proofs(self) -> tuple[list[SearchProof], list[str]]:
         """Ask the target, and compare. Also notes on what could not be asked."""
