@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Budget": "vecferry.embedding",
     "Collection": "vecferry.ports",
     "CollectionSchema": "vecferry.records",
+    "Dedupe": "vecferry.dedupe",
     "DualWriter": "vecferry.serving",
+    "EmbedderChain": "vecferry.embedding",
+    "EmbeddingRouter": "vecferry.embedding",
     "EmbeddingSpace": "vecferry.records",
     "FallbackCollection": "vecferry.serving",
     "Plan": "vecferry.planning",
     "RecordBatch": "vecferry.records",
     "Report": "vecferry.reporting",
+    "SnapshotStore": "vecferry.snapshots",
     "VecferryError": "vecferry.errors",
     "VectorRecord": "vecferry.records",
     "connect": "vecferry.registry",
@@ -30,14 +35,19 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "Budget",
     "Collection",
     "CollectionSchema",
+    "Dedupe",
     "DualWriter",
+    "EmbedderChain",
+    "EmbeddingRouter",
     "EmbeddingSpace",
     "FallbackCollection",
     "Plan",
     "RecordBatch",
     "Report",
+    "SnapshotStore",
     "VecferryError",
     "VectorRecord",
     "__version__",
@@ -50,6 +60,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vecferry.dedupe import Dedupe as Dedupe
+    from vecferry.embedding import Budget as Budget
+    from vecferry.embedding import EmbedderChain as EmbedderChain
+    from vecferry.embedding import EmbeddingRouter as EmbeddingRouter
     from vecferry.errors import VecferryError as VecferryError
     from vecferry.migration import inspect as inspect
     from vecferry.migration import migrate as migrate
@@ -66,6 +80,7 @@ if TYPE_CHECKING:
     from vecferry.serving import DualWriter as DualWriter
     from vecferry.serving import FallbackCollection as FallbackCollection
     from vecferry.serving import sync as sync
+    from vecferry.snapshots import SnapshotStore as SnapshotStore
 
 
 def __getattr__(name: str) -> Any:

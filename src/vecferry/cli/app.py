@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 import vecferry as vf
-from vecferry.cli import crossing, looking
-from vecferry.cli import jobs as jobs_
+from vecferry.cli import bench, costs, crossing, dedupe, jobs, looking, models, snapshots, sync
 
 app = typer.Typer(
     name="vecferry",
@@ -25,16 +24,22 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     crossing.verify,
     looking.inspect,
     looking.search,
-    jobs_.versions,
-    jobs_.rollback,
-    jobs_.prune,
-    jobs_.publish,
-    jobs_.repair,
+    jobs.versions,
+    jobs.rollback,
+    jobs.prune,
+    jobs.publish,
+    jobs.repair,
+    dedupe.dedupe,
+    sync.sync,
+    bench.bench,
 )
 for command in _COMMANDS:
     app.command()(command)
-app.add_typer(jobs_.jobs, name="jobs")
-app.add_typer(jobs_.quarantine, name="quarantine")
+app.add_typer(jobs.jobs, name="jobs")
+app.add_typer(jobs.quarantine, name="quarantine")
+app.add_typer(snapshots.app, name="snapshots")
+app.add_typer(models.app, name="models")
+app.add_typer(costs.app, name="costs")
 
 
 def _version(asked: bool) -> None:

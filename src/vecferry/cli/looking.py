@@ -53,7 +53,9 @@ def _query(collection: vf.Collection, text: str | None, like: str | None, embed:
         raise ConfigurationError("give a TEXT, or --like ID")
     if embed is None:
         return text
-    return vf.embedder(embed).embed([text])[0]
+    from vecferry.embedding import resolve
+
+    return resolve(embed).embed([text])[0]
 
 
 def _readings(text: str) -> list[RecordId]:
