@@ -63,6 +63,8 @@ class QdrantServer:
         self.at_once = self.most_at_once = 0
         self.faults: list[Fault] = []
         self.api_key, self.lock = api_key, threading.RLock()
+        self.keeps_metadata = True
+        """False: as servers before 1.16."""
         self._max_message, self.port = max_message, port
         self._server: grpc.Server | None = None
         self.start()
@@ -260,12 +262,12 @@ class _Collections(q.CollectionsServicer):
     def Create(self, request: Any, context: Any) -> Any:
         def work() -> Any:
             sparse = _has(request, "sparse_vectors_config", GrpcToRest.convert_sparse_vector_config)
-            metadata = GrpcToRest.convert_payload(request.metadata) or None
+            metadata = GrpcToRest.convert_payload(request.metadata) if self.server.keeps_metadata else None
             self.server.client.create_collection(
                 request.collection_name,
                 vectors_config=GrpcToRest.convert_vectors_config(request.vectors_config),
                 sparse_vectors_config=sparse,
-                metadata=metadata,
+                metadata=metadata or None,
             )
             extra = self.server.extras[request.collection_name] = Extra()
             self._set_hnsw(request, extra)
@@ -287,7 +289,7 @@ class _Collections(q.CollectionsServicer):
                 collection = self.server.client._client._get_collection(request.collection_name)
                 for name, diff in diffs.items():
                     collection.config.vectors[name].hnsw_config.m = diff.hnsw_config.m
-            if request.metadata:
+            if request.metadata and self.server.keeps_metadata:
                 metadata = GrpcToRest.convert_payload(request.metadata)
                 self.server.client.update_collection(request.collection_name, metadata=metadata)
             return q.CollectionOperationResponse(result=True)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 import vecferry as vf
 from servers.qdrant_grpc import QdrantServer
@@ -24,7 +24,7 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
+from vecferry.records import CollectionSchema, DenseColumn, EmbeddingSpace, RecordBatch, VectorField
 from vecferry.retry import RetryPolicy
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
@@ -278,6 +278,21 @@ def test_a_live_collection_keeps_its_index_during_an_upsert(wire: Open, server: 
     store.write(batch(10))
     store.finish()
     assert server.extras["c"].history == ["upsert"]
+
+
+def test_a_server_that_keeps_no_metadata_is_read_and_not_written(wire: Open, server: QdrantServer) -> None:
+    server.keeps_metadata = False
+    with pytest.raises(UnsupportedError, match="1.16"):
+        wire().prepare(schema(), WriteMode.CREATE)
+    assert not server.client.collection_exists("c"), "the target is as it was"
+    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    server.client.create_collection("app", params)
+    server.client.upsert("app", [models.PointStruct(id=1, vector=[1.0] * DIM, payload={"text": "hi"})])
+    assert [r.text for r in read(wire("app"))] == ["hi"]
+    space = EmbeddingSpace(model="m", dim=DIM)
+    with pytest.raises(UnsupportedError):
+        like = CollectionSchema(fields=(VectorField(dim=DIM, space=space),))
+        wire("app").prepare(like, WriteMode.UPSERT)
 
 
 def test_settings_cross_from_server_to_server(server: QdrantServer, wire: Open) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from vecferry.errors import PlanError, TargetExistsError
+from vecferry.errors import PlanError, TargetExistsError, UnsupportedError
 from vecferry.layouts import Layout, find_layout
 from vecferry.ports import WriteMode, check_fits
 from vecferry.records import CollectionSchema, DType, Metric
@@ -23,6 +23,10 @@ from vecferry.stores.qdrant.facts import Facts
 from vecferry.stores.qdrant.filters import json_path
 
 _POLL_SECONDS = 0.5
+_TOO_OLD = (
+    "{} keeps no metadata of collections, so nobody could tell which model its vectors come from; "
+    "write to Qdrant 1.16 or newer (older servers can be read)"
+)
 _NOT_SETTINGS = ("layout", "text_key", "payload_indexes")
 
 
@@ -85,7 +89,13 @@ class Builder:
             **arguments,
             create=True,
         )
+        if self._kept() is None:
+            self._at.call("delete_collection", self._name)
+            raise UnsupportedError(_TOO_OLD.format(self._at.where))
         self._defer(record)
+
+    def _kept(self) -> Record | None:
+        return Record.of(self._at.call("get_collection", self._name).config.metadata)
 
     def _returns_as(self, field: Any) -> bool:
         """Whether components lie in another type and are turned back on reading."""
@@ -111,6 +121,8 @@ class Builder:
         record.spaces = {**spaces, **record.spaces}
         record.payload_indexes = {**indexes, **record.payload_indexes}
         self._note(record)
+        if self._kept() is None:
+            raise UnsupportedError(_TOO_OLD.format(self._at.where))
 
     def _defer(self, record: Record) -> None:
         """Put off HNSW. Only in a collection that is being made here: a live one keeps its index."""

@@ -6,6 +6,7 @@ which is closed with the last of them, and take turns in using it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import threading
@@ -88,6 +89,13 @@ class _Shared:
 
 _OPEN: dict[str, _Shared] = {}
 _OPEN_LOCK = threading.Lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter takes apart what the client needs for closing."""
+    for shared in _OPEN.values():
+        shared.client.close()
 
 
 class Connection:

@@ -1,0 +1,133 @@
+"""Against a real server at ``QDRANT_URL`` (``docker compose up -d qdrant``), which is left as it was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from vecferry.ports import StoreURL, WriteMode
+from vecferry.records import CollectionSchema, RecordBatch, VectorField, matches, parse_where
+from vecferry.stores.qdrant import QdrantStore
+from vecferry.testing import Peek, StoreContract
+
+from .conftest import DIM, fill, read, records, schema
+from .test_contract import peek
+from .test_fields import MIXED, mixed
+from .test_filters import METADATA
+from .test_versions import build, tags
+
+pytestmark = [
+    pytest.mark.qdrant_server,
+    pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL is not set"),
+]
+PREFIX = "vecferry-test-"
+
+
+def client() -> QdrantClient:
+    return QdrantClient(url=os.environ["QDRANT_URL"], api_key=os.environ.get("QDRANT_API_KEY"), timeout=60)
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def server(request: pytest.FixtureRequest) -> Iterator[Callable[..., QdrantStore]]:
+    """Opens stores on the server; afterwards every collection and alias made here is gone."""
+    run, opened = uuid4().hex[:8], []
+
+    def open_(name: str = "c", **options: Any) -> QdrantStore:
+        url = StoreURL.parse(f"qdrant:///{PREFIX}{run}-{name}")
+        opened.append(QdrantStore.from_url(url, prefer_grpc=request.param == "grpc", **options))
+        return opened[-1]
+
+    yield open_
+    for store in opened:
+        store.close()
+    vendor = client()
+    for collection in vendor.get_collections().collections:
+        if collection.name.startswith(f"{PREFIX}{run}"):
+            vendor.delete_collection(collection.name)
+    vendor.close()
+
+
+class TestServer(StoreContract):
+    """The contract, under the metric that keeps vectors to the bit."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, server: Callable[..., QdrantStore]) -> None:
+        self.server = server
+
+    def open(self, folder: Path, name: str) -> QdrantStore:
+        return self.server(name)
+
+    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+        vendor = client()
+        try:
+            return peek(vendor, store.collection, "text")
+        finally:
+            vendor.close()
+
+
+def test_every_kind_of_field(server: Callable[..., QdrantStore]) -> None:
+    store = fill(server(), mixed(12), MIXED)
+    for came, went in zip(read(store, batch_size=5), mixed(12), strict=True):
+        assert came.vectors.keys() == went.vectors.keys()
+        for name, vector in went.vectors.items():
+            np.testing.assert_allclose(came.vectors[name], vector, rtol=1e-5, atol=1e-6)
+        assert came.sparse_vectors == went.sparse_vectors
+
+
+def test_lengths_are_restored(server: Callable[..., QdrantStore]) -> None:
+    store = fill(server(), records(50))
+    for came, went in zip(read(store), records(50), strict=True):
+        np.testing.assert_allclose(came.vector, went.vector, rtol=1e-5)
+
+
+def test_filters_pick_what_they_pick_in_python(server: Callable[..., QdrantStore]) -> None:
+    rows = [r.replace(metadata=meta) for r, meta in zip(records(len(METADATA)), METADATA, strict=True)]
+    store = fill(server(), rows)
+    for expression in ("k > 1", "k == 'a'", "not k == 1", "k in [1, 'b', True]", "k <= 2.5 or l == False"):
+        where = parse_where(expression)
+        wanted = [i for i, meta in enumerate(METADATA) if matches(where, meta)]
+        assert [r.id for r in read(store, where=where)] == wanted, expression
+
+
+def test_settings_and_indexes_are_carried_over(server: Callable[..., QdrantStore]) -> None:
+    settings = {
+        "on_disk_payload": True,
+        "hnsw_config": {"m": 8, "ef_construct": 50},
+        "quantization_config": {"scalar": {"type": "int8", "quantile": 0.5, "always_ram": True}},
+    }
+    like = schema(settings={"qdrant": settings}, payload_indexes={"n": "integer"})
+    first = fill(server("first"), records(20), like)
+    second = fill(server("second"), records(20), first.describe())
+    before, after = first.describe(), second.describe()
+    assert after.payload_indexes == before.payload_indexes == {"n": "integer"}
+    for key, value in settings.items():
+        found = after.settings["qdrant"][key]
+        assert found.items() >= value.items() if isinstance(value, dict) else found == value
+
+
+def test_the_graph_is_put_off_and_built(server: Callable[..., QdrantStore]) -> None:
+    store, vendor = server(), client()
+    store.prepare(CollectionSchema(fields=(VectorField(dim=DIM),)), WriteMode.CREATE)
+    assert vendor.get_collection(store.collection).config.hnsw_config.m == 0
+    store.write(RecordBatch.from_records(records(3000)))
+    store.finish()
+    info = vendor.get_collection(store.collection)
+    assert info.config.hnsw_config.m > 0
+    assert info.points_count == 3000
+    vendor.close()
+
+
+def test_the_first_switch_and_the_way_back(server: Callable[..., QdrantStore]) -> None:
+    store = fill(server(), records(600))
+    build(store, "new", records(5))
+    store.publish("new")
+    assert tags(store) == [("new", True, 5), ("plain", False, 600)]
+    store.rollback()
+    assert len(read(store)) == 600
