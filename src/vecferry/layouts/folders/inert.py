@@ -20,6 +20,8 @@ from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from vecferry.errors import UnsafePickleError
+
 _DEEPEST_KEY = 16
 
 
@@ -169,6 +171,15 @@ def _zone(key: Any, *_: Any) -> ZoneInfo:
     return ZoneInfo(key)
 
 
+def _getattr(target: Any, attribute: Any) -> Name:
+    """``ZoneInfo`` pickles as a call of ``getattr(ZoneInfo, "_unpickle")``; no other use is answered."""
+    if target is not _TABLE["zoneinfo", "ZoneInfo"] or attribute != "_unpickle":
+        raise UnsafePickleError(
+            "a pickle asks for an attribute, which no record needs; nothing of it was run"
+        )
+    return Name(_zone)
+
+
 def _set(items: Iterable[Any] = ()) -> set[Any]:
     return set(map(check_key, items))
 
@@ -219,7 +230,6 @@ def _table() -> dict[tuple[str, str], Name]:
         ("datetime", "timedelta"): Name(timedelta),
         ("datetime", "timezone"): Name(timezone),
         ("pytz", "_UTC"): Name(lambda: UTC),
-        ("zoneinfo", "ZoneInfo._unpickle"): Name(_zone),
         ("zoneinfo", "ZoneInfo"): Name(_zone),
         ("decimal", "Decimal"): Name(Decimal),
         ("_codecs", "encode"): Name(_codecs_encode),
@@ -230,6 +240,7 @@ def _table() -> dict[tuple[str, str], Name]:
     }
     for module in ("builtins", "__builtin__"):
         table[module, "set"] = table[module, "frozenset"] = Name(_set)
+        table[module, "getattr"] = Name(_getattr)
         table[module, "bytes"] = table[module, "bytearray"] = Name(_bytes)
         for name in ("list", "dict", "int", "float", "str"):  # factories of a defaultdict
             table[module, name] = Name()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,40 +41,44 @@ def read_raw(path: Path, numbering: Numbering) -> Sidecar:
     keys: list[Any] = []
     census = _Census()
     with Spool() as spool:
-        for key, value in _items(path):
-            entry = _entry(value, path)
+
+        def take(key: Any, row: Any) -> None:
+            entry = _entry(row, path)
             census.see(entry.id)
             spool.add(entry)
             keys.append(key)
+
+        _feed(path, take)
         check_count(len(spool), numbering.count, str(path))
         order = _order(keys, numbering, path)
         return Sidecar(_Identified(spool.seal(), census.ids(keys, order, numbering)), order)
 
 
-def _items(path: Path) -> Iterator[tuple[Any, Any]]:
-    """``(key, row)``; the key is ``None`` in a list."""
-    if path.suffix == ".jsonl":
-        with path.open("rb") as file:
+def _feed(path: Path, take: Callable[[Any, Any], None]) -> None:
+    """Hand over ``(key, row)`` of every row; the key is ``None`` in a list."""
+    if path.suffix == ".pkl":
+        _feed_pickled(path, take)
+        return
+    if path.suffix == ".json":
+        for key, row in JsonWalk(path).items():
+            take(key, row)
+        return
+    with path.open("rb") as file:
+        for line in filter(bytes.strip, file):
             try:
-                yield from ((None, loads(line)) for line in file if line.strip())
+                row = loads(line)
             except ValueError as error:
                 raise CorruptDataError(f"{path} holds a line that is not JSON; restore it") from error
-    elif path.suffix == ".json":
-        yield from JsonWalk(path).items()
-    else:
-        yield from _pickled(path)
+            take(None, row)
 
 
-def _pickled(path: Path) -> Iterator[tuple[Any, Any]]:
-    value = read_pickle(path)
+def _feed_pickled(path: Path, take: Callable[[Any, Any], None]) -> None:
+    # The rows of a list are taken out of it while it is read, so that it never is in memory as a whole.
+    value = read_pickle(path, keep=lambda row: take(None, row))
     if isinstance(value, dict):
-        yield from value.items()
-    elif isinstance(value, list | tuple):
-        value = list(value)
-        value.reverse()
-        while value:  # what has been handed on is not kept
-            yield None, value.pop()
-    else:
+        for key, row in value.items():
+            take(key, row)
+    elif not isinstance(value, list):
         raise CorruptDataError(f"{path} holds a {type(value).__name__}, not a list or dict of records")
 
 

@@ -162,6 +162,7 @@ def _write_flat(stage: Stage, kept: Array | None, count: int, path: Path) -> Non
         _link(stage.folder / "vectors", path)
         with path.open("r+b") as file:
             file.write(header)
+            file.truncate(len(header) + count * stage.width)
     else:
         with path.open("wb") as file:
             file.write(header)

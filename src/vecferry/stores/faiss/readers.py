@@ -12,11 +12,13 @@
 
 FAISS aborts the process in ``IndexIDMap.reconstruct_n``, returns uninitialised memory for an IVF with ids
 of its own, and reads wild memory in an IVF FastScan that comes from a file; none of it is called here.
-Files are mapped (``IO_FLAG_MMAP_IFC``), so that the memory they take can be given back at any time.
+Large files are mapped (``IO_FLAG_MMAP_IFC``), so that their memory can be given back at any time.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ from vecferry.stores.faiss.vectors import (
     Vectors,
     import_faiss,
 )
+
+_SMALL = 64 * 1024 * 1024
+"""Bytes up to which a file is loaded as a whole; beyond it is mapped."""
+
+_OPEN = "import sys; sys.path[:] = sys.argv[2:]; import faiss; faiss.read_index(sys.argv[1], {flag})"
 
 
 class IndexFile:
@@ -109,12 +116,32 @@ def load_index(path: Path) -> tuple[Any, bool]:
     try:
         if bits:
             return faiss.read_index_binary(str(path)), True
+        if path.stat().st_size <= _SMALL:
+            return faiss.read_index(str(path)), False
+        _try_aside(path)
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), False
     except RuntimeError as error:
         reason = str(error).rsplit(": ", 1)[-1][:200]
         raise CorruptDataError(
             f"{path} is not a FAISS index or is truncated ({reason}); restore it"
         ) from error
+
+
+def _try_aside(path: Path) -> None:
+    """Open the file in a process of its own first: mapping a truncated one may end the process (FAISS 1.15).
+
+    Raises:
+        CorruptDataError: if it did.
+    """
+    code = _OPEN.format(flag=import_faiss().IO_FLAG_MMAP_IFC)
+    try:
+        done = subprocess.run(  # noqa: S603 (our own interpreter, our own code)
+            [sys.executable, "-c", code, str(path), *sys.path], capture_output=True, check=False
+        )
+    except OSError:  # an interpreter inside another program
+        return
+    if done.returncode < 0:
+        raise CorruptDataError(f"{path} is truncated or damaged; restore it from a backup")
 
 
 def check_readable(vectors: Vectors, path: Path) -> None:

@@ -47,7 +47,7 @@ class _Stamp:
 
     @classmethod
     def of(cls, found: Found) -> _Stamp:
-        stats = [(path, path.stat()) for path in (found.index, found.sidecar) if path is not None]
+        stats = [(path, path.stat()) for path in (found.index, found.sidecar) if path and path.exists()]
         return cls(tuple((str(p), s.st_ino, s.st_size, s.st_mtime_ns) for p, s in stats))
 
 

@@ -146,8 +146,9 @@ class FaissStore:
             raise TargetExistsError(f'{self.url} holds a collection; pass mode="upsert" or mode="replace"')
         if mode is WriteMode.RESUME and self._resume(schema):
             return
-        upserts = mode is WriteMode.UPSERT and self._tag is None and found is not None
-        old = Snapshot(found) if upserts and found else None
+        # A resumed upsert that was killed before its first record begins anew.
+        upserts = mode in (WriteMode.UPSERT, WriteMode.RESUME) and self._tag is None
+        old = Snapshot(found) if upserts and found is not None else None
         self._begin(self._wish.plan(schema, self.url, self.target.name, old), old)
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
@@ -158,11 +159,11 @@ class FaissStore:
         if stage is None:
             return
         place, draft = self._room.path(self._work_tag), self._folder / "draft"
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in (draft, place):  # of an earlier finish; its files may be those of the stage
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         count = build(stage, draft)
         fsync_tree(draft)
-        shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
         if self._tag is None:
             self._close_stage()
@@ -194,7 +195,7 @@ class FaissStore:
         ef_search: int | None = None,
         nprobe: int | None = None,
     ) -> list[VectorRecord]:
-        """See `vecferry.ports.Searchable`. Any index but Flat answers approximately where there is no filter.
+        """See `vecferry.ports.Searchable`. Without a filter, any index but Flat answers approximately.
 
         Args:
             ef_search: how widely HNSW searches; default 8 k, at least 64.
