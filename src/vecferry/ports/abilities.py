@@ -49,9 +49,15 @@ class BatchSearchable(Searchable, Protocol):
     """Answers several queries at once for less than one by one (a file is read once for all)."""
 
     def search_many(
-        self, vectors: Sequence[Any], k: int = 10, *, field: str = "", where: Where | None = None
+        self,
+        vectors: Sequence[Any],
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | None = None,
+        fields: Fields = Fields.ALL,
     ) -> list[list[VectorRecord]]:
-        """What `search` returns for each of ``vectors``, in their order."""
+        """What `search` returns for each of ``vectors``, in their order, with ``fields`` of each record."""
         ...
 
 

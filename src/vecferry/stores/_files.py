@@ -264,21 +264,27 @@ class FileStore(ABC):
         return self.search_many([vector], k, field=field, where=where)[0]
 
     def search_many(
-        self, vectors: Sequence[Any], k: int = 10, *, field: str = "", where: Where | None = None
+        self,
+        vectors: Sequence[Any],
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | None = None,
+        fields: Fields = Fields.ALL,
     ) -> list[list[VectorRecord]]:
         """As `search`, for several queries in one pass."""
         target = self.describe().field(field)
         for vector in vectors:
             check_query(vector, target)
         best: list[list[tuple[float, int]]] = [[] for _ in vectors]
-        fields = Fields(vectors=(target.name,), text=False, metadata=where is not None)
-        for batch, positions in self._located(_SEARCH_BATCH, fields):
+        read = Fields(vectors=(target.name,), text=False, metadata=where is not None)
+        for batch, positions in self._located(_SEARCH_BATCH, read):
             for at, points in enumerate(score_batch(batch, target, vectors, where)):
                 top = np.argsort(-points, kind="stable")[:k]
                 found = [(float(points[i]), int(positions[i])) for i in top if np.isfinite(points[i])]
                 best[at] = sorted(best[at] + found, key=lambda hit: -hit[0])[:k]
         wanted = sorted({position for hits in best for _, position in hits})
-        records = self._at(np.array(wanted, dtype=np.int64), Fields.ALL).records()
+        records = self._at(np.array(wanted, dtype=np.int64), fields).records()
         known = dict(zip(wanted, records, strict=True))
         return [[known[at].model_copy(update={"score": point}) for point, at in hits] for hits in best]
 

@@ -137,7 +137,7 @@ class SearchCheck:
     def _ask(self, f: VectorField, queries: list[_Query]) -> list[list[VectorRecord]]:
         vectors = [query.vector for query in queries]
         if isinstance(self._target, BatchSearchable):
-            return self._target.search_many(vectors, self._k, field=f.name)
+            return self._target.search_many(vectors, self._k, field=f.name, fields=Fields.IDS)
         return [self._target.search(vector, self._k, field=f.name) for vector in vectors]
 
     def _share(self, query: _Query, hits: list[VectorRecord]) -> float:
