@@ -1,5 +1,6 @@
 """What people see: the report, progress, metrics."""
 
+from vecferry.reporting.bars import ProgressBar
 from vecferry.reporting.report import Report
 
-__all__ = ["Report"]
+__all__ = ["ProgressBar", "Report"]
