@@ -48,9 +48,7 @@ class Target:
         self.writer, self._embedder, self._retry = writer, embedder, retry
         self.schema: CollectionSchema = store.describe()
         self._names = _pair(have, self.schema, embedder)
-        self._dirty = False
-        if writer is None:
-            store.prepare(self.schema.model_copy(update={"losses": ()}), WriteMode.UPSERT)
+        self._begun = False
 
     def adapt(self, batch: RecordBatch) -> RecordBatch:
         """The batch under the target's field names."""
@@ -82,8 +80,8 @@ class Target:
             self.writer.mirror(batch.id_list)
             return
         ready = self._embedded(batch)
+        self._begin()
         self._retry.call(lambda: self.store.write(ready))
-        self._dirty = True
 
     def delete(self, ids: Sequence[RecordId]) -> None:
         """Delete; unknown ids are no error.
@@ -98,15 +96,21 @@ class Target:
             raise UnsupportedError(
                 "the target cannot delete; pass deletes=False to leave what is gone there"
             )
+        self.finish()  # a store that stages its writes deletes from what is published
         deletable = self.store
         self._retry.call(lambda: deletable.delete(ids))
-        self._dirty = True
 
     def finish(self) -> None:
         """Let it be read and searched."""
-        if self._dirty:
+        if self._begun:
             self._retry.call(self.store.finish)
-            self._dirty = False
+            self._begun = False
+
+    def _begin(self) -> None:
+        if not self._begun:
+            schema = self.schema.model_copy(update={"losses": ()})
+            self._retry.call(lambda: self.store.prepare(schema, WriteMode.UPSERT))
+            self._begun = True
 
     def _embedded(self, batch: RecordBatch) -> RecordBatch:
         if self._embedder is None:

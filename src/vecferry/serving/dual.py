@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import RetryableError, UnsupportedError, VecferryError
-from vecferry.ports import Collection, Deletable, Fetchable, Sink, WriteMode
+from vecferry.ports import Collection, Deletable, Fetchable, Rewindable, Sink, WriteMode
 from vecferry.records import RecordBatch, RecordId, VectorRecord, encode_id
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.journal import Journal
@@ -56,8 +56,11 @@ class DualWriter:
         self._adapt = dict(adapt or {})
         self._retry_missed = retry_missed
         self._locks = {OLD: threading.RLock(), NEW: threading.RLock()}
+        # A database is made ready once. A store that stages its writes is opened and finished for each.
+        self._staged = {side: isinstance(store, Rewindable) for side, store in self.stores.items()}
         for store in self.stores.values():
-            store.prepare(store.describe(), WriteMode.UPSERT)
+            _prepare(store)
+            store.finish()
 
     def __enter__(self) -> DualWriter:
         return self
@@ -127,9 +130,12 @@ class DualWriter:
         with self._locks[side]:
             if batch is None:
                 count = int(store.delete(ids))
-            else:
+            elif self._staged[side]:
+                _prepare(store)
                 count = store.write(batch).written
                 store.finish()
+            else:
+                count = store.write(batch).written
         self.figures.count("writes", side=side, result="ok")
         return count
 
@@ -231,6 +237,10 @@ def _store(what: Any) -> Any:
                 f"{name} cannot {verb}, so it cannot be one of two sides written in step"
             )
     return store
+
+
+def _prepare(store: Any) -> None:
+    store.prepare(store.describe().model_copy(update={"losses": ()}), WriteMode.UPSERT)
 
 
 def _batches(records: Iterable[VectorRecord | Mapping[str, Any]] | RecordBatch) -> Iterator[RecordBatch]:
