@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # A CPU build of torch is enough; install it before anything that would pull in another one.
 TORCH  ?= torch==2.13.0
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+PYTEST := env HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m pytest
 EXTRAS := all
 
 .PHONY: help demo test lint format bench chaos soak test-slow test-servers test-ceph test-qdrant clean
@@ -31,7 +31,7 @@ demo: $(VENV)/.demo  ## ferry 2,000 real records FAISS → Postgres → Qdrant �
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test  ## run all tests (no Docker, no network)
-	$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not chaos_long"
+	$(PYTEST) -q -n 2 --dist loadgroup -m "not slow"
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -46,7 +46,19 @@ test-slow: $(VENV)/.test  ## the heavy tests too
 	$(PYTEST) -q -m slow
 
 chaos: $(VENV)/.test  ## kill -9, hundreds of times, on every pair of stores
-	VECFERRY_CHAOS_KILLS=100 $(PYTEST) -q -m "chaos or chaos_long"
+	VECFERRY_CHAOS_KILLS=100 $(PYTEST) -q -m chaos -n 2
+
+test-servers: $(VENV)/.test  ## the embedding tests against a real OpenAI-compatible server
+	$(BIN)/python tests/servers/infinity.py run $(PYTEST) -q tests/embedding -k infinity
+
+test-qdrant: $(VENV)/.test  ## the tests that need a Qdrant server: QDRANT_URL=http://localhost:6333 make test-qdrant
+	$(PYTEST) -q -m qdrant_server
+
+test-ceph: $(VENV)/.test  ## snapshots against Ceph's S3 (Debian packages, needs root)
+	PATH="$(abspath $(BIN)):$$PATH" bash tests/ceph/run.sh
+
+soak: $(VENV)/.test  ## ten minutes of writes and searches through a whole move
+	$(BIN)/python benchmarks/soak.py
 
 bench: $(VENV)/.test  ## every benchmark, as ratios to the raw limit or a peer
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
