@@ -138,6 +138,16 @@ class _Handler(BaseHTTPRequestHandler):
         )
         return _json(answer)
 
+    def delete_collection(self, name: str, _: Any) -> bool:
+        return self.server_.client.delete_collection(name)
+
+    def update_aliases(self, body: dict[str, Any]) -> bool:
+        actions = models.ChangeAliasesOperation(**body).actions
+        return self.server_.client.update_collection_aliases(actions)
+
+    def create_index(self, name: str, body: dict[str, Any]) -> Any:
+        return {"operation_id": 1, "status": "completed"}
+
     def delete(self, name: str, body: dict[str, Any]) -> Any:
         return _json(self.server_.client.delete(name, models.PointIdsList(**body)))
 
@@ -152,6 +162,9 @@ def _json(model: Any) -> Any:
 
 
 _ROUTES = (
+    ("POST", "/collections/aliases", "update_aliases"),
+    ("PUT", "/collections/([^/]+)/index", "create_index"),
+    ("DELETE", "/collections/([^/]+)", "delete_collection"),
     ("GET", "/collections/([^/]+)", "get_collection"),
     ("PUT", "/collections/([^/]+)", "create_collection"),
     ("PATCH", "/collections/([^/]+)", "update_collection"),

@@ -1,4 +1,4 @@
-"""Against a real server at ``QDRANT_URL`` (``docker compose up -d qdrant``), which is left as it was found."""
+"""Against a real server at ``QDRANT_URL`` (``docker compose up -d qdrant``), left as it was found."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ from .test_fields import MIXED, mixed
 from .test_filters import METADATA
 from .test_versions import build, tags
 
-pytestmark = [
-    pytest.mark.qdrant_server,
-    pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="QDRANT_URL is not set"),
-]
+pytestmark = pytest.mark.qdrant_server
+if "QDRANT_URL" not in os.environ:
+    pytest.skip("QDRANT_URL is not set", allow_module_level=True)
 PREFIX = "vecferry-test-"
 
 
 def client() -> QdrantClient:
-    return QdrantClient(url=os.environ["QDRANT_URL"], api_key=os.environ.get("QDRANT_API_KEY"), timeout=60)
+    return QdrantClient(
+        url=os.environ["QDRANT_URL"],
+        api_key=os.environ.get("QDRANT_API_KEY"),
+        timeout=60,
+        check_compatibility=False,
+    )
 
 
 @pytest.fixture(params=["grpc", "rest"])

@@ -282,7 +282,7 @@ def test_a_live_collection_keeps_its_index_during_an_upsert(wire: Open, server: 
 
 def test_a_server_that_keeps_no_metadata_is_read_and_not_written(wire: Open, server: QdrantServer) -> None:
     server.keeps_metadata = False
-    with pytest.raises(UnsupportedError, match="1.16"):
+    with pytest.raises(UnsupportedError, match=r"1\.16"):
         wire().prepare(schema(), WriteMode.CREATE)
     assert not server.client.collection_exists("c"), "the target is as it was"
     params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
