@@ -186,11 +186,11 @@ class FileStore(ABC):
         try:
             self._log.resume()
         except NotFoundError:
-            if not self.exists():
-                raise
-            # The finish of an earlier run was complete but for its acknowledgement.
-            have = self.describe()
-            self._log.begin(have.model_copy(update={"losses": (), "count": None}), keep=True)
+            # Cut short before the log was begun, or after it was built into the target: what the log
+            # held is in the target then, and `rewind` tells the two apart.
+            there = self.exists()
+            have = self.describe() if there else schema
+            self._log.begin(have.model_copy(update={"losses": (), "count": None}), keep=there)
         check_fits(self._log.schema, schema, self.url)
         self._writing = self._log.schema
 

@@ -30,6 +30,7 @@ from vecferry.stores._json_rows import columns_of, dump_rows, header_of, load_ro
 from vecferry.stores._lines import align, line_number, lines, open_lines
 
 _BATCH_BYTES = 64 << 20
+_HEADER = 1 << 20  # bytes; a header that stands alone is shorter
 _FILE_SHIFT = 44  # a position is the number of the file, then 44 bits of byte offset
 _Line = tuple[int, int, bytes]
 
@@ -61,6 +62,7 @@ class JsonlStore(FileStore):
             raise ConfigurationError(f"on_bad_line is 'stop' or 'skip', not {on_bad_line!r}")
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._skip_bad = on_bad_line == "skip"
+        self._counted: tuple[Any, int] | None = None
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> JsonlStore:
@@ -98,15 +100,11 @@ class JsonlStore(FileStore):
         return None
 
     def count(self) -> int:
-        total = 0
-        for path in self.files():
-            first: bytes | None = None
-            for _, line in lines(path):
-                first = first or line
-                total += 1
-            if first and len(first) < 1 << 20 and _is_header(first):
-                total -= 1
-        return total
+        """Counted once as long as the files stay."""
+        stamp = self._stamp()
+        if self._counted is None or self._counted[0] != stamp:
+            self._counted = stamp, sum(_count(path) for path in self.files())
+        return self._counted[1]
 
     def partitions(self, want: int) -> Sequence[Partition]:
         """Byte ranges that begin and end with a line; a gzipped file is one range."""
@@ -289,6 +287,15 @@ class JsonlStore(FileStore):
 
 def _header(schema: CollectionSchema) -> dict[str, Any]:
     return {"schema": schema.model_dump(mode="json", exclude_none=True)}
+
+
+def _count(path: Path) -> int:
+    """Lines that are records: not blank, and not a header that stands alone."""
+    total, first = 0, b""
+    for _, line in lines(path):
+        first = first or line
+        total += 1
+    return total - (len(first) < _HEADER and _is_header(first))
 
 
 def _is_header(line: bytes) -> bool:

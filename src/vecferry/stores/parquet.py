@@ -44,6 +44,7 @@ from vecferry.records.arrow import (
 GROUP_BYTES = 16 << 20
 """About the size of a row group before compression; what is read and written at a time."""
 GROUPS_PER_PART = 16
+_BUFFER = 1 << 20  # bytes read at a time, a column
 _ROW_EXTRA = 512  # text and metadata of a row, as a guess that decides nothing but the group size
 
 
@@ -207,7 +208,8 @@ class ParquetStore(FileStore):
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(path, memory_map=True)
+            # A row group of a foreign file may be larger than memory: read its columns piece by piece.
+            return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise CorruptDataError(f"{path} is not a whole Parquet file: {error}; restore it") from error
 

@@ -190,8 +190,12 @@ def test_a_log_shorter_than_its_mark_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="start the job again"):
-        JsonlStore(tmp_path / "a.jsonl").prepare(sample_schema(), WriteMode.RESUME)
+    store = JsonlStore(tmp_path / "a.jsonl")
+    store.prepare(sample_schema(), WriteMode.RESUME)
+    store.rewind(None)
+    with pytest.raises(CorruptDataError, match="start the job again"):
+        store.rewind({"bytes": 10, "rows": 1})
+    store.close()
     with pytest.raises(NotFoundError, match="prepare"):
         JsonlStore(tmp_path / "a.jsonl").write(RecordBatch.from_records(sample_records(1)))
 
