@@ -1,4 +1,4 @@
-"""A driver for the zygote: start a migration, kill it at a chosen event, start it again."""
+"""A driver for the zygote: start a job, kill it at a chosen event, start it again."""
 
 from __future__ import annotations
 
@@ -11,39 +11,47 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chaos.harbour import harbour, postgres, sources
+
+__all__ = ["harbour", "postgres", "sources"]
+
 
 @dataclass
 class Zygote:
-    """Migrations in processes that can be killed."""
+    """Jobs in processes that can be killed.
+
+    Attributes:
+        events: of the last run, as far as they were heard.
+    """
 
     process: subprocess.Popen[bytes]
+    events: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(
-        self,
-        source: str,
-        target: str,
-        *,
-        kill: tuple[int, float] | None = None,
-        pause: float = 0.0,
-        **options: Any,
+    def migrate(self, source: str, target: str, **how: Any) -> dict[str, Any] | None:
+        """See `do`; ``how`` also takes the options of ``vecferry.migrate``."""
+        orders = {key: how.pop(key) for key in ("kill", "pause", "die") if key in how}
+        return self.do("migrate", target, source=source, options=how, **orders)
+
+    def do(
+        self, what: str, target: str, *, kill: tuple[int, float] | None = None, **order: Any
     ) -> dict[str, Any] | None:
-        """Run a migration to its end and return its last word, or kill it and return ``None``.
+        """Run to the end and return the last word, or be killed and return ``None``.
 
         Args:
-            kill: ``(event, delay)``: SIGKILL ``delay`` seconds after the progress event of that number.
-            pause: seconds the child sleeps after each event, so that there is time to be killed.
+            kill: ``(event, delay)``: SIGKILL ``delay`` seconds after the progress event of that number;
+                event 0 is the start of the process.
         """
-        order = {"source": source, "target": target, "options": options, "pause": pause}
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"do": what, "target": target, **order}).encode() + b"\n")
         self.process.stdin.flush()
-        pid, seen, last = 0, 0, None
+        pid, last = 0, None
+        self.events = []
         for line in self.process.stdout:
             try:
                 event = json.loads(line)
@@ -56,15 +64,16 @@ class Zygote:
             elif "outcome" in event:
                 last = event
             else:
-                seen += 1
-                if kill and pid and seen == kill[0]:
-                    time.sleep(kill[1])
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                self.events.append(event)
+            if kill and pid and len(self.events) >= kill[0]:
+                time.sleep(kill[1])
+                kill = None
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         raise AssertionError("the zygote died")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

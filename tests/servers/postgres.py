@@ -20,12 +20,13 @@ import itertools
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -39,7 +40,17 @@ class Postgres:
     version: int
     port: int
     folder: Path
+    start: Callable[[], None] = lambda: None
     _numbers: Any = field(default_factory=itertools.count)
+
+    def crash(self) -> None:
+        """kill -9 of the server. `start` brings it back, on the same port, and waits for it."""
+        pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = psutil.Process(pid).children(recursive=True)
+        for process in (psutil.Process(pid), *children):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(children, timeout=10)
 
     def dsn(self, database: str = "postgres") -> str:
         """For psycopg."""
@@ -86,9 +97,13 @@ def running(version: int = 18, *settings: str) -> Iterator[Postgres]:
     options += [f"-c {line}" for line in ("fsync=off", "max_connections=60", *settings)]
     where = {"bin_path": server.bin_path, "user": server.system_user, "timeout": 60}
     data = ("-w", "-D", str(server.pgdata))
-    pgexec("pg_ctl", (*data, "-o", " ".join(options), "-l", str(server.log), "start"), **where)
+
+    def start() -> None:
+        pgexec("pg_ctl", (*data, "-o", " ".join(options), "-l", str(server.log), "start"), **where)
+
+    start()
     try:
-        yield Postgres(version, port, folder)
+        yield Postgres(version, port, folder, start)
     finally:
         pgexec("pg_ctl", (*data, "-m", "immediate", "stop"), **where)
         shutil.rmtree(folder, ignore_errors=True)
