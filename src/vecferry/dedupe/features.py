@@ -83,7 +83,7 @@ def features(rule: Dedupe, batch: RecordBatch) -> Features:
 
 def id_keys(batch: RecordBatch) -> Array:
     """uint64 ``(n, 2)``: BLAKE2b-128 of the typed ids."""
-    return _hashed(encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list)[0]
+    return _hashed(_id_messages(batch))[0]
 
 
 def times(rule: Dedupe, batch: RecordBatch) -> Array:
@@ -107,28 +107,29 @@ def normal_form(text: str) -> str:
 
 
 def _hashed(messages: Iterable[bytes | None]) -> tuple[Array, Array]:
-    has: list[bool] = []
-    digests: list[bytes] = []
     nothing = bytes(16)
-    for message in messages:
-        has.append(message is not None)
-        digests.append(nothing if message is None else blake2b(message, digest_size=16).digest())
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2), np.array(has, dtype=np.bool_)
+    given = list(messages)
+    digests = [nothing if m is None else blake2b(m, digest_size=16).digest() for m in given]
+    has = np.fromiter((m is not None for m in given), np.bool_, len(given))
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2), has
+
+
+def _id_messages(batch: RecordBatch) -> list[bytes | None]:
+    return [encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list]
 
 
 def _messages(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
     if rule.by == "id":
-        return (encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list)
+        return _id_messages(batch)
     if rule.by == "vector":
         return _vector_bytes(rule, batch)
     if rule.keys:
         return _values_of(rule.keys, batch)
+    texts = batch.text_list
     if rule.normalize:
-        texts: Iterable[str | None] = (text and normal_form(text) for text in batch.text_list)
-    else:
-        texts = batch.text_list
+        texts = [normal_form(text) if text else None for text in texts]
     # An empty text says nothing about the record: two of them are not duplicates.
-    return (text.encode("utf-8", "surrogatepass") if text else None for text in texts)
+    return [text.encode("utf-8", "surrogatepass") if text else None for text in texts]
 
 
 def _values_of(keys: Sequence[str], batch: RecordBatch) -> Iterable[bytes | None]:

@@ -64,18 +64,20 @@ def create(connection: sqlite3.Connection) -> None:
 def packed_ids(batch: RecordBatch, rows: Array) -> bytes:
     """The typed ids of some rows as JSON."""
     ids = batch.id_list
-    return orjson.dumps([_safe(encode_id(ids[row])) for row in rows.tolist()])
+    return _packed([encode_id(ids[row]) for row in rows.tolist()])
 
 
 def packed_texts(batch: RecordBatch, rows: Array) -> bytes:
     """The beginnings of some rows' texts as JSON."""
     texts = batch.text_list
-    return orjson.dumps([_safe((texts[row] or "")[:SNIPPET]) for row in rows.tolist()])
+    return _packed([(texts[row] or "")[:SNIPPET] for row in rows.tolist()])
 
 
-def _safe(text: str) -> str:
-    """JSON cannot hold lone surrogates."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+def _packed(texts: list[str]) -> bytes:
+    try:
+        return orjson.dumps(texts)
+    except TypeError:  # lone surrogates, which JSON cannot hold
+        return orjson.dumps([text.encode("utf-8", "backslashreplace").decode() for text in texts])
 
 
 class Entry:

@@ -240,10 +240,12 @@ class DedupeStage:
         self._decided(number, batch)[1](connection)
 
     def _dropped(self, parcel: Parcel, keep: Array, repeats: Array | None) -> Parcel:
-        gone = np.setdiff1d(np.arange(len(parcel.batch)), keep)
+        mask = np.ones(len(parcel.batch), dtype=np.bool_)
+        mask[keep] = False
+        gone = np.flatnonzero(mask)
         texts = parcel.batch.text_list
         characters = sum(len(texts[row] or "") for row in gone.tolist())
-        size = parcel.batch.nbytes * len(gone) // max(1, len(parcel.batch))
+        size = parcel.batch.nbytes * len(gone) // len(mask) if len(gone) else 0
         values = (self.name, len(gone), size, characters, None if repeats is None else repeats.tobytes())
 
         def note(connection: sqlite3.Connection) -> None:
