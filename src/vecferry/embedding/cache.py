@@ -133,7 +133,6 @@ class SqliteCache:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used INTEGER, vector BLOB)"
             )
-            connection.execute("CREATE INDEX IF NOT EXISTS vectors_used ON vectors (used)")
         except sqlite3.DatabaseError as error:
             raise ConfigurationError(
                 f"the embedding cache {self.path} cannot be opened ({error}); delete it or set cache="
