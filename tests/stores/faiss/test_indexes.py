@@ -34,7 +34,7 @@ LOSSY = {  # factory → the least mean cosine with the originals
     "IVF8,PQ8x4fsr": 0.6,
     "PCA16,Flat": 0.6,
     "PCA16,IVF8,SQ8": 0.6,
-    "OPQ8,PQ8x4": 0.5,
+    "OPQ4,PQ4x4": 0.4,
     "RR32,Flat": 0.999,
     "IDMap2,PCA16,SQ8": 0.6,
     "HNSW8,SQ8": 0.999,

@@ -128,7 +128,7 @@ def load_index(path: Path) -> tuple[Any, bool]:
 
 
 def _try_aside(path: Path) -> None:
-    """Open the file in a process of its own first: mapping a truncated one may end the process (FAISS 1.15).
+    """Open the file in another process first: mapping a truncated one may end the process (FAISS 1.15).
 
     Raises:
         CorruptDataError: if it did.

@@ -2,63 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from vecferry.errors import SchemaMismatchError
+from vecferry.ports import Fields
 from vecferry.records import VectorRecord, Where, matches
-from vecferry.records.metrics import scores
+from vecferry.records.metrics import scores, scores_many
 from vecferry.records.vectors import Array
+from vecferry.stores._checks import check_query
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
 from vecferry.stores.faiss.vectors import import_faiss
 
 _BLOCK = 4096
 _SPARE = 4
+Hits = tuple[Array, Array]
+"""Scores, best first, and the positions they belong to."""
 
 
 def search(
     snapshot: Snapshot,
-    vector: Any,
+    vectors: Sequence[Any],
     k: int,
     where: Where | None,
+    fields: Fields,
     *,
-    ef_search: int | None,
-    nprobe: int | None,
-) -> list[VectorRecord]:
-    """At most ``k`` records, best first.
+    ef_search: int | None = None,
+    nprobe: int | None = None,
+) -> list[list[VectorRecord]]:
+    """For each query at most ``k`` records, best first.
 
     Raises:
-        SchemaMismatchError: if the query has another shape than the vectors.
+        SchemaMismatchError: if a query has another shape than the vectors.
     """
-    field = snapshot.field
-    width = field.dtype.width(field.dim or 0)
-    query = np.asarray(vector, dtype=field.dtype.numpy if field.dtype == "bit" else np.float32)
-    if query.shape != (width,):
-        raise SchemaMismatchError(f"the query has shape {query.shape}, the index holds ({width},)")
-    if k <= 0 or not len(snapshot):
-        return []
+    for vector in vectors:
+        check_query(vector, snapshot.field)
+    if k <= 0 or not len(snapshot) or not len(vectors):
+        return [[] for _ in vectors]
+    queries = np.stack([np.asarray(v, np.uint8 if snapshot.index.bits else np.float32) for v in vectors])
     if snapshot.index.index is None or snapshot.index.bits or where is not None:
-        best, positions = _exact(snapshot, query, k, where)
+        found = _exact(snapshot, queries, k, where)
     else:
-        best, positions = _approximate(snapshot, query, k, ef_search, nprobe)
-    records = snapshot.pick(positions).records()
+        found = _approximate(snapshot, queries, k, ef_search, nprobe)
+    return [_records(snapshot, hits, fields) for hits in found]
+
+
+def _records(snapshot: Snapshot, hits: Hits, fields: Fields) -> list[VectorRecord]:
+    best, positions = hits
+    records = snapshot.pick(positions, fields).records()
     return [r.model_copy(update={"score": s}) for r, s in zip(records, best.tolist(), strict=True)]
 
 
-def _exact(snapshot: Snapshot, query: Array, k: int, where: Where | None) -> tuple[Array, Array]:
+def _exact(snapshot: Snapshot, queries: Array, k: int, where: Where | None) -> list[Hits]:
     """Every vector is compared, block by block."""
-    best, positions = np.empty(0, np.float32), np.empty(0, np.int64)
+    found = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
     for low, high in blocks(0, len(snapshot), _BLOCK):
         rows = np.arange(low, high)
         if where is not None:
             rows = rows[_passing(snapshot, low, high, where)]
-            if not len(rows):
-                continue
-        found = scores(snapshot.field.metric, query, snapshot.vectors(low, high)[rows - low])
-        best, positions = _top(np.concatenate([best, found]), np.concatenate([positions, rows]), k)
-    return best, positions
+        if not len(rows):
+            continue
+        values = snapshot.vectors(low, high)
+        values = values if len(rows) == len(values) else values[rows - low]
+        points = scores_many(snapshot.field.metric, queries, values)
+        found = [_merged(hits, (points[i], rows), k) for i, hits in enumerate(found)]
+    return found
 
 
 def _passing(snapshot: Snapshot, low: int, high: int, where: Where) -> Array:
@@ -68,31 +78,31 @@ def _passing(snapshot: Snapshot, low: int, high: int, where: Where) -> Array:
     return np.array([matches(where, entry.metadata) for entry in entries], dtype=np.bool_)
 
 
-def _top(best: Array, positions: Array, k: int) -> tuple[Array, Array]:
+def _merged(one: Hits, other: Hits, k: int) -> Hits:
+    best, positions = (np.concatenate(pair) for pair in zip(one, other, strict=True))
     order = np.argsort(-best, kind="stable")[:k]
     return best[order], positions[order]
 
 
 def _approximate(
-    snapshot: Snapshot, query: Array, k: int, ef_search: int | None, nprobe: int | None
-) -> tuple[Array, Array]:
+    snapshot: Snapshot, queries: Array, k: int, ef_search: int | None, nprobe: int | None
+) -> list[Hits]:
     """FAISS's candidates, scored again with the field's own metric, which FAISS may lack (cosine)."""
     index = snapshot.index.index
     _tune(index, k, ef_search, nprobe)
-    _, found = index.search(np.ascontiguousarray(query[None, :]), min(k * _SPARE, len(snapshot)))
-    numbers = found[0][found[0] >= 0]
-    positions = _positions(snapshot, numbers)
-    rows = [snapshot.vectors(at, at + 1) for at in positions.tolist()]
-    if not rows:
-        return np.empty(0, np.float32), positions
-    return _top(scores(snapshot.field.metric, query, np.concatenate(rows)), positions, k)
+    _, found = index.search(np.ascontiguousarray(queries), min(k * _SPARE, len(snapshot)))
+    return [
+        _scored_again(snapshot, query, snapshot.positions_at(row[row >= 0]), k)
+        for query, row in zip(queries, found, strict=True)
+    ]
 
 
-def _positions(snapshot: Snapshot, numbers: Array) -> Array:
-    if snapshot.numbers is None:
-        return np.asarray(numbers, dtype=np.int64)
-    order = np.argsort(snapshot.numbers, kind="stable")
-    return np.asarray(order[np.searchsorted(snapshot.numbers, numbers, sorter=order)], dtype=np.int64)
+def _scored_again(snapshot: Snapshot, query: Array, positions: Array, k: int) -> Hits:
+    nothing = (np.empty(0, np.float32), np.empty(0, np.int64))
+    if not len(positions):
+        return nothing
+    rows = np.concatenate([snapshot.vectors(at, at + 1) for at in positions.tolist()])
+    return _merged(nothing, (scores(snapshot.field.metric, query, rows), positions), k)
 
 
 def _tune(index: Any, k: int, ef_search: int | None, nprobe: int | None) -> None:

@@ -25,13 +25,13 @@ from vecferry.records import (
     RecordId,
     VectorField,
     Where,
-    id_key,
     id_type,
     ids_column,
     matches,
     type_name,
 )
 from vecferry.records.vectors import Array
+from vecferry.stores._keys import KeyIndex, keys_of
 from vecferry.stores.faiss.flat import flat_header
 from vecferry.stores.faiss.readers import IndexFile
 
@@ -213,23 +213,28 @@ class Snapshot:
         """Where the records with these ids stand, in this order; the unknown are left out."""
         if self.sidecar is None and self.numbers is None:
             return [i for i in ids if type(i) is int and 0 <= i < len(self)]
-        keys, order = self._table
-        wanted = np.array([id_key(i) for i in ids], dtype=keys.dtype)
-        at = np.searchsorted(keys, wanted)
-        hits = at < len(keys)
-        hits[hits] = keys[at[hits]] == wanted[hits]
-        return [int(position) for position in order[at[hits]]]
+        found = self._table.positions(keys_of(ids))
+        return [int(position) for position in found if position >= 0]
 
     @cached_property
-    def _table(self) -> tuple[Array, Array]:
-        """Keys of all ids, sorted, and their positions: 24 bytes a record."""
-        blocks = [np.empty(0, dtype="S16")]
-        for low in range(0, len(self), _BLOCK):
-            ids = self.batch(low, min(low + _BLOCK, len(self)), Fields.IDS).id_list
-            blocks.append(np.frombuffer(b"".join(map(id_key, ids)), dtype="S16"))
-        keys = np.concatenate(blocks)
-        order = np.argsort(keys, kind="stable")
-        return keys[order], order
+    def _table(self) -> KeyIndex:
+        """Where each id stands: 24 bytes a record."""
+        spans = blocks(0, len(self), _BLOCK)
+        ids = ((low, self.batch(low, high, Fields.IDS).ids) for low, high in spans)
+        return KeyIndex((keys_of(block), np.arange(low, low + len(block))) for low, block in ids)
+
+    def positions_at(self, numbers: Array) -> Array:
+        """Where the vectors with these numbers of the index stand."""
+        if self.numbers is None:
+            return np.asarray(numbers, dtype=np.int64)
+        ordered, order = self._ordered_numbers
+        return np.asarray(order[np.searchsorted(ordered, numbers)], dtype=np.int64)
+
+    @cached_property
+    def _ordered_numbers(self) -> tuple[Array, Array]:
+        assert self.numbers is not None
+        order = np.argsort(self.numbers, kind="stable")
+        return self.numbers[order], order
 
 
 def _batch(

@@ -22,11 +22,12 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError, JobLockedError, RejectedRecord, SchemaMismatchError
 from vecferry.layouts.folders import Entry, LineFile, encode_lines
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_key, id_type
+from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_type
 from vecferry.records.vectors import Array
-from vecferry.stores._staging import fsync_folder, write_durably
+from vecferry.stores._keys import KEY_TYPE, keys_of, last_of_each
+from vecferry.stores._staging import as_store_error, fsync_folder, write_durably
 
-ROW = np.dtype([("key", "S16"), ("end", "<i8"), ("kind", "u1")])
+ROW = np.dtype([("key", KEY_TYPE), ("end", "<i8"), ("kind", "u1")])
 _KINDS = ("int", "str", "uuid", "tuple")
 _BLOCK = 4096
 
@@ -64,7 +65,9 @@ class Stage:
         self._lock = _locked(folder.parent / "stage.lock")
         self.rows = 0
         self._text_bytes = 0
-        self._files = {name: (folder / name).open("ab") for name in ("vectors", "records.jsonl", "rows")}
+        self._files = {
+            name: (folder / name).open("ab", buffering=0) for name in ("vectors", "records.jsonl", "rows")
+        }
         self._recount()
 
     @classmethod
@@ -121,7 +124,7 @@ class Stage:
         entries = [Entry(*row) for row in zip(ids, batch.text_list, batch.metadata_list, strict=True)]
         lines = _encode(entries)
         table = np.empty(len(ids), dtype=ROW)
-        table["key"] = np.frombuffer(b"".join(map(id_key, ids)), dtype="S16")
+        table["key"] = keys_of(ids)
         table["end"] = self._text_bytes + np.cumsum([len(line) for line in lines])
         table["kind"] = [_KINDS.index(id_type(id_)) for id_ in ids]
         vectors = (
@@ -132,11 +135,20 @@ class Stage:
             ("records.jsonl", b"".join(lines)),
             ("rows", table.tobytes()),
         ):
-            self._files[name].write(data)
-            self._files[name].flush()
+            self._add(name, data)
         self.rows += len(ids)
         self._text_bytes = int(table["end"][-1])
         return int(vectors.nbytes) + sum(map(len, lines))
+
+    def _add(self, name: str, data: Any) -> None:
+        file = self._files[name]
+        try:
+            view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+            while view:
+                view = view[file.write(view) :]
+        except OSError as error:  # a full disk: the same batch may come again
+            self._cut(self.rows, self._text_bytes)
+            raise as_store_error(error, self.folder / name) from error
 
     def _column(self, batch: RecordBatch) -> DenseColumn:
         field = self.plan.field
@@ -181,7 +193,6 @@ class Stage:
     def mark(self) -> dict[str, int]:
         """Make everything staged durable, and where it ends."""
         for file in self._files.values():
-            file.flush()
             os.fsync(file.fileno())
         return {"rows": self.rows, "bytes": self._text_bytes}
 
@@ -207,7 +218,6 @@ class Stage:
     def _cut(self, rows: int, text_bytes: int) -> None:
         sizes = (self.plan.gap + rows * self.width, text_bytes, rows * ROW.itemsize)
         for file, size in zip(self._files.values(), sizes, strict=True):
-            file.flush()
             file.truncate(size)
             file.seek(0, os.SEEK_END)
         self.rows, self._text_bytes = rows, text_bytes
@@ -230,15 +240,8 @@ class Stage:
 
     def kept(self) -> Array | None:
         """The rows that count, ascending: of those with one id the last. ``None`` if that is all."""
-        keys = self.table()["key"][: self.rows]
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        again = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if not len(again):
-            return None
-        keep = np.ones(self.rows, dtype=np.bool_)
-        keep[order[again]] = False
-        return np.flatnonzero(keep)
+        last = last_of_each(self.table()["key"][: self.rows])
+        return None if last.all() else np.flatnonzero(last)
 
     def id_types(self) -> set[str]:
         """The types of the ids staged."""

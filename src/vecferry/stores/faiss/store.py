@@ -201,7 +201,19 @@ class FaissStore:
             ef_search: how widely HNSW searches; default 8 k, at least 64.
             nprobe: how many lists IVF searches; default a tenth of them, at least 16.
         """
-        return search(self._open(), vector, k, where, ef_search=ef_search, nprobe=nprobe)
+        found = search(self._open(), [vector], k, where, Fields.ALL, ef_search=ef_search, nprobe=nprobe)
+        return found[0]
+
+    def search_many(
+        self,
+        vectors: Sequence[Any],
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | None = None,
+        fields: Fields = Fields.ALL,
+    ) -> list[list[VectorRecord]]:
+        return search(self._open(), vectors, k, where, fields)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Delete by id. The collection is written anew without them and swapped in."""
