@@ -328,7 +328,7 @@ def _ranges(path: Path, size: int, share: int) -> Iterator[tuple[int, int]]:
 
 def _create(path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
-        return gzip.GzipFile(path, "wb", mtime=0)  # type: ignore[return-value]
+        return gzip.GzipFile(path, "wb", compresslevel=6, mtime=0)  # type: ignore[return-value]
     return path.open("wb")
 
 
