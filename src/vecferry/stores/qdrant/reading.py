@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vecferry.ports import Fields
 from vecferry.records import Where, check_where
+from vecferry.stores.qdrant import wire
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.facts import Facts
 from vecferry.stores.qdrant.points import PointId, order
@@ -37,15 +38,30 @@ def pages(
     size = min(size, max(16, _PAGE_BYTES // facts.row_bytes))
     end = None if stop is None else order(stop)
     while True:
-        page, following = at.call(
-            "scroll", collection, scroll_filter=upper, limit=size, offset=start, **wanted
-        )
+        page, following = _scroll(at, collection, upper=upper, limit=size, offset=start, **wanted)
         inside = page if end is None else [p for p in page if order(p.id) < end]
         if inside:
             yield inside
         if following is None or len(inside) < len(page):
             return
         start = following
+
+
+def retrieve(at: Connection, collection: str, ids: Sequence[PointId], **wanted: Any) -> list[Any]:
+    """The points of these ids that are there; in the order of ``ids`` or not."""
+    if not at.grpc:
+        found: list[Any] = at.call("retrieve", collection, ids, **wanted)
+        return found
+    timeout = at.address.timeout
+    return at.run(lambda client: wire.retrieve(client, collection, ids, timeout=timeout, **wanted))
+
+
+def _scroll(at: Connection, collection: str, *, upper: Any, **wanted: Any) -> tuple[list[Any], Any]:
+    if not at.grpc:
+        page, following = at.call("scroll", collection, scroll_filter=upper, **wanted)
+        return page, following
+    timeout = at.address.timeout
+    return at.run(lambda client: wire.scroll(client, collection, upper=upper, timeout=timeout, **wanted))
 
 
 def _local_pages(
@@ -60,7 +76,7 @@ def _local_pages(
     ids = [p.id for p in found if end is None or order(p.id) < end]
     del found
     for low in range(0, len(ids), size):
-        page = at.call("retrieve", collection, ids[low : low + size], **wanted)
+        page = retrieve(at, collection, ids[low : low + size], **wanted)
         if page:
             yield page
 

@@ -39,7 +39,7 @@ from vecferry.stores.qdrant.building import Builder
 from vecferry.stores.qdrant.config import DATATYPES, DISTANCES
 from vecferry.stores.qdrant.connection import Address, Connection, _flag, _number
 from vecferry.stores.qdrant.facts import Facts, read_facts
-from vecferry.stores.qdrant.reading import pages, quantiles
+from vecferry.stores.qdrant.reading import pages, quantiles, retrieve
 from vecferry.stores.qdrant.searching import find
 from vecferry.stores.qdrant.uploading import Uploader
 
@@ -259,7 +259,7 @@ class QdrantStore:
     def _retrieve(self, ids: Sequence[RecordId], **wanted: Any) -> Iterator[list[Any]]:
         points = list(dict.fromkeys(point for id_ in ids for point in pts.candidates(id_)))
         for low in range(0, len(points), _FETCH_AT_ONCE):
-            page = self._at.call("retrieve", self.collection, points[low : low + _FETCH_AT_ONCE], **wanted)
+            page = retrieve(self._at, self.collection, points[low : low + _FETCH_AT_ONCE], **wanted)
             if page:
                 yield page
 
