@@ -99,6 +99,16 @@ def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
         peek_job(tmp_path / "job")
 
 
+def test_a_process_killed_while_making_the_file_leaves_no_job(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "job.sqlite").touch()
+    assert peek_job(tmp_path / "job") == {}
+    assert list_jobs(tmp_path) == []
+    with JobState(tmp_path / "job") as state:
+        state.begin({}, {}, PARTS)
+    assert peek_job(tmp_path / "job")["partitions"] == 2
+
+
 def test_the_id_names_the_pair() -> None:
     one = job_id("faiss:/a", "qdrant:/b#c")
     assert one.startswith("faiss-qdrant-")

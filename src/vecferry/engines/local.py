@@ -108,6 +108,10 @@ class LocalRun:
                 self.state.advance("verify")
             verification = self._verify()
             published = self._publish(verification)
+        except JobStopped as stopped:
+            if type(stopped) is not JobStopped:
+                raise  # a budget names its own next move
+            raise JobStopped(f"{stopped} (vecferry jobs resume {self.state.folder.name})") from None
         finally:
             self._close_sink()
         return Outcome(self.counters, verification, published, self.resumed, time.monotonic() - self._start)

@@ -29,11 +29,13 @@ STAGES = ("stream", "finish", "verify", "publish", "done")
 """The life of a job, in order. ``failed`` stands beside ``verify``: the proof was negative."""
 
 _TABLES = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS partition (
     position INTEGER PRIMARY KEY, key TEXT NOT NULL, bounds TEXT NOT NULL, count INTEGER,
     cursor TEXT, done INTEGER NOT NULL DEFAULT 0
 );
+COMMIT;
 """
 
 
@@ -271,7 +273,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def list_jobs(folder: Path) -> list[dict[str, Any]]:
     """The jobs kept in ``folder`` (``VECFERRY_HOME/jobs``), the last touched first."""
     found = [peek_job(path.parent) for path in folder.glob("*/job.sqlite")]
-    return sorted(found, key=lambda job: str(job.get("updated")), reverse=True)
+    return sorted(filter(None, found), key=lambda job: str(job.get("updated")), reverse=True)
 
 
 def peek_job(folder: Path) -> dict[str, Any]:
@@ -294,6 +296,8 @@ def peek_job(folder: Path) -> dict[str, Any]:
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
+        if "no such table" in str(error):
+            return {}  # another process is just making it, or was killed at that
         raise JobError(f"the state file {path} cannot be read: {error}") from error
     return {"id": folder.name, "folder": str(folder), "partitions": done[0], "finished": done[1], **values}
 
