@@ -365,6 +365,13 @@ def test_normalised_targets_are_compared_by_direction(dim: int, scale: float) ->
     assert check(rows, Unit(wrong, schema), schema=schema).different_ids == [4]
 
 
+def test_an_expected_side_without_lengths_is_compared_by_direction() -> None:
+    rows = dense()
+    units = [unit(row) for row in rows]
+    assert not check(units, Bag(rows, cosine()), schema=cosine()).ok
+    assert check(units, Bag(rows, cosine()), schema=cosine(), directions=[""]).ok
+
+
 def test_lengths_count_where_the_target_keeps_them() -> None:
     class Keeps(Unit):
         keeps_norms = True

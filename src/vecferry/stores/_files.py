@@ -161,6 +161,12 @@ class FileStore(ABC):
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
         """Begin or resume the log; the target itself is not touched before `finish`."""
+        try:
+            self._prepare(schema, mode)
+        except OSError as error:
+            raise as_store_error(error, self.path) from error
+
+    def _prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
         if mode is WriteMode.RESUME:
             self._resume(schema)
             return
@@ -176,10 +182,7 @@ class FileStore(ABC):
             check_fits(have, schema, self.url)
             schema = have
         schema = schema.model_copy(update={"losses": (), "count": None})
-        try:
-            self._log.begin(schema, keep=keep)
-        except OSError as error:
-            raise as_store_error(error, self.path) from error
+        self._log.begin(schema, keep=keep)
         self._writing = schema
 
     def _resume(self, schema: CollectionSchema) -> None:

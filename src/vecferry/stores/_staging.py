@@ -171,7 +171,10 @@ class StagingRoom:
     def begin(self, tag: str) -> Path:
         """Make the place for a version under construction and return `path`. Twice is as once."""
         place = self.path(tag)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise as_store_error(error, self.target) from error
         return place
 
     def publish(self, tag: str, *, count: int | None = None) -> Version:

@@ -12,7 +12,7 @@ Three ways, chosen by themselves:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def compare(
     target: Source,
     *,
     tolerance: Mapping[str, Tolerance] | None = None,
+    directions: Collection[str] = (),
     fields: Fields = Fields.ALL,
     allow_extra: bool = False,
     sample_queries: int = 10,
@@ -67,6 +68,7 @@ def compare(
         expected_schema: the vector fields that count, with the dtype the stream brings.
         target: read with `scan`; with `fetch` and `search` where it can.
         tolerance: by field, instead of what `tolerance_of` says from both schemas.
+        directions: fields of which only the directions count, because the expected side lost the lengths.
         fields: whether texts and metadata count, and which vector fields.
         allow_extra: records that nobody expects are no difference (after an upsert).
         sample_queries, k: searches on the target compared with exact ones; 0 for none.
@@ -92,7 +94,7 @@ def compare(
         expected=expected,
         schema=expected_schema,
         target=target,
-        rules=_rules(expected_schema, target, fields) | dict(tolerance or {}),
+        rules=_rules(expected_schema, target, fields, directions) | dict(tolerance or {}),
         fields=fields,
         allow_extra=allow_extra,
         search=(sample_queries, k, min_overlap),
@@ -291,7 +293,9 @@ class _Comparison:
             self.verifier.doubled(found.take(again))
 
 
-def _rules(schema: CollectionSchema, target: Source, fields: Fields) -> dict[str, Tolerance]:
+def _rules(
+    schema: CollectionSchema, target: Source, fields: Fields, directions: Collection[str]
+) -> dict[str, Tolerance]:
     """By field name: the tolerance that both schemas and the target's abilities imply."""
     have = target.describe()
     stored = {f.name: f for f in have.fields}
@@ -308,8 +312,8 @@ def _rules(schema: CollectionSchema, target: Source, fields: Fields) -> dict[str
             else tolerance_of(
                 f,
                 other,
-                normalizes=able is not None and other.metric in able.normalizes,
-                keeps_norms=able is not None and able.keeps_norms,
+                normalizes=f.name in directions or (able is not None and other.metric in able.normalizes),
+                keeps_norms=f.name not in directions and able is not None and able.keeps_norms,
             )
         )
     return rules

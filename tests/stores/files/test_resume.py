@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +231,46 @@ def test_a_full_disk_leaves_the_target_and_the_log(
     store.write(extra)
     store.finish()
     assert store.count() == 9
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "one.jsonl"])
+def test_a_file_size_limit_is_survived_and_resumed(name: str, tmp_path: Path) -> None:
+    """The kernel itself refuses to write on, in the middle of a row."""
+    code = (
+        "import json, resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from stores.files.test_resume import make\n"
+        "from vecferry.errors import FatalStoreError\n"
+        "from vecferry.ports import WriteMode\n"
+        "from vecferry.records import RecordBatch\n"
+        "from vecferry.testing import sample_records, sample_schema\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
+        "store = make(Path(sys.argv[1]), sys.argv[2])\n"
+        "store.prepare(sample_schema(), WriteMode.CREATE)\n"
+        "for start in range(0, 1000, 20):\n"
+        "    try:\n"
+        "        store.write(RecordBatch.from_records(sample_records(1000)[start:start + 20]))\n"
+        "    except FatalStoreError:\n"
+        "        print(json.dumps([start, store.mark()]))\n"
+        "        break\n"
+    )
+    tests = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(tests), str(tests.parent / "src")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), name],
+        env={**os.environ, "PYTHONPATH": paths},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    start, mark = json.loads(done.stdout)
+    assert 0 < start < 1000
+    store = make(tmp_path, name)
+    assert not store.exists()
+    store.prepare(sample_schema(), WriteMode.RESUME)
+    store.rewind(mark)
+    store.write(RecordBatch.from_records(sample_records(1000)[start:]))
+    store.finish()
+    found = {record.id: record for batch in store.scan() for record in batch.records()}
+    assert found == {record.id: record for record in sample_records(1000)}
