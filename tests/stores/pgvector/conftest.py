@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from servers.postgres import Postgres, postgres, postgres16
 
 import vecferry as vf
+from servers.postgres import Postgres, postgres, postgres16
 
 __all__ = ["postgres", "postgres16"]
 

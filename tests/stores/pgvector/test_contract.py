@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from servers.postgres import Postgres
 
 import vecferry as vf
+from servers.postgres import Postgres
 from vecferry.ports import StoreURL
 from vecferry.records import Metric
 from vecferry.stores.pgvector import embedded

@@ -119,6 +119,7 @@ class RowWriter:
 
     def _cells(self, batch: RecordBatch) -> dict[str, Cells]:
         self._check_widths(batch)
+        self._check_homeless(batch)
         cells = self._id_cells(batch)
         for name, column in batch.columns():
             target = self.relation.columns[self.map.vectors[name]]
@@ -233,6 +234,20 @@ class RowWriter:
                     ids=ids,
                 )
 
+    def _check_homeless(self, batch: RecordBatch) -> None:
+        """Where there is no json column, every metadata key needs a column of its own."""
+        if self.map.json:
+            return
+        ids = batch.id_list
+        homeless = {row: set(data) - self.map.typed.keys() for row, data in enumerate(batch.metadata_list)}
+        rows = [row for row, keys in homeless.items() if keys]
+        if rows:
+            raise RejectedRecord(
+                f"{self.relation.table} has no column for metadata {sorted(homeless[rows[0]])[0]!r}; "
+                "add a jsonb column called metadata, or leave the key out",
+                ids=[ids[row] for row in rows],
+            )
+
     def rejected(self, batch: RecordBatch, reason: str) -> RejectedRecord:
         """The refusal with the ids at fault, found by looking at each record."""
         faults: dict[int, str] = dict.fromkeys(batch.non_finite(), "a vector holds NaN or an infinity")
@@ -243,6 +258,10 @@ class RowWriter:
             fault = _metadata_fault(data)
             if fault:
                 faults.setdefault(row, f"the metadata holds {fault}")
+            for key, name in self.map.typed.items():
+                if data.get(key) is not None and not loosely(data[key], self.relation.columns[name]):
+                    type_ = self.relation.columns[name].sql_type
+                    faults.setdefault(row, f"metadata {key!r} does not fit column {name} {type_}")
         faults.update(self._vector_faults(batch))
         for row, id_ in enumerate(batch.id_list):
             if not self.map.coded_ids and not self._fits_key(id_):
