@@ -22,7 +22,7 @@ from vecferry.serving import Hits
 MODEL = "sentence-transformers:all-MiniLM-L6-v2"
 
 
-def move(index: str, folder: str, model: str = MODEL) -> vf.Report:
+def move(index: str, folder: str, model: Any = MODEL) -> vf.Report:
     """Copy the index to ``folder``; raises if anything is missing or different."""
     with vf.connect(index) as cloud:
         chunking = cloud.store.chunking
@@ -36,8 +36,9 @@ def move(index: str, folder: str, model: str = MODEL) -> vf.Report:
 class Answers:
     """The service: the best passages for a question, from home if possible."""
 
-    def __init__(self, index: str, folder: str, model: str = MODEL, **options: Any) -> None:
+    def __init__(self, index: str, folder: str, model: Any = MODEL, **options: Any) -> None:
         local = resolve(model)
+        local.embed(["ready"])  # load the model now, not during the first question
         self.kb = vf.FallbackCollection(
             f"faiss:{folder}",
             index,

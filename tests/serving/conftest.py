@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, EmbeddingSpace, RecordBatch, VectorField, VectorRecord
+from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.retry import RetryPolicy
 from vecferry.stores.memory import MemoryStore
+from words import DIM, WordEmbedder
 
-DIM = 16
 QUICK = RetryPolicy(attempts=4, max_seconds=5.0, base=0.001, cap=0.01)
-
-
-class WordEmbedder:
-    """Each word has a fixed random direction; a text is the unit sum. Two names make two spaces."""
-
-    def __init__(self, model: str = "words", dim: int = DIM) -> None:
-        self.space = EmbeddingSpace(model=model, dim=dim)
-        self.calls = 0
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.calls += 1
-        return np.stack([self._one(text) for text in texts]).astype(np.float32)
-
-    async def aembed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self.embed(texts)
-
-    def _one(self, text: str) -> NDArray[np.float64]:
-        total = np.full(self.space.dim, 1e-9)
-        for word in text.lower().split():
-            seed = int.from_bytes(blake2b(f"{self.space.model}/{word}".encode(), digest_size=8).digest())
-            total += np.random.default_rng(seed).normal(size=self.space.dim)
-        return total / np.linalg.norm(total)
 
 
 def schema(embedder: WordEmbedder | None) -> CollectionSchema:
