@@ -194,3 +194,53 @@ def test_nothing_stays_open(folder: Open) -> None:
     store = fill(folder(), records(1))
     store.close()
     assert str(Path(store._at.address.path).resolve()) not in _OPEN
+
+
+def test_without_the_client_the_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['qdrant_client'] = None\n"
+        "import vecferry as vf\n"
+        f"store = vf.connect('qdrant:{tmp_path}#c').store\n"
+        "for call in (store.count, store.exists, store.versions, lambda: store.publish('x')):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except vf.VecferryError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("pip install 'vecferry[qdrant]'") == 4, done.stdout + done.stderr
+
+
+@pytest.mark.chaos
+def test_what_was_acknowledged_survives_kill_9(folder: Open, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from stores.qdrant.conftest import records, schema\n"
+        "from vecferry.ports import WriteMode\n"
+        "from vecferry.records import RecordBatch\n"
+        "from vecferry.stores.qdrant import QdrantStore\n"
+        "from vecferry.stores.qdrant.connection import Address\n"
+        f"store = QdrantStore(Address(path={str(tmp_path / 'db')!r}), 'c')\n"
+        "store.prepare(schema(), WriteMode.CREATE)\n"
+        "rows = records(20_000)\n"
+        "for start in range(0, 20_000, 100):\n"
+        "    store.write(RecordBatch.from_records(rows[start : start + 100]))\n"
+        "    print(start + 100, flush=True)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    acknowledged = 0
+    while acknowledged < 1500:
+        acknowledged = int(writer.stdout.readline())
+    writer.kill()
+    acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+    writer.wait()
+    store = folder()
+    assert not store.exists(), "begun, not finished"
+    store.prepare(schema(), WriteMode.RESUME)
+    ids = [record.id for record in read(store)]
+    assert len(ids) >= acknowledged
+    assert len(ids) % 100 == 0, "a batch is there as a whole or not at all"
+    assert ids == list(range(len(ids)))

@@ -17,10 +17,9 @@ from vecferry.errors import PlanError, TargetExistsError, UnsupportedError
 from vecferry.layouts import Layout, find_layout
 from vecferry.ports import WriteMode, check_fits
 from vecferry.records import CollectionSchema, DType, Metric
-from vecferry.stores.qdrant.config import Record, creation
+from vecferry.stores.qdrant.config import Record, creation, json_path
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.facts import Facts
-from vecferry.stores.qdrant.filters import json_path
 
 _POLL_SECONDS = 0.5
 _TOO_OLD = (

@@ -6,6 +6,7 @@ deferred) stands in the collection's own metadata, under the key `RECORD`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ METRICS = {distance: metric for metric, distance in DISTANCES.items()}
 DATATYPES = {DType.FLOAT32: None, DType.INT8: None, DType.FLOAT16: "float16", DType.UINT8: "uint8"}
 _DTYPES = {"float32": DType.FLOAT32, "float16": DType.FLOAT16, "uint8": DType.UINT8}
 
+_SIMPLE_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _PARAMS = (
     "shard_number",
     "replication_factor",
@@ -211,6 +213,16 @@ def _vector_params(field_: VectorField, settings: dict[str, Any]) -> dict[str, A
         ef = field_.index.get("hnsw_ef_construct")
         params["hnsw_config"] = {"m": field_.index["hnsw_m"], **({"ef_construct": ef} if ef else {})}
     return params
+
+
+def json_path(steps: tuple[str, ...]) -> str | None:
+    """Qdrant's notation for a path; a step that is no plain name is quoted.
+
+    ``None`` where there is none: it knows no empty step, and no escape for a quote or a backslash.
+    """
+    if any(not step or '"' in step or "\\" in step for step in steps):
+        return None
+    return ".".join(step if _SIMPLE_STEP.fullmatch(step) else f'"{step}"' for step in steps)
 
 
 def _dump(model: Any) -> dict[str, Any]:

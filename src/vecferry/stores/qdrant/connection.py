@@ -71,12 +71,12 @@ class Address:
         return cls(
             host=host,
             port=url.port or (home.port if same and home.port else 6333),
-            grpc_port=_number("grpc_port", options.get("grpc_port"), 6334),
-            https=_flag("https", options.get("https"), https),
+            grpc_port=number("grpc_port", options.get("grpc_port"), 6334),
+            https=flag("https", options.get("https"), https),
             prefix=options.get("prefix") or (home.path.strip("/") if same else ""),
             api_key=key,
-            timeout=_number("timeout", options.get("timeout"), 60),
-            prefer_grpc=_flag("prefer_grpc", options.get("prefer_grpc"), None),
+            timeout=number("timeout", options.get("timeout"), 60),
+            prefer_grpc=flag("prefer_grpc", options.get("prefer_grpc"), None),
         )
 
 
@@ -265,7 +265,8 @@ def _answers(client: QdrantClient) -> bool:
     return True
 
 
-def _flag(name: str, value: Any, default: Any) -> Any:
+def flag(name: str, value: Any, default: Any) -> Any:
+    """A yes or no from a URL; ``default`` if it is not there."""
     if value is None or isinstance(value, bool):
         return default if value is None else value
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -274,7 +275,8 @@ def _flag(name: str, value: Any, default: Any) -> Any:
     return known[str(value).lower()]
 
 
-def _number(name: str, value: Any, default: int) -> int:
+def number(name: str, value: Any, default: int) -> int:
+    """A whole number from a URL; ``default`` if it is not there."""
     try:
         return default if value is None else int(value)
     except ValueError:

@@ -9,7 +9,6 @@ the two around, which is what makes it safe.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -18,12 +17,12 @@ from typing import Any
 from qdrant_client import models
 
 from vecferry.records import ENVELOPE, Where
+from vecferry.stores.qdrant.config import json_path
 
 # None stands for "everything"; a `has_id` of no ids stands for "nothing".
 Condition = Any
 _NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
 _TYPED = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{ENVELOPE}.types"))
-_SIMPLE_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _RANGES = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
 _EXACT_INT = 2**53
 Path = Callable[[str], tuple[str, ...]]
@@ -162,13 +161,3 @@ def _places(key: str, path: Path) -> list[str]:
         places.append(json_path((*root, *last.split("."))))
     known = [place for place in places if place is not None]
     return known if len(known) == len(places) else []
-
-
-def json_path(steps: tuple[str, ...]) -> str | None:
-    """Qdrant's notation for a path; a step that is no plain name is quoted.
-
-    ``None`` where there is none: it knows no empty step, and no escape for a quote or a backslash.
-    """
-    if any(not step or '"' in step or "\\" in step for step in steps):
-        return None
-    return ".".join(step if _SIMPLE_STEP.fullmatch(step) else f'"{step}"' for step in steps)

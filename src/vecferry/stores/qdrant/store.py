@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vecferry.errors import (
     ConfigurationError,
@@ -37,14 +37,12 @@ from vecferry.records import (
 from vecferry.stores.qdrant import points as pts
 from vecferry.stores.qdrant.building import Builder
 from vecferry.stores.qdrant.config import DATATYPES, DISTANCES
-from vecferry.stores.qdrant.connection import Address, Connection, _flag, _number
+from vecferry.stores.qdrant.connection import Address, Connection, flag, number
 from vecferry.stores.qdrant.facts import Facts, read_facts
 from vecferry.stores.qdrant.reading import pages, quantiles, retrieve
 from vecferry.stores.qdrant.searching import find
 from vecferry.stores.qdrant.uploading import Uploader
-
-if TYPE_CHECKING:
-    from vecferry.stores.qdrant.versions import Versions
+from vecferry.stores.qdrant.versions import Versions, check_tag
 
 _FACTS_SECONDS = 30.0
 _FETCH_AT_ONCE = 256
@@ -131,11 +129,11 @@ class QdrantStore:
             layout=layout,
             text_key=text_key,
             metadata_key=metadata_key,
-            keep_norms=_flag("keep_norms", keep_norms, True),
-            batch_points=_number("batch_points", batch_points, 256),
-            max_bytes=_number("max_bytes", max_bytes, 8 * 2**20),
-            parallel=_number("parallel", parallel, 3),
-            wait_index=_number("wait_index", wait_index, 60),
+            keep_norms=flag("keep_norms", keep_norms, True),
+            batch_points=number("batch_points", batch_points, 256),
+            max_bytes=number("max_bytes", max_bytes, 8 * 2**20),
+            parallel=number("parallel", parallel, 3),
+            wait_index=number("wait_index", wait_index, 60),
         )
 
     # -- source -------------------------------------------------------------------------------
@@ -294,8 +292,6 @@ class QdrantStore:
         return mode is WriteMode.REPLACE
 
     def shadow(self, tag: str) -> QdrantStore:
-        from vecferry.stores.qdrant.versions import check_tag
-
         return QdrantStore(self._at.address, self._versions().collection(check_tag(tag)), **self._options)
 
     def publish(self, tag: str) -> Version:
@@ -322,8 +318,6 @@ class QdrantStore:
     # -- helpers ------------------------------------------------------------------------------
 
     def _versions(self) -> Versions:
-        from vecferry.stores.qdrant.versions import Versions
-
         return Versions(self._at, self.collection)
 
     def _facts(self, *, fresh: bool = False) -> Facts:

@@ -15,8 +15,6 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from qdrant_client import models
-
 from vecferry.errors import NotFoundError, PlanError, RetryableError
 from vecferry.ports import Version
 from vecferry.stores.qdrant.config import Record
@@ -93,6 +91,8 @@ class Versions:
 
     def _point_to(self, target: str) -> None:
         """In one request, so that no reader ever finds the name without a collection."""
+        from qdrant_client import models
+
         create = models.CreateAliasOperation(
             create_alias=models.CreateAlias(collection_name=target, alias_name=self.name)
         )
@@ -136,6 +136,8 @@ class Versions:
 
     def _copy(self, source: str, target: str) -> None:
         """All points with their payloads and vectors; again after an interruption is as once."""
+        from qdrant_client import models
+
         info = self._call("get_collection", source)
         if not self._stands(target):
             self._call("create_collection", target, **_same_shape(info))
@@ -166,6 +168,8 @@ class Versions:
 
 
 def _same_shape(info: Any) -> dict[str, Any]:
+    from qdrant_client import models
+
     params, config = info.config.params, info.config
     same = {
         "vectors_config": params.vectors,
