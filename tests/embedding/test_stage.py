@@ -122,7 +122,7 @@ def test_records_without_text_are_set_aside_and_never_get_zeros(
     bare: str | None, provider: OpenAIEmbedder, parcel: MakeParcel
 ) -> None:
     texts = [TEXTS[0], bare, TEXTS[2]]
-    stage = EmbedStage(provider, source_space=OLD)
+    stage = EmbedStage(provider, source_space=OLD, on_no_text="quarantine")
     out = stage.apply(parcel(texts, vectors=kept(3)))
     assert list(out.batch.ids) == [0, 2]
     assert np.array_equal(out.batch.vectors[""].values, truth([TEXTS[0], TEXTS[2]]))
@@ -131,7 +131,7 @@ def test_records_without_text_are_set_aside_and_never_get_zeros(
     assert "no text" in rejection.reason
     assert (rejection.batch.vectors[""].values == 7).all()  # the record is kept as it was
     with pytest.raises(LossRefusedError, match="record 1 needs a vector"):
-        EmbedStage(provider, source_space=OLD, on_no_text="refuse").apply(parcel(texts))
+        EmbedStage(provider, source_space=OLD).apply(parcel(texts))
 
 
 def test_a_record_that_keeps_its_vector_needs_no_text(provider: OpenAIEmbedder, parcel: MakeParcel) -> None:
@@ -143,7 +143,7 @@ def test_texts_the_provider_refuses_are_set_aside_with_its_reason(
     provider: OpenAIEmbedder, parcel: MakeParcel, server: FaultServer
 ) -> None:
     server.rule = lambda texts: Fault(status=400, message="not this one") if TEXTS[3] in texts else None
-    stage = EmbedStage(provider)
+    stage = EmbedStage(provider, on_no_text="quarantine")
     first = parcel([*TEXTS, None])
     out = stage.apply(first)
     assert list(out.batch.ids) == [0, 1, 2, 4, 5]
@@ -273,7 +273,8 @@ def test_a_survey_counts_and_an_estimate_scales(parcel: MakeParcel, server: Faul
     assert estimate.survey == Survey(80, 40, 40, 20, 180080)
     assert (estimate.usd, estimate.exact, estimate.seconds) == (0.0, False, None)
     assert stage.estimate(survey).exact
-    assert (stage.estimate(survey, sample=TEXTS).seconds or 0) > 0
+    assert (stage.estimate(survey, sample=[*TEXTS, *"abcdef"]).seconds or 0) > 0
+    assert stage.estimate(survey, sample=[*TEXTS, *"abcdef"]).seconds is None  # all known: nobody is asked
 
 
 def test_an_estimate_has_a_price_where_there_is_one() -> None:

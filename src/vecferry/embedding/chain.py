@@ -271,7 +271,9 @@ def choose_alternative(
     skipped: list[tuple[str, str]] = []
     for index, entry in enumerate(entries[start:], start):
         try:
-            embedder = _probed(entry, retry, listener)
+            embedder = resolve(entry)
+            if fingerprint in (None, embedder.space.fingerprint):
+                _probe(embedder, retry if isinstance(entry, str) else None, listener)
         except UnknownSchemeError:
             raise
         except (ConfigurationError, FatalStoreError, MissingDependencyError, NotFoundError) as error:
@@ -289,19 +291,18 @@ def choose_alternative(
     raise EmbedderExhausted(f"{what} does not answer ({reasons}); run the same call again later")
 
 
-def _probed(entry: Any, retry: RetryPolicy, listener: Listener | None) -> Embedder:
-    embedder = resolve(entry)
+def _probe(embedder: Embedder, retry: RetryPolicy | None, listener: Listener | None) -> None:
+    """See whether it answers, with ``retry`` instead of its own policy."""
     if listener is not None:
         listen(embedder, listener)
-    patient = getattr(embedder, "retry", None)
-    if patient is not None and isinstance(entry, str):
+    patient = getattr(embedder, "retry", None) if retry else None
+    if patient is not None:
         embedder.retry = retry  # type: ignore[attr-defined]
     try:
         embedder.embed([PROBE])
     finally:
         if patient is not None:
             embedder.retry = patient  # type: ignore[attr-defined]
-    return embedder
 
 
 def quick(embedder: Embedder) -> Embedder:

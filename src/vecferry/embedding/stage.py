@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -53,6 +52,7 @@ from vecferry.records import (
 if TYPE_CHECKING:
     from vecferry.streaming.stage import Parcel
 
+_WARM_UP = 4
 Reembed: TypeAlias = Literal["auto", "always", "never"]
 OnNoText: TypeAlias = Literal["quarantine", "refuse"]
 
@@ -91,7 +91,7 @@ class EmbedStage:
         field: str = "",
         reembed: Reembed = "auto",
         source_space: EmbeddingSpace | None = None,
-        on_no_text: OnNoText = "quarantine",
+        on_no_text: OnNoText = "refuse",
         long_text: LongText = "truncate",
         chunk_size: int | None = None,
         chunk_overlap: int = 0,
@@ -240,16 +240,18 @@ class EmbedStage:
         Args:
             survey: of at least one record.
             total: records in all; else those surveyed.
-            sample: texts to measure the speed with, at most 64 of them; only used if embedding is free.
+            sample: texts to measure the speed with, at most 64 of them, if embedding is free and a cache
+                keeps the result.
         """
         scale = (total or survey.records) / max(1, survey.records)
         whole = survey.scaled(scale)
+        local = isinstance(self.embedder, SentenceTransformersEmbedder)
         prices = [meter.price for meter in self._meters]
         dearest = None if None in prices else max(price or 0.0 for price in prices)
         per_text = self._seconds_a_text(sample[:64]) if dearest == 0.0 and sample else None
         return Estimate(
             survey=whole,
-            exact=scale == 1.0 and self._counts_exactly(),
+            exact=scale == 1.0 and (local or counts_exactly(self.space.model)),
             usd=None if dearest is None else dearest * whole.tokens / 1e6,
             prices_as_of=self._prices.as_of,
             seconds=None if per_text is None else per_text * whole.to_embed,
@@ -354,7 +356,7 @@ class EmbedStage:
     def _metered(
         self, embedder: Embedder, budget: Budget, ledger: Ledger | str | os.PathLike[str] | None, job: str
     ) -> Embedder:
-        self._ledger = ledger if isinstance(ledger, Ledger) else Ledger(_path(ledger or budget.ledger))
+        self._ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or budget.ledger)
         self._prices = PriceTable.load(budget.prices)
 
         def meter(host: Embedder) -> Embedder:
@@ -377,23 +379,23 @@ class EmbedStage:
             self._limit = TextLimit(tokens, count, count([""])[0], self.space.model)
         return self._limit
 
-    def _counts_exactly(self) -> bool:
-        return isinstance(self.embedder, SentenceTransformersEmbedder) or counts_exactly(self.space.model)
-
-    def _seconds_a_text(self, sample: Sequence[str]) -> float:
-        texts = [text for text in sample if text.strip()]
-        if not texts:
-            return 0.0
-        self.embedder.embed(texts[:4])  # the first call is slower: connections, caches
+    def _seconds_a_text(self, sample: Sequence[str]) -> float | None:
+        """Measured with texts that are to be embedded anyway: the cache keeps them."""
+        texts = list(dict.fromkeys(text for text in sample if text.strip()))
+        if self._cached.cache is None or not texts:
+            return None
+        _, missing = self._cached.cache.get(self.space, texts)
+        unknown = [texts[row] for row in missing]
+        # The first call is slower: connections, caches of the model.
+        first, rest = unknown[:_WARM_UP], unknown[_WARM_UP:]
+        if len(rest) < _WARM_UP:
+            return None
+        self._embed(first)
         start = time.perf_counter()
-        self.embedder.embed(texts)
-        return (time.perf_counter() - start) / len(texts)
+        self._embed(rest)
+        return (time.perf_counter() - start) / len(rest)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigurationError(f"{option}={value!r} is not one of {', '.join(choices)}")
-
-
-def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path)
