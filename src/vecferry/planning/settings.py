@@ -53,7 +53,7 @@ class Settings(BaseModel):
     reembed: Literal["auto", "always", "never"] = "auto"
     embed_field: str | None = None
     on_no_text: Literal["quarantine", "refuse"] = "refuse"
-    long_text: Literal["truncate", "split", "refuse"] = "truncate"
+    long_text: Literal["truncate", "split", "quarantine", "refuse"] = "truncate"
     chunk_size: int | None = Field(default=None, gt=0)
     chunk_overlap: int | None = Field(default=None, ge=0)
     cache: Any = True
