@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, TargetExistsError
 from vecferry.ports import (
     Capabilities,
+    Changes,
     Cursor,
     Fields,
     Partition,
@@ -44,6 +45,7 @@ from vecferry.stores.pgvector.reading import RowReader
 from vecferry.stores.pgvector.reflect import Relation, reflect_select
 from vecferry.stores.pgvector.settings import Settings
 from vecferry.stores.pgvector.snapshot import Snapshot, begin_read
+from vecferry.stores.pgvector.tracking import Journal
 
 _CAPABILITIES = Capabilities(
     kinds=frozenset({Kind.DENSE, Kind.SPARSE}),
@@ -259,7 +261,27 @@ class PgVectorStore:
     def prune(self, keep: int = 0) -> list[str]:
         return publish.prune(self._server, self._writable(), keep)
 
+    def track(self) -> Cursor:
+        return self._journal().install()
+
+    def changes(self, after: Cursor, *, batch_size: int = 1024) -> Iterator[Changes]:
+        yield from self._journal().read(after, batch_size, self.fetch)
+
+    def untrack(self) -> None:
+        self._journal().remove()
+
+    def wait_for_changes(self, seconds: float) -> bool:
+        """Wait until a tracked table is changed; false after ``seconds``. What came before is not seen."""
+        return self._journal().wait(seconds)
+
+    def forget_changes(self, before: Cursor) -> int:
+        """Let the journal forget what every reader has passed; returns how many entries."""
+        return self._journal().forget(before)
+
     # -- helpers ------------------------------------------------------------------------------
+
+    def _journal(self) -> Journal:
+        return Journal(self._server, *self._look())
 
     @property
     def _layout(self) -> str | None:
