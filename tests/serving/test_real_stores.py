@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 
 import vecferry as vf
 from servers.postgres import Postgres, postgres
+from vecferry.ports import WriteMode
 from vecferry.records import RecordBatch
-from vecferry.serving import DualWriter, FallbackCollection, sync
+from vecferry.serving import DualWriter, FallbackCollection, sync, untrack
 from vecferry.stores.memory import MemoryStore
 
-from .conftest import WordEmbedder, contents, fill, record
+from .conftest import WordEmbedder, contents, fill, record, schema
 
 __all__ = ["postgres"]
 
@@ -80,3 +82,69 @@ def test_dual_writes_and_searches(
         writer.write([record(7, words, "after the cut-over")])
         same(old, new)
     kb.close()
+
+
+def filled_table(url: str, words: WordEmbedder) -> Any:
+    store = vf.connect(url).store
+    store.prepare(schema(words).model_copy(update={"id_type": "int"}), WriteMode.CREATE)
+    store.write(RecordBatch.from_records([record(n, words) for n in range(30)]))
+    store.finish()
+    return store
+
+
+def test_postgres_tells_what_changed(postgres: Postgres, words: WordEmbedder, tmp_path: Path) -> None:
+    url = postgres.url("items")
+    source = filled_table(url, words)
+    target = fill(MemoryStore(), words, [])
+    first = sync(source, target, by="journal", state=tmp_path / "sync")
+    assert first.added == 30
+    # The application writes as it always did, past vecferry.
+    with postgres.connect(url) as connection:
+        connection.execute("update items set text = 'changed by the app' where id = 4")
+        connection.execute("delete from items where id in (5, 6)")
+    source.write(RecordBatch.from_records([record(99, words)]))
+    source.finish()
+    report = sync(source, target, by="journal", state=tmp_path / "sync")
+    assert (report.changed, report.deleted) == (2, 2)
+    found = contents(target)
+    assert found.keys() == {*range(30), 99} - {5, 6}
+    assert found[4].text == "changed by the app"
+    assert sync(source, target, by="journal", state=tmp_path / "sync", forget=True).quiet
+    with postgres.connect(url) as connection:
+        triggers = "select count(*) from pg_trigger where not tgisinternal"
+        assert connection.execute(triggers).fetchone() != (0,)
+        untrack(source, target, state=tmp_path / "sync")
+        assert connection.execute(triggers).fetchone() == (0,)
+    source.close()
+
+
+def test_postgres_journal_under_live_writes(
+    postgres: Postgres, words: WordEmbedder, tmp_path: Path
+) -> None:
+    url = postgres.url("items")
+    source = filled_table(url, words)
+    target = fill(MemoryStore(), words, [])
+    sync(source, target, by="journal", state=tmp_path / "sync")
+    stop = threading.Event()
+
+    def live() -> None:
+        writer = vf.connect(url).store
+        for turn in range(10_000):
+            writer.write(RecordBatch.from_records([record(turn % 40, words, f"turn {turn}")]))
+            if turn % 5 == 0:
+                writer.delete([(turn * 7) % 40])
+            if stop.is_set():
+                writer.close()
+                return
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    for _ in range(8):
+        sync(source, target, by="journal", state=tmp_path / "sync", batch_size=7)
+    stop.set()
+    thread.join()
+    sync(source, target, by="journal", state=tmp_path / "sync")
+    with postgres.connect(url) as connection:
+        truth = dict(connection.execute("select id, text from items").fetchall())
+    assert {id_: found.text for id_, found in contents(target).items()} == truth
+    source.close()

@@ -11,6 +11,7 @@ import typer
 from vecferry.cli.console import AsJson, bars, emit, errors_as_text, graceful_stop
 from vecferry.records import parse_where
 from vecferry.registry import connect
+from vecferry.serving import Announcing
 from vecferry.serving import sync as run_once
 from vecferry.serving import untrack as remove_tracking
 
@@ -27,6 +28,9 @@ def sync(
     keep_deleted: Annotated[bool, typer.Option("--keep-deleted", help="Delete nothing.")] = False,
     max_deletes: Annotated[float, typer.Option(help="Refuse to delete a greater share.")] = 0.5,
     overlap: Annotated[float, typer.Option(help="Read the column again this far back.")] = 0.0,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Let the source's journal forget what was read.")
+    ] = False,
     state: Annotated[Path | None, typer.Option(help="The file that remembers.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until stopped (Ctrl-C).")] = False,
     every: Annotated[float, typer.Option(help="Seconds between runs with --follow.")] = 5.0,
@@ -44,6 +48,7 @@ def sync(
         "deletes": not keep_deleted,
         "max_deletes": max_deletes,
         "overlap": overlap,
+        "forget": forget,
     }
     with (
         errors_as_text(as_json=as_json),
@@ -61,16 +66,19 @@ def sync(
                 report = run_once(origin, goal, on_progress=listener, **options)
             if not (follow and report.quiet):
                 emit(report, as_json=as_json)
-            if not follow or _stopped_within(every, stop):
+            if not follow or _stopped_within(every, stop, origin.store if by == "journal" else None):
                 return
 
 
-def _stopped_within(seconds: float, stop: Any) -> bool:
+def _stopped_within(seconds: float, stop: Any, source: Any) -> bool:
+    """Wait for the next run: until the time is over, or the source announces a change."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if stop():
-            return True
-        time.sleep(0.05)
+    while not stop() and (left := end - time.monotonic()) > 0:
+        if isinstance(source, Announcing):
+            if source.wait_for_changes(min(left, 0.5)):
+                break
+        else:
+            time.sleep(min(left, 0.05))
     return bool(stop())
 
 

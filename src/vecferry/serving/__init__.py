@@ -6,9 +6,10 @@ from vecferry.serving.dual import DualWriter
 from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits
 from vecferry.serving.figures import Figures
 from vecferry.serving.journal import Journal
-from vecferry.serving.syncing import SyncReport, sync, untrack
+from vecferry.serving.syncing import Announcing, SyncReport, sync, untrack
 
 __all__ = [
+    "Announcing",
     "Attempt",
     "Comparison",
     "DualWriter",

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from vecferry.errors import ConfigurationError, JobStopped, PlanError, UnsupportedError
 from vecferry.home import home
 from vecferry.ports import (
     ChangeTracking,
+    Cursor,
     Embedder,
     Fetchable,
     Fields,
@@ -31,6 +32,19 @@ from vecferry.serving.applying import Change, Target, scan
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.syncstate import SyncState, content_digests
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A source with a journal that can be waited for, and that forgets what has been read."""
+
+    def wait_for_changes(self, seconds: float) -> bool:
+        """Wait until something changes; false after ``seconds``."""
+        ...
+
+    def forget_changes(self, before: Cursor) -> int:
+        """Forget the entries before the cursor; returns how many."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,7 @@ def sync(
     deletes: bool = True,
     max_deletes: float = 0.5,
     overlap: float = 0.0,
+    forget: bool = False,
     batch_size: int = 1024,
     retry: RetryPolicy | None = None,
     should_stop: ShouldStop = never_stop,
@@ -98,6 +113,7 @@ def sync(
         max_deletes: refuse to delete a greater share of the target than this.
         overlap: how far below the highest value a column is read again, in its unit (seconds for times),
             for changes that were committed late.
+        forget: let the source's journal forget what this target has read. Only for its one reader.
 
     Raises:
         PlanError: if the two do not fit, or ``max_deletes`` is exceeded (the rest is done then).
@@ -110,7 +126,7 @@ def sync(
     sink = Target(goal, origin.describe(), embedder=embedder, writer=writer, retry=retry)
     with SyncState(path) as memory:
         job = _Job(origin, sink, memory, retry, where, transform, batch_size, should_stop, on_progress)
-        job.deletes, job.max_deletes, job.overlap = deletes, max_deletes, overlap
+        job.deletes, job.max_deletes, job.overlap, job.forget = deletes, max_deletes, overlap, forget
         report = job.run(by)
     figures = Figures(*listeners)
     for action in ("added", "changed", "deleted"):
@@ -148,6 +164,7 @@ class _Job:
     deletes: bool = True
     max_deletes: float = 0.5
     overlap: float = 0.0
+    forget: bool = False
     report: SyncReport = field(default_factory=lambda: SyncReport(""))
     start: float = field(default_factory=time.monotonic)
 
@@ -268,6 +285,8 @@ class _Job:
             self.target.finish()
             self.state.set("cursor", changes.cursor)
             self.check_stop()
+        if self.forget and isinstance(self.source, Announcing):
+            self.source.forget_changes(self.state.get("cursor"))
 
     # -- common ---------------------------------------------------------------------------------
 
