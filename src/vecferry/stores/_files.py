@@ -46,7 +46,7 @@ from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores._log import ID_KINDS, AppendLog
 from vecferry.stores._staging import StagingRoom, as_store_error, replace_whole
 
-_SEARCH_BATCH = 4096
+_SEARCH_BATCH = _INDEX_BATCH = 4096
 
 
 class FileStore(ABC):
@@ -256,7 +256,7 @@ class FileStore(ABC):
     def _key_index(self) -> KeyIndex:
         stamp = self._stamp()
         if self._index is None or self._index[0] != stamp:
-            located = self._located(8192, Fields.IDS)
+            located = self._located(_INDEX_BATCH, Fields.IDS)
             self._index = stamp, KeyIndex((keys_of(batch.ids), at) for batch, at in located)
         return self._index[1]
 
@@ -355,7 +355,7 @@ class Pending:
         """One kind if all ids share it, else ``"mixed"``."""
         kinds = {ID_KINDS[k] for k in np.unique(self.entries["kind"])}
         if self.base is not None:
-            for batch, _ in self.base._located(8192, Fields.IDS):
+            for batch, _ in self.base._located(_INDEX_BATCH, Fields.IDS):
                 kinds.add(kind_of(batch))
         return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "str"
 
