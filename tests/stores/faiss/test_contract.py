@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import faiss
 import numpy as np
+import pytest
 
 from vecferry.records import Metric
 from vecferry.stores.faiss import FaissStore
@@ -28,6 +29,7 @@ class TestPlain(StoreContract):
         return dict(enumerate(map(Peek, texts, index.reconstruct_n(0, index.ntotal))))
 
 
+@pytest.mark.slow
 class TestParquet(TestPlain):
     options: ClassVar[dict[str, Any]] = {"sidecar": "parquet"}
 
@@ -45,6 +47,7 @@ class TestHnswIp(TestPlain):
     exact = False  # inner products find the record itself only at unit length
 
 
+@pytest.mark.slow
 class TestCosine(TestPlain):
     metric = Metric.COSINE
 
@@ -129,6 +132,7 @@ class TestRawJson(StoreContract):
         return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
 
 
+@pytest.mark.slow
 class TestRawJsonl(TestRawJson):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout="raw-jsonl")

@@ -161,7 +161,7 @@ def refused_by_store(path: Path, data: bytes, error: type[Exception]) -> None:
     assert not list(path.parent.rglob(CANARY))
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_is_refused(name: str, protocol: int, place: Path) -> None:
     try:

@@ -163,7 +163,8 @@ class FaissStore:
             shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         count = build(stage, draft)
-        fsync_tree(draft)
+        if self._tag is not None:  # else publishing, which follows, makes it durable
+            fsync_tree(draft)
         draft.rename(place)
         if self._tag is None:
             self._close_stage()
@@ -282,10 +283,11 @@ class FaissStore:
 
     def _begin(self, plan: Plan, old: Snapshot | None) -> None:
         self._room.begin(self._work_tag)
+        plan.base = {"rows": 0, "bytes": 0} if old is None else None
         self._stage = Stage.create(self._folder / "stage", plan)
         if old is not None:
             self._copy(old, None)
-        self._stage.settle_base()
+            self._stage.settle_base()
 
     def _copy(self, old: Snapshot, keep: Callable[[int], bool] | None) -> None:
         stage = self._staged()
