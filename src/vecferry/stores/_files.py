@@ -42,9 +42,10 @@ from vecferry.records import (
 )
 from vecferry.records.vectors import Array
 from vecferry.stores._checks import check_columns, check_query, kind_of, score_batch
+from vecferry.stores._durable import as_store_error, replace_whole
 from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores._log import ID_KINDS, AppendLog
-from vecferry.stores._staging import StagingRoom, as_store_error, replace_whole
+from vecferry.stores._staging import StagingRoom
 
 _SEARCH_BATCH = _INDEX_BATCH = 4096
 

@@ -24,8 +24,8 @@ import orjson
 from vecferry.errors import CorruptDataError, JobLockedError, NotFoundError
 from vecferry.records import CollectionSchema
 from vecferry.records.vectors import Array
+from vecferry.stores._durable import fsync_folder, write_durably
 from vecferry.stores._keys import keys_of
-from vecferry.stores._staging import fsync_folder, write_durably
 
 ENTRY = np.dtype([("key", "S16"), ("length", "<u8"), ("kind", "u1")])
 ID_KINDS = ("int", "str", "uuid", "mixed")

@@ -19,123 +19,30 @@ completes what was begun. Inodes survive renames, so no marker is ever put into 
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError
+from vecferry.errors import ConfigurationError, NotFoundError
 from vecferry.ports import Version
+from vecferry.stores._durable import (
+    as_store_error,
+    exchange,
+    fsync_file,
+    fsync_folder,
+    fsync_tree,
+    write_durably,
+)
 
-_RENAME_EXCHANGE = 2  # the same bit in Linux's renameat2 and macOS's renamex_np
-_AT_FDCWD = -100
 _HOUSEKEEPING = frozenset({"room.json", "lock", "writer"})
-
-
-# -- durable pieces ---------------------------------------------------------------------------
-
-
-def fsync_file(path: Path) -> None:
-    """Make the content of a file durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable. Does nothing where folders cannot be opened (Windows)."""
-    if os.name == "posix":
-        fsync_file(path)
-
-
-def fsync_tree(path: Path) -> None:
-    """Make a file, or a folder with everything in it, durable."""
-    if not path.is_dir():
-        fsync_file(path)
-        return
-    for root, _, files in os.walk(path):
-        for name in files:
-            fsync_file(Path(root, name))
-        fsync_folder(Path(root))
-
-
-def replace_durably(new: Path, target: Path) -> None:
-    """Let the file ``new`` be ``target``: fsync, rename over it, fsync the folder."""
-    fsync_file(new)
-    new.replace(target)
-    fsync_folder(target.parent)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file such that a crash leaves the old content or the new, never a mixture."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        draft.write_bytes(data)
-        replace_durably(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def replace_whole(new: Path, target: Path) -> None:
-    """Let a durable file or folder be ``target`` in one step, keeping nothing of what was there."""
-    fsync_tree(new)
-    if not target.is_dir() and not new.is_dir():
-        new.replace(target)
-    elif not target.exists():
-        new.rename(target)
-    elif not exchange(new, target):
-        aside = new.with_name(f"trash-{uuid4().hex[:8]}")
-        target.rename(aside)
-        new.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-    fsync_folder(target.parent)
-    if new.is_dir():
-        shutil.rmtree(new, ignore_errors=True)
-    else:
-        new.unlink(missing_ok=True)
-
-
-def exchange(a: Path, b: Path) -> bool:
-    """Swap two existing paths in one step; false where the system cannot do that."""
-    call = _exchange_call()
-    if call is None:
-        return False
-    if call(os.fsencode(a), os.fsencode(b)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(a))
-
-
-@cache
-def _exchange_call() -> Any:
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if sys.platform == "darwin":
-            swap = libc.renamex_np
-            return lambda a, b: swap(a, b, _RENAME_EXCHANGE)
-        swap = libc.renameat2
-    except (OSError, AttributeError, TypeError):
-        return None
-    return lambda a, b: swap(_AT_FDCWD, a, _AT_FDCWD, b, _RENAME_EXCHANGE)
-
-
-# -- the room ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -353,18 +260,6 @@ class StagingRoom:
         write_durably(self.folder / "room.json", json.dumps(ledger.__dict__, indent=1).encode())
 
 
-def as_store_error(error: OSError, path: Path) -> Exception:
-    """The one table that turns an operating system's refusal into ours."""
-    name = str(path)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return FatalStoreError(f"no space is left for {name}; free some and run the same call again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FatalStoreError(f"{name} may not be written; change its permissions or choose another path")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return NotFoundError(f"{name} is not there, or a folder on the way to it is not")
-    return FatalStoreError(f"{name}: {error.strerror or error}; see to the disk and run the call again")
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """An advisory lock that the kernel releases when the process dies, however it dies."""
@@ -406,14 +301,4 @@ def _modified(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
 
 
-__all__ = [
-    "StagingRoom",
-    "as_store_error",
-    "exchange",
-    "fsync_file",
-    "fsync_folder",
-    "fsync_tree",
-    "replace_durably",
-    "replace_whole",
-    "write_durably",
-]
+__all__ = ["StagingRoom", "as_store_error", "fsync_folder", "fsync_tree", "write_durably"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vecferry.stores import _staging
+from vecferry.stores import _durable, _staging
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def crash_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
             for name in ("rename", "replace", "unlink", "mkdir", "link", "fsync", "truncate"):
                 patch.setattr(os, name, guard(getattr(os, name)))
             patch.setattr(shutil, "rmtree", guard(shutil.rmtree))
-            patch.setattr(_staging, "exchange", guard(_staging.exchange))
+            guarded = guard(_durable.exchange)
+            for room in (_durable, _staging):
+                patch.setattr(room, "exchange", guarded)
             try:
                 yield survived
                 survived.append(True)

@@ -15,7 +15,8 @@ import pytest
 
 from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError
 from vecferry.stores import _staging
-from vecferry.stores._staging import StagingRoom, exchange, write_durably
+from vecferry.stores._durable import exchange, write_durably
+from vecferry.stores._staging import StagingRoom
 
 
 def put(path: Path, text: str, *, folder: bool) -> None:
