@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +14,7 @@ def place_whole(new: Path, target: Path) -> None:
     A file is replaced atomically. A folder takes two renames: killed between them, the old content lies
     beside the target under a name that begins with ``.old-``.
     """
+    _make_durable(new)
     if not target.exists() or not (target.is_dir() or new.is_dir()):
         new.replace(target)
         return
@@ -27,3 +29,15 @@ def place_whole(new: Path, target: Path) -> None:
         shutil.rmtree(aside)
     else:
         aside.unlink()
+
+
+def _make_durable(place: Path) -> None:
+    """fsync a file, or every file and folder below a folder."""
+    for path in [place, *(place.rglob("*") if place.is_dir() else ())]:
+        if path.is_dir() and os.name != "posix":
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

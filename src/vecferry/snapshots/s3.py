@@ -1,17 +1,15 @@
 """Objects in S3 and what speaks like it (MinIO, Ceph, R2), through boto3.
 
-Every request has the project's own retry around it (`vecferry.retry`); boto's is off. What is sent carries
-a Content-MD5, which every S3 server checks; ETags that are MD5 sums are compared with it.
+Every request has the project's own retry around it (`vecferry.retry`); boto's is off. The signature of
+every request covers the SHA-256 of its body (Signature Version 4), which every S3 server checks.
 """
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
-from hashlib import md5
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,7 +123,7 @@ class S3Objects:
         self._put(key, data, **condition)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        self.call("put_object", Key=self.key(key), Body=data, ContentMD5=_md5(data)[1], **condition)
+        self.call("put_object", Key=self.key(key), Body=data, **condition)
 
     def _probe(self) -> None:
         """Make sure that the server refuses to overwrite when asked to: some ignore the condition."""
@@ -199,11 +197,6 @@ class S3Objects:
         download_files(self, objects, advance)
 
 
-def _md5(data: bytes | memoryview) -> tuple[str, str]:
-    digest = md5(data, usedforsecurity=False)
-    return digest.hexdigest(), base64.b64encode(digest.digest()).decode()
-
-
 def _client(profile: str | None, options: dict[str, str | None]) -> Any:
     try:
         import boto3
@@ -219,7 +212,10 @@ def _client(profile: str | None, options: dict[str, str | None]) -> Any:
         read_timeout=60,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if options["endpoint_url"] else "auto"},
+        s3={
+            "addressing_style": "path" if options["endpoint_url"] else "auto",
+            "payload_signing_enabled": True,
+        },
     )
     try:
         core = Session(profile=profile)

@@ -20,7 +20,7 @@ import orjson
 
 from vecferry.errors import CorruptDataError, FatalStoreError, NotFoundError, RetryableError
 from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo
-from vecferry.snapshots.s3 import WORKERS, S3Objects, _md5
+from vecferry.snapshots.s3 import WORKERS, S3Objects
 
 PART = 8 << 20
 _MOST_PARTS = 10_000
@@ -128,9 +128,7 @@ class _Upload:
 
     def _whole(self) -> str:
         data = os.pread(self._file.fileno(), self._size, 0)
-        hexed, encoded = _md5(data)
-        answer = self._s3.call("put_object", Key=self._s3.key(self._key), Body=data, ContentMD5=encoded)
-        _check_etag(answer, hexed, self._key)
+        self._s3.call("put_object", Key=self._s3.key(self._key), Body=data)
         self._advance(len(data))
         return sha256(data).hexdigest()
 
@@ -148,8 +146,8 @@ class _Upload:
         sums = b""
         for start in range(0, self._size, self._step):
             part = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
-            sums += md5(part, usedforsecurity=False).digest()
-        expected = f"{md5(sums, usedforsecurity=False).hexdigest()}-{len(sums) // 16}"
+            sums += _md5(part).digest()
+        expected = f"{_md5(sums).hexdigest()}-{len(sums) // 16}"
         return info.etag.strip('"') == expected
 
     def _begin(self) -> dict[int, tuple[str, int]]:
@@ -172,23 +170,19 @@ class _Upload:
     def _part(self, number: int, known: tuple[str, int] | None) -> None:
         start = (number - 1) * self._step
         data = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
-        hexed, encoded = _md5(data)
-        if known is not None and known == (f'"{hexed}"', len(data)):
-            etag = known[0]
-        else:
+        etag = known[0] if known and known == (f'"{_md5(data).hexdigest()}"', len(data)) else None
+        if etag is None:
             answer = self._s3.call(
-                "upload_part",
-                Key=self._s3.key(self._key),
-                UploadId=self._id,
-                PartNumber=number,
-                Body=data,
-                ContentMD5=encoded,
+                "upload_part", Key=self._s3.key(self._key), UploadId=self._id, PartNumber=number, Body=data
             )
-            _check_etag(answer, hexed, self._key)
             etag = answer["ETag"]
         with self._lock:
             self._parts[number] = etag
         self._advance(len(data))
+
+
+def _md5(data: bytes = b"") -> Any:
+    return md5(data, usedforsecurity=False)
 
 
 def _check_etag(answer: dict[str, Any], hexed: str, key: str) -> None:
@@ -254,7 +248,6 @@ class _Download:
         return [partial(self._range, start) for start in starts if start not in self._done]
 
     def complete(self) -> None:
-        os.fsync(self._file)
         self._sidecar.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -280,16 +273,16 @@ class _Download:
         answer = self._s3.client.get_object(
             Bucket=self._s3.bucket, Key=self._s3.key(self._info.key), IfMatch=self._info.etag, **arguments
         )
-        body = answer["Body"]
-        digest = md5(usedforsecurity=False)
-        at = start
-        while block := body.read(_BLOCK):
+        whole = not arguments
+        digest, at = _md5(), start
+        while block := answer["Body"].read(self._step):
             self._put(block, at)
-            digest.update(block)
             at += len(block)
+            if whole:
+                digest.update(block)
         if at != stop:
             raise RetryableError(f"{self._info.key}: {at - start:,} of {stop - start:,} bytes arrived")
-        if not arguments:
+        if whole:
             _check_etag(answer, digest.hexdigest(), self._info.key)
 
     def _put(self, block: bytes, at: int) -> None:
