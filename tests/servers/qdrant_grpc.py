@@ -220,6 +220,24 @@ class _Points(q.PointsServicer):
 
         return self.server.handle("Query", context, work)
 
+    def QueryBatch(self, request: Any, context: Any) -> Any:
+        def work() -> Any:
+            results = []
+            for one in request.query_points:
+                answer = self.server.client.query_points(
+                    request.collection_name,
+                    GrpcToRest.convert_query(one.query),
+                    using=one.using or None,
+                    query_filter=_has(one, "filter", GrpcToRest.convert_filter),
+                    limit=one.limit,
+                    **_selectors(one),
+                )
+                points = [RestToGrpc.convert_scored_point(p) for p in answer.points]
+                results.append(q.BatchResult(result=points))
+            return q.QueryBatchResponse(result=results)
+
+        return self.server.handle("QueryBatch", context, work)
+
     def CreateFieldIndex(self, request: Any, context: Any) -> Any:
         def work() -> Any:
             extra = self.server.extra(request.collection_name)

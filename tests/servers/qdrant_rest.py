@@ -138,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
         return _json(answer)
 
+    def query_batch(self, name: str, body: dict[str, Any]) -> Any:
+        return [self.query_points(name, one) for one in body["searches"]]
+
     def delete_collection(self, name: str, _: Any) -> bool:
         return self.server_.client.delete_collection(name)
 
@@ -175,5 +178,6 @@ _ROUTES = (
     ("POST", "/collections/([^/]+)/points/scroll", "scroll"),
     ("POST", "/collections/([^/]+)/points/count", "count"),
     ("POST", "/collections/([^/]+)/points/query", "query_points"),
+    ("POST", "/collections/([^/]+)/points/query/batch", "query_batch"),
     ("POST", "/collections/([^/]+)/points/delete", "delete"),
 )

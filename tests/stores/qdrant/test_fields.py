@@ -12,7 +12,7 @@ from qdrant_client import QdrantClient, models
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
 from vecferry.ports import Fields, Sink, Store, WriteMode
-from vecferry.ports.abilities import Deletable, Fetchable, Publishable, Searchable
+from vecferry.ports.abilities import BatchSearchable, Deletable, Fetchable, Publishable
 from vecferry.records import (
     CollectionSchema,
     EmbeddingSpace,
@@ -40,7 +40,7 @@ def open_(request: pytest.FixtureRequest) -> Open:
 
 def test_the_store_has_every_ability_it_should(folder: Open) -> None:
     store = folder()
-    for ability in (Store, Sink, Fetchable, Searchable, Deletable, Publishable):
+    for ability in (Store, Sink, Fetchable, BatchSearchable, Deletable, Publishable):
         assert isinstance(store, ability)
 
 
@@ -121,6 +121,19 @@ def test_multi_vectors_score_by_the_best_match_of_each_row(open_: Open, metric: 
         return
     assert [hit.id for hit in hits] == [id_ for _, id_ in expected]
     np.testing.assert_allclose([hit.score for hit in hits], [s for s, _ in expected], rtol=1e-4)
+
+
+def test_many_queries_are_answered_as_one_by_one(open_: Open) -> None:
+    store = fill(open_(), records(60))
+    queries = vectors(40, seed=4)
+    for where in (None, {"n": {"$lt": 30}}, {"n": {"$nin": ["x", None]}}):
+        each = [store.search(query, 5, where=where) for query in queries]
+        assert store.search_many(queries, 5, where=where) == each
+    (only,) = store.search_many(queries[:1], 3, fields=Fields.IDS)
+    assert [hit.id for hit in only] == [hit.id for hit in store.search(queries[0], 3)]
+    assert not only[0].vectors
+    assert only[0].text is None
+    assert store.search_many([], 3) == []
 
 
 def test_sparse_vectors_are_searched(open_: Open) -> None:

@@ -10,7 +10,7 @@ import pytest
 import vecferry as vf
 from servers.qdrant_rest import QdrantRest
 from vecferry.errors import FatalStoreError, NotFoundError, RejectedRecord, RetryableError
-from vecferry.ports import WriteMode
+from vecferry.ports import Fields, WriteMode
 from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
@@ -47,6 +47,8 @@ def test_float32_vectors_cross_bit_for_bit(rest: QdrantRest) -> None:
     store = fill(open_(rest), records(50), like)
     np.testing.assert_array_equal(np.stack([r.vector for r in read(store)]), vectors(50))
     assert store.search(vectors(50)[7], 1)[0].id == 7
+    many = store.search_many(vectors(50)[3:6], 1, fields=Fields.IDS)
+    assert [hits[0].id for hits in many] == [3, 4, 5]
     assert store.delete([7, 8, 99]) == 2
     assert store.fetch([7, 9]).id_list == [9]
     store.close()

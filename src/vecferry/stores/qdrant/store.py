@@ -272,8 +272,19 @@ class QdrantStore:
         exact: bool = False,
     ) -> list[VectorRecord]:
         """As the port says. ``ef_search`` is HNSW's, ``exact`` asks for a search without the index."""
-        how = {"hnsw_ef": ef_search, "exact": exact} if ef_search or exact else {}
-        return find(self._at, self._facts(), vector, k, field, where, how)
+        how = {"hnsw_ef": ef_search, "exact": exact} if ef_search or exact else None
+        return find(self._at, self._facts(), [vector], k, field=field, where=where, params=how)[0]
+
+    def search_many(
+        self,
+        vectors: Sequence[Any],
+        k: int = 10,
+        *,
+        field: str = "",
+        where: Where | None = None,
+        fields: Fields = Fields.ALL,
+    ) -> list[list[VectorRecord]]:
+        return find(self._at, self._facts(), vectors, k, field=field, where=where, fields=fields)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         facts = self._facts()
