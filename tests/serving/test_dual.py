@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -132,6 +133,33 @@ def test_each_side_in_its_own_space(words: WordEmbedder, tmp_path: Path) -> None
         np.testing.assert_array_equal(contents(store)[1].vector, by.embed(["a b"])[0])
 
 
+def test_a_journal_that_cannot_be_written_stops_the_write_before_it_begins(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    before = contents(pair[0])
+    writer.journal._db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(writer.journal.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RetryableError, match="journal"):
+        writer.write([record(1, words, "not now")])
+    other.execute("ROLLBACK")
+    other.close()
+    assert contents(pair[0]) == before
+    assert writer.write([record(1, words, "now")]) == 1
+
+
+def test_a_gate_left_shut_opens_by_itself(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    writer.journal.shut(0.2)
+    start = time.monotonic()
+    writer.write([record(1, words, "waits")])
+    assert 0.1 < time.monotonic() - start < 5.0
+    writer.journal.shut(10.0)
+    with pytest.raises(RetryableError, match="cut-over"):
+        writer.journal.begin([1], patience=0.05)
+
+
 def test_sides_that_cannot_are_refused(words: WordEmbedder) -> None:
     class ReadOnly:
         def search(self) -> None: ...
@@ -221,7 +249,7 @@ def test_a_killed_process_loses_no_acknowledged_write(words: WordEmbedder, tmp_p
         store.write(RecordBatch.from_records([record(0, words)]))
     log = tmp_path / "acknowledged"
     context = multiprocessing.get_context("fork")
-    for round_ in range(4):
+    for round_ in range(3):
         log.write_text("")
         child = context.Process(target=_write_for_ever, args=(tmp_path, log))
         child.start()

@@ -100,7 +100,7 @@ class Comparison:
             left.step(ordered, shares, where="post", label=run.name)
         left.set(xlabel="latency [ms]", ylabel="share of queries", xscale="log", title="latency")
         left.legend()
-        right.hist(self.overlaps, bins=[i / 10 for i in range(12)])
+        right.hist(self.overlaps, bins=[(i - 0.5) / self.k for i in range(self.k + 2)])
         right.set(xlabel=f"overlap of the first {self.k}", ylabel="queries", title="agreement")
         figure.savefig(path)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vecferry.errors import RetryableError
@@ -57,8 +58,7 @@ class Journal:
         """
         end = time.monotonic() + patience
         while True:
-            with self._lock, self._db:
-                self._db.execute("BEGIN IMMEDIATE")
+            with self._transaction():
                 if float(self._get("gate")) <= time.time():
                     return self._note(ids), str(self._get("role"))
             if time.monotonic() > end:
@@ -67,15 +67,13 @@ class Journal:
 
     def renew(self, ids: Sequence[RecordId]) -> tuple[int, str]:
         """As `begin`, through a shut gate: for whoever shut it, and to make up for what was missed."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             return self._note(ids), str(self._get("role"))
 
     def done(self, ids: Sequence[RecordId], seq: int) -> list[RecordId]:
         """Strike ids off; returns those that another write touched meanwhile, still to be settled."""
         disturbed = []
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for id_ in ids:
                 query = "DELETE FROM pending WHERE id = ? AND seq = ?"
                 if not self._db.execute(query, (encode_id(id_), seq)).rowcount:
@@ -84,8 +82,7 @@ class Journal:
 
     def missed(self, ids: Sequence[RecordId], seq: int) -> None:
         """These did not reach the second side; they stay noted."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             rows = [(seq, encode_id(id_)) for id_ in ids]
             query = "INSERT INTO pending VALUES (?2, ?1, 1) ON CONFLICT (id) DO UPDATE SET missed = 1"
             self._db.executemany(query, rows)
@@ -119,26 +116,33 @@ class Journal:
 
     def shut(self, seconds: float) -> None:
         """Hold new writes back, for ``seconds`` at most: if this process dies the gate opens by itself."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._set("gate", time.time() + seconds)
 
     def reopen(self) -> None:
         """Let writes go on."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             self._set("gate", 0.0)
 
     def lead(self, role: str) -> bool:
         """Let ``role`` lead if nothing is pending; false, and nothing changed, if something is."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             if self._db.execute("SELECT 1 FROM pending LIMIT 1").fetchone():
                 return False
             self._set("role", role)
             return True
 
     # -- helpers --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One write transaction, durable when it ends."""
+        try:
+            with self._lock, self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.OperationalError as error:
+            raise RetryableError(f"the journal {self.path} cannot be written: {error}") from error
 
     def _note(self, ids: Sequence[RecordId]) -> int:
         seq = int(self._get("seq")) + 1

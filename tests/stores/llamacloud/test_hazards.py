@@ -134,10 +134,10 @@ def test_a_scan_goes_on_behind_any_cursor_in_a_new_process(
     cloud: LlamaCloud, pipeline: Pipeline, records: str, size: int
 ) -> None:
     pipeline.info["transform_config"]["chunk_size"] = 8
-    cloud.put(pipeline, docs(9))
+    cloud.put(pipeline, docs(6))
     whole = list(open_store(records=records).scan(batch_size=size))
     everything = [i for batch in whole for i in batch.id_list]
-    assert len(everything) == (9 if records == "documents" else 27)
+    assert len(everything) == (6 if records == "documents" else 18)
     for at, batch in enumerate(whole):
         rest = [i for later in whole[at + 1 :] for i in later.id_list]
         assert ids_of(open_store(records=records), after=batch.cursor, batch_size=size) == rest

@@ -98,22 +98,29 @@ def chunk_id(place: Mapping[str, Any], number: int) -> str:
 
 
 def _take_excluded(body: dict[str, Any]) -> dict[str, list[str]]:
+    """The two lists, out of the metadata where they are proper ones; anything else stays as it is."""
     node = body.get(NODE_KEY)
-    if not isinstance(node, Mapping):
-        return {key: [] for key in _EXCLUDED}
-    rest = {key: value for key, value in node.items() if key not in _EXCLUDED}
-    body.pop(NODE_KEY)
-    if rest:
-        body[NODE_KEY] = rest
-    return {key: list(node.get(key) or []) for key in _EXCLUDED}
+    given = {key: node.get(key) for key in _EXCLUDED} if isinstance(node, Mapping) else {}
+    lists = {key: value for key, value in given.items() if value and _list_of(value, str)}
+    if lists and isinstance(node, Mapping):
+        body[NODE_KEY] = {key: value for key, value in node.items() if key not in lists}
+        if not body[NODE_KEY]:
+            del body[NODE_KEY]
+    return {key: list(lists.get(key) or []) for key in _EXCLUDED}
 
 
 def _take_positions(body: dict[str, Any]) -> list[int] | None:
     cloud = body.get(CLOUD_KEY)
     if not isinstance(cloud, Mapping) or set(cloud) != {"page_positions"}:
         return None
+    if not _list_of(cloud["page_positions"], int):
+        return None
     del body[CLOUD_KEY]
     return list(cloud["page_positions"])
+
+
+def _list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
 def _id(value: Mapping[str, Any], key: str) -> str:

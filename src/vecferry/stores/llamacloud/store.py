@@ -205,7 +205,9 @@ class LlamaCloudStore:
             metadata_types=frozenset({"null", "bool", "int", "float", "str", "list", "object"}),
             several_fields=False,
             needs_vectors=False,
-            losses=(Loss(kind="field", detail="LlamaCloud chunks and embeds by itself"),),
+            losses=(
+                Loss(kind="field", detail="vectors stay behind: LlamaCloud chunks and embeds by itself"),
+            ),
         )
 
     def exists(self) -> bool:
