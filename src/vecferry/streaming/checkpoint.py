@@ -82,18 +82,24 @@ class JobState:
 
     Raises:
         JobLockedError: if another process has it open.
+        JobError: if the folder or the file cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / "lock")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / "lock")
             self._lock.acquire(timeout=0)
         except Timeout:
             raise JobLockedError(
                 f"job {folder.name} is running in another process; wait for it, or stop it first"
             ) from None
+        except OSError as error:
+            raise JobError(
+                f"the state folder {folder} cannot be written ({error.strerror}); "
+                "set VECFERRY_HOME or state_dir to another place"
+            ) from error
         try:
             self.connection = _connect(folder / "job.sqlite")
         except JobError:
