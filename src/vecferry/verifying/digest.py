@@ -27,7 +27,8 @@ from vecferry.records.vectors import Array
 
 BUCKETS = 256
 _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
-_SAFE = frozenset({str, int, bool, type(None)})
+_SAFE = frozenset({str, bool, type(None)})
+_INT64 = 1 << 63
 
 
 def canonical_rows(batch: RecordBatch, *, text: bool = True, metadata: bool = True) -> list[bytes]:
@@ -42,20 +43,24 @@ def _canonical(id_: RecordId, text: str | None, metadata: Mapping[str, Any]) -> 
         if _is_plain(metadata):
             return orjson.dumps([encode_id(id_), text, metadata, {}], option=_SORTED)
         return orjson.dumps([encode_id(id_), text, *to_json(metadata)], option=_SORTED)
-    except TypeError:  # an integer beyond 64 bits, or a lone surrogate
+    except TypeError:  # a lone surrogate, which UTF-8 cannot hold
         row = [encode_id(id_), text, *to_json(metadata)]
         return json.dumps(row, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _is_plain(metadata: Mapping[str, Any]) -> bool:
-    """Whether JSON holds every value as it is."""
+    """Whether `to_json` would leave every value as it is. It need not be asked for most metadata."""
     for value in metadata.values():
         kind = type(value)
-        if kind in _SAFE or (kind is float and value - value == 0.0):
+        if kind in _SAFE:
             continue
-        if kind is list and _SAFE.issuperset(map(type, value)):
+        if kind is int and -_INT64 <= value < _INT64:
             continue
-        if kind is dict and _SAFE.issuperset(map(type, value)) and _is_plain(value):
+        if kind is float and value - value == 0.0:
+            continue
+        if kind is list and all(type(item) in _SAFE for item in value):
+            continue
+        if kind is dict and all(type(key) is str for key in value) and _is_plain(value):
             continue
         return False
     return True
