@@ -11,10 +11,13 @@ import pytest
 
 import vecferry as vf
 from servers.llamacloud import Fault, LlamaCloud, Pipeline
+from servers.postgres import Postgres, postgres
 from vecferry.records import VectorRecord
 from vecferry.retry import RetryPolicy
 
 from .conftest import open_store
+
+__all__ = ["postgres"]
 
 
 def test_out_to_a_backup_and_home_again_without_a_difference(
@@ -97,3 +100,74 @@ def test_a_migration_under_faults_loses_nothing(
         chunks = [n["text"] for d in pipeline.documents.values() for n in cloud.chunks(pipeline, d)]
         assert sorted(texts) == sorted(chunks)
     assert not cloud.faults
+
+
+def test_the_vectors_of_a_customer_owned_sink_are_read_there(
+    cloud: LlamaCloud, pipeline: Pipeline, postgres: Postgres
+) -> None:
+    """The service writes through LlamaIndex; so does this test, and then follows the URL it is given."""
+    stores = pytest.importorskip("llama_index.vector_stores.postgres")
+    from llama_index.core.schema import TextNode
+
+    database = postgres.database()
+    sink = stores.PGVectorStore.from_params(
+        host="127.0.0.1",
+        port=str(postgres.port),
+        user="postgres",
+        password="",
+        database=database,
+        table_name="Handbook",
+        embed_dim=3,
+    )
+    sink.add([TextNode(id_=f"n{i}", text=f"chunk {i}", embedding=[1.0, 0.5, i]) for i in range(4)])
+    component = {
+        "host": "127.0.0.1",
+        "port": postgres.port,
+        "user": "postgres",
+        "database": database,
+        "schema_name": "public",
+        "table_name": "Handbook",
+        "embed_dim": 3,
+    }
+    pipeline.info["data_sink"] = {
+        "id": "s",
+        "name": "ours",
+        "project_id": "p",
+        "sink_type": "POSTGRES",
+        "component": component,
+    }
+    with vf.connect("llamacloud://Default/handbook", rate=0) as source:
+        url = source.store.sink_url
+        assert url in str(source.describe().losses[0])
+    found = {record.id: record for record in vf.connect(url).records()}
+    assert {id_: record.text for id_, record in found.items()} == {f"n{i}": f"chunk {i}" for i in range(4)}
+    assert found["n2"].vector.tolist() == [1.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://qdrant.local:7000", ("qdrant.local", 7000, False)),
+        ("https://x.cloud.qdrant.io", ("x.cloud.qdrant.io", 6333, True)),
+    ],
+)
+def test_the_url_of_a_qdrant_sink_means_the_same_server(
+    cloud: LlamaCloud,
+    pipeline: Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    expected: tuple[str, int, bool],
+) -> None:
+    from vecferry.ports import StoreURL
+    from vecferry.stores.qdrant.connection import Address
+
+    monkeypatch.setenv("QDRANT_API_KEY", "a-key")  # with which other addresses would be encrypted
+    pipeline.info["data_sink"] = {
+        "sink_type": "QDRANT",
+        "name": "ours",
+        "component": {"url": address, "collection_name": "my kb"},
+    }
+    url = StoreURL.parse(open_store().sink_url or "")
+    at = Address.of(url, **url.options)
+    assert (at.host, at.port, at.https) == expected
+    assert url.path == "my kb"

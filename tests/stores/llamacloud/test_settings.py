@@ -104,7 +104,7 @@ def test_describe(cloud: LlamaCloud, pipeline: Pipeline, documents: list[dict[st
                 "sink_type": "QDRANT",
                 "component": {"url": "http://qdrant.local:6333", "collection_name": "kb"},
             },
-            "qdrant://qdrant.local:6333/kb",
+            "qdrant://qdrant.local:6333/kb?https=false",
         ),
         (
             {

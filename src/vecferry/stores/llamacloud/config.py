@@ -153,8 +153,8 @@ def _qdrant_url(component: Mapping[str, Any]) -> str | None:
     parts = urlsplit(str(component.get("url") or ""))
     if not parts.hostname or not component.get("collection_name"):
         return None
-    port = parts.port or (443 if parts.scheme == "https" and "qdrant.io" not in parts.netloc else 6333)
-    tls = "?https=true" if parts.scheme == "https" else ""
+    port = parts.port or 6333  # as Qdrant's own client reads an address without one
+    tls = "?https=true" if parts.scheme == "https" else "?https=false"
     return f"qdrant://{parts.hostname}:{port}/{quote(str(component['collection_name']))}{tls}"
 
 
