@@ -59,7 +59,7 @@ class FaultServer:
         texts: how often each text was answered with a vector.
         requests: the inputs of every request, failed ones included.
         most_at_once: requests that were under way together.
-        busy: seconds of ``latency`` served, summed over requests.
+        busy: seconds that requests spent here, from the last byte read to the last byte sent, summed.
     """
 
     def __init__(
@@ -118,18 +118,16 @@ class FaultServer:
             fault = self.faults.popleft() if self.faults else None
         if self._places:
             self._places.acquire()
-        start = time.perf_counter()
         if self.latency:
             time.sleep(self.latency)
-        with self._lock:
-            self.busy += time.perf_counter() - start
-        if self._places:
-            self._places.release()
         return fault or self.rule(inputs)
 
-    def leave(self) -> None:
+    def leave(self, start: float) -> None:
+        if self._places:
+            self._places.release()
         with self._lock:
             self._now -= 1
+            self.busy += time.perf_counter() - start
 
     def answered(self, inputs: Iterable[str]) -> None:
         with self._lock:
@@ -160,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"model_info": {"nomic-bert.context_length": 2048}})
             return
         inputs = body["input"]
+        start = time.perf_counter()
         fault = owner.enter(inputs)
         try:
             if fault and self._broken(fault):
@@ -171,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
                 owner.answered(inputs)
             self._send(status, answer, fault)
         finally:
-            owner.leave()
+            owner.leave(start)
 
     def _broken(self, fault: Fault) -> bool:
         time.sleep(fault.hang)
