@@ -345,6 +345,15 @@ def test_losses_of_the_chosen_index_are_announced() -> None:
     assert DType.BIT not in FaissStore("x", layout="langchain").capabilities().dtypes
 
 
+def test_what_changes_its_form_in_a_layout_is_announced() -> None:
+    langchain = FaissStore("x", layout="langchain").capabilities()
+    assert langchain.id_types == {"str"} and langchain.metadata_types is None
+    raw = FaissStore("x", layout="raw-json").capabilities()
+    assert raw.id_types == {"int", "str"} and "datetime" not in (raw.metadata_types or ())
+    plain = FaissStore("x").capabilities()
+    assert "tuple" in plain.id_types and plain.metadata_types is None
+
+
 def test_small_numbers_and_bits_come_back_in_their_dtype(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     columns = {

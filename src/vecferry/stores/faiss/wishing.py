@@ -15,6 +15,16 @@ from vecferry.stores.faiss.stage import Plan
 
 _FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.INT8, DType.UINT8})
 _METRICS = frozenset({Metric.COSINE, Metric.L2, Metric.IP, Metric.L1})
+_TEXT_IDS = frozenset({"str"})
+_NATIVE_IDS = frozenset({"int", "str"})
+_ID_TYPES = {
+    "plain": frozenset({"int", "str", "uuid", "tuple"}),
+    "raw-pkl": frozenset({"int", "str", "uuid"}),
+    "raw-json": _NATIVE_IDS,
+    "raw-jsonl": _NATIVE_IDS,
+}
+_ANY_METADATA = ("plain", "langchain", "raw-pkl")
+_JSON = frozenset({"str", "int", "float", "bool", "null", "list", "object"})
 _BIT_LAYOUTS = ("plain", "raw-pkl", "raw-json", "raw-jsonl")
 
 
@@ -29,12 +39,14 @@ class Wish:
     def capabilities(self) -> Capabilities:
         """FAISS stores float32 and bits; smaller numbers are kept as float32, which holds them exactly, and
         read back as what they were."""
-        factory = self.factory or "Flat"
-        bits = (self.layout or "plain") in _BIT_LAYOUTS and factory == "Flat"
+        layout, factory = self.layout or "plain", self.factory or "Flat"
+        bits = layout in _BIT_LAYOUTS and factory == "Flat"
         return Capabilities(
             kinds=frozenset({Kind.DENSE}),
             metrics=_METRICS | ({Metric.HAMMING} if bits else frozenset()),
             dtypes=_FLOATS | ({DType.BIT} if bits else frozenset()),
+            id_types=_ID_TYPES.get(layout, _TEXT_IDS),
+            metadata_types=None if layout in _ANY_METADATA else _JSON,
             several_fields=False,
             missing_vectors=False,
             losses=losses_of(factory),
