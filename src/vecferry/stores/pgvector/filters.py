@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from vecferry.errors import ConfigurationError, SchemaMismatchError
-from vecferry.records import Where, check_where, to_json
+from vecferry.records import ENVELOPE, Where, check_where, to_json
 from vecferry.stores.pgvector.columns import PgColumn, RowMap
 from vecferry.stores.pgvector.compiled import as_sql, rebound
 from vecferry.stores.pgvector.partitions import ordered
@@ -173,48 +174,96 @@ def _in_array(clause: Any, name: str, operand: Any) -> Any:
 
 def _in_json(document: Any, key: str, name: str, operand: Any) -> Any:
     """At a key, or where there is none of that very name, at a dotted path."""
+    whole = _Place(document, [key])
     if "." not in key:
         if name == "$eq" and type(operand) in (str, int, bool):
-            # A form that a GIN index on the column serves.
-            path = f"$.{json.dumps(key)} ? (@ == {json.dumps(operand)})"
-            return sa.func.coalesce(document.op("@?")(sa.cast(path, _JsonPath())), sa.false())
-        return _in_value(_at(document, [key]), name, operand)
-    whole, nested = _at(document, [key]), _at(document, key.split("."))
+            return whole.equals(operand)
+        return _in_value(whole.value, name, operand, whole)
+    nested = _Place(document, key.split("."))
     return sa.case(
-        (whole.is_not(None), _in_value(whole, name, operand)), else_=_in_value(nested, name, operand)
+        (whole.value.is_not(None), _in_value(whole.value, name, operand, whole)),
+        else_=_in_value(nested.value, name, operand, nested),
     )
 
 
-def _at(document: Any, steps: list[str]) -> Any:
-    """The value under keys of nested objects, NULL if there is none."""
-    for step in steps:
-        document = sa.func.jsonb_extract_path(document, step, type_=JSONB)
-    return document
+class _Place:
+    """A value in a metadata document, and what the envelope says of its type (`vecferry.records.typed`)."""
+
+    def __init__(self, document: Any, steps: list[str]) -> None:
+        self.document, self.steps = document, steps
+
+    @property
+    def value(self) -> Any:
+        """The value under keys of nested objects, NULL if there is none."""
+        found = self.document
+        for step in self.steps:
+            found = sa.func.jsonb_extract_path(found, step, type_=JSONB)
+        return found
+
+    def equals(self, operand: str | int | bool) -> Any:
+        """In a form that a GIN index on the column serves."""
+        same = _path(self.document, f"$.{json.dumps(self.steps[0])}", "==", operand)
+        if isinstance(operand, bool):
+            return same
+        if isinstance(operand, str):
+            return sa.and_(same, sa.not_(self.typed()))
+        return sa.or_(same, sa.and_(self.typed("decimal"), _in_iso(self.value, "$eq", Decimal(operand))))
+
+    def typed(self, name: str | None = None) -> Any:
+        """Whether the value is a text in place of another type (of ``name``)."""
+        pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in self.steps)
+        path = f'$.{json.dumps(ENVELOPE)}."types".{json.dumps(pointer)}'
+        if name is None:
+            path = f'{path} ? (@ != "tuple" && @ != "set")'
+            return sa.func.coalesce(self.document.op("@?")(sa.cast(path, _JsonPath())), sa.false())
+        return _path(self.document, path, "==", name)
 
 
-def _in_value(value: Any, name: str, operand: Any) -> Any:
+def _path(document: Any, path: str, sign: str, operand: Any) -> Any:
+    compared = f"{path} ? (@ {sign} {json.dumps(operand)})"
+    return sa.func.coalesce(document.op("@?")(sa.cast(compared, _JsonPath())), sa.false())
+
+
+def _in_value(value: Any, name: str, operand: Any, place: _Place | None = None) -> Any:
     """The comparison on a jsonb value that may be NULL (missing)."""
     if name == "$exists":
         return value.is_not(None) if operand else value.is_(None)
     if isinstance(operand, tuple(_ISO)):
-        return _in_iso(value, name, operand)
-    if isinstance(operand, UUID):
-        operand = str(operand)
-    if operand is None or isinstance(operand, str | int | float) and operand == operand:
-        sign = _SIGNS[name]
-        path = f"$ ? (@ {sign} {json.dumps(operand)})"
-        return sa.func.coalesce(value.op("@?")(sa.cast(path, _JsonPath())), sa.false())
+        kind = next(k for k in _ISO if isinstance(operand, k))
+        compared = _in_iso(value, name, operand)
+        number = sa.func.coalesce(sa.func.jsonb_typeof(value) == "number", sa.false())
+        typed = place.typed(kind.__name__.lower()) if place else sa.true()
+        return sa.and_(compared, sa.or_(typed, number) if kind is Decimal else typed)
+    if isinstance(operand, UUID | bytes):
+        text = str(operand) if isinstance(operand, UUID) else to_json({"v": operand})[0]["v"]
+        typed = place.typed(type(operand).__name__.lower()) if place else sa.true()
+        return sa.and_(_path(value, "$", _SIGNS[name], text), typed)
+    if operand is None or isinstance(operand, bool):
+        return (
+            _path(value, "$", _SIGNS[name], operand) if operand is not None or name == "$eq" else sa.false()
+        )
+    if isinstance(operand, str):
+        return sa.and_(
+            _path(value, "$", _SIGNS[name], operand), sa.not_(place.typed()) if place else sa.true()
+        )
+    if isinstance(operand, int | float):
+        if not isfinite(operand):
+            return sa.false()
+        same = _path(value, "$", _SIGNS[name], operand)
+        if place is None:
+            return same
+        exact = _in_iso(value, name, Decimal(repr(operand)))
+        return sa.or_(same, sa.and_(place.typed("decimal"), exact))
     if name != "$eq":
         return sa.false()
-    encoded = to_json({"v": operand})[0]["v"]
-    return sa.func.coalesce(value == _json(encoded), sa.false())
+    return sa.func.coalesce(value == _json(to_json({"v": operand})[0]["v"]), sa.false())
 
 
 def _in_iso(value: Any, name: str, operand: Any) -> Any:
-    """Dates, times and decimals lie in JSON as text (see `vecferry.records.typed`): cast where it is one."""
+    """Dates, times and decimals lie in JSON as text: cast where it is one."""
     kind = next(k for k in _ISO if isinstance(operand, k))
     pattern, type_ = _ISO[kind]
-    text = value.op("#>>")(sa.cast("{}", sa.ARRAY(sa.Text)))
+    text = value.op("#>>")(sa.literal_column("'{}'::text[]"))
     if kind is datetime:
         aware = operand.tzinfo is not None
         type_ = sa.DateTime(timezone=aware)
