@@ -34,9 +34,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vecferry.redaction import conceal
+
 
 class VecferryError(Exception):
-    """The root: ``except VecferryError`` catches everything raised on purpose."""
+    """The root: ``except VecferryError`` catches everything raised on purpose.
+
+    Known secrets are taken out of the message, since servers may repeat what they were sent.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(conceal(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class PlanError(VecferryError):

@@ -32,13 +32,19 @@ def hide(value: object) -> None:
         _hidden.update({text, quote(text, safe="")})
 
 
-def redact(text: str) -> str:
-    """``text`` without hidden values, those of secret environment variables, logins in URLs, and tokens."""
+def conceal(text: str) -> str:
+    """``text`` without hidden values and without those of secret environment variables."""
     environment = {
         value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_NAME.search(name)
     }
     for value in sorted(environment | _hidden, key=len, reverse=True):
         text = text.replace(value, "***")
+    return text
+
+
+def redact(text: str) -> str:
+    """``text`` as `conceal` leaves it, and without whatever looks like a login in a URL, or a token."""
+    text = conceal(text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

@@ -13,16 +13,16 @@ import vecferry
 
 SRC = Path(vecferry.__file__).parent
 
-EDGE = {"errors", "records"}
-CORE = EDGE | {"ports", "retry", "home", "redaction"}
+EDGE = {"errors", "records", "redaction"}
+CORE = EDGE | {"ports", "retry", "home"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"redaction"},
     "home": set(),
     "redaction": set(),
     "retry": {"errors"},
     "records": {"errors"},
-    "ports": EDGE | {"redaction"},
-    "registry": EDGE | {"ports", "redaction"},
+    "ports": EDGE,
+    "registry": EDGE | {"ports"},
     "planning": CORE | {"reporting"},
     "streaming": CORE,
     "verifying": CORE,
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layouts": CORE,
     "stores": CORE | {"layouts"},
     "embedding": CORE | {"registry", "streaming"},
-    "reporting": EDGE | {"redaction"},
+    "reporting": EDGE,
     "testing": CORE,
     "engines": CORE
     | {"registry", "streaming", "publishing", "planning", "verifying", "reporting", "embedding", "dedupe"},

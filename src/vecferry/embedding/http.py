@@ -21,6 +21,8 @@ from vecferry.errors import (
     RetryableError,
     VecferryError,
 )
+from vecferry.ports import is_secret
+from vecferry.redaction import hide
 
 if TYPE_CHECKING:
     import httpx
@@ -96,7 +98,11 @@ class Endpoint:
         client = self._open()
         import httpx
 
-        headers = {"Content-Type": "application/json", **self._headers()}
+        own = self._headers()
+        for name, value in own.items():
+            if is_secret(name):
+                hide(value.removeprefix("Bearer "))
+        headers = {"Content-Type": "application/json", **own}
         try:
             with client.stream(method, self.url + path, content=body, headers=headers) as response:
                 answer = self._read(response)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from vecferry.errors import ConfigurationError, MissingDependencyError, NotFoundError, VecferryError
 from vecferry.ports import StoreURL
+from vecferry.redaction import hide
 from vecferry.stores.qdrant.faults import translate
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Address:
         same = not url.host or url.host == home.hostname
         host = url.host or home.hostname or "localhost"
         key = options.get("api_key") or url.password or os.environ.get("QDRANT_API_KEY") or None
+        hide(key or "")
         https = home.scheme == "https" if same and home.scheme else bool(key) and host not in _NEAR
         return cls(
             host=host,
