@@ -17,7 +17,7 @@ from vecferry.redaction import hide
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
 _SECRET = re.compile(
-    r"pass(?!file)|secret|token|credential|signature|auth(?!or)|^key$|(api|access|account|private|shared)[_-]?key",
+    r"pass(?!file)|secret|token|credential|signature|auth(?!ors?$)|^key$|(api|access|account|private|shared)[_-]?key",
     re.IGNORECASE,
 )
 
