@@ -88,6 +88,50 @@ def test_the_sdk_finds_the_index_and_its_settings(cloud: LlamaCloud, pipeline: P
     assert settings["chunker"]["chunk_size"] == found.transform_config.chunk_size
 
 
+def test_the_sdk_writes_and_the_adapter_reads(cloud: LlamaCloud, pipeline: Pipeline, sdk: Any) -> None:
+    documents, id_ = sdk.pipelines.documents, pipeline.info["id"]
+    cloud.looks, pipeline.failing = 2, {"b/2": "ERROR"}
+    body = [
+        {"id": "a", "text": "first", "metadata": {"n": 1}, "excluded_llm_metadata_keys": ["n"]},
+        {"id": "b/2", "text": "second", "metadata": {}},
+    ]
+    assert [d.id for d in documents.upsert(id_, body=body)] == ["a", "b/2"]
+    assert documents.get_status("a", pipeline_id=id_).status == "NOT_STARTED"
+    for _ in range(3):
+        states = {i: documents.get_status(i, pipeline_id=id_) for i in ("a", "b/2")}
+    assert (states["a"].status, states["b/2"].status) == ("SUCCESS", "ERROR")
+    assert states["b/2"].error[0].step == "TRANSFORM"
+    counts = documents.get_status_counts(id_)
+    assert (counts.total_count, counts.counts["ERROR"]) == (2, 1)
+    found = {r.id: r for batch in open_store().scan() for r in batch.records()}
+    assert found["a"].metadata == {"n": 1, "_llamaindex": {"excluded_llm_metadata_keys": ["n"]}}
+    documents.delete("b/2", pipeline_id=id_)
+    assert [r.id for batch in open_store().scan() for r in batch.records()] == ["a"]
+
+
+def test_the_sdk_pages_projects_files_and_indexes(cloud: LlamaCloud, pipeline: Pipeline, sdk: Any) -> None:
+    pipeline.files = [
+        {"id": f"f{i}", "pipeline_id": pipeline.info["id"], "name": f"{i}.pdf", "status": "SUCCESS"}
+        for i in range(5)
+    ]
+    theirs = list(sdk.pipelines.files.list(pipeline.info["id"], limit=2))
+    assert [f.name for f in theirs] == [f["name"] for f in open_store(page_size=2).files()]
+    assert [p.name for p in sdk.projects.list()] == ["Default"]
+    files = {f"{i}.md": f"text {i} " * 50 for i in range(5)}
+    index_id = cloud.index_v2(pipeline.info["project_id"], "later", files)
+    assert [i.name for i in sdk.indexes.list()] == ["later"]
+    ours = {r.id: r.text for batch in open_store("Default/later").scan() for r in batch.records()}
+    listed = list(sdk.retrieval.find(index_id=index_id, page_size=2))
+    assert {f.file_id for f in listed} == set(ours)
+    for file in listed:
+        read = sdk.retrieval.read(index_id=index_id, file_id=file.file_id)
+        assert ours[file.file_id] == read.content
+    hits = sdk.retrieval.retrieve(index_id=index_id, query="text 3", top_k=1).results
+    assert [h.text for h in open_store("Default/later").search_text("text 3", 1)] == [
+        h.content for h in hits
+    ]
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
