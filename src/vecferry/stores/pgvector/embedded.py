@@ -68,7 +68,7 @@ def _start(root: Path) -> Any:
         raise FatalStoreError(
             f"pgvector:{root}: {error.strerror or error}; choose another folder"
         ) from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise CorruptDataError(f"pgvector:{root} cannot be opened: {error}") from error
     except Exception as error:
         if type(error).__module__ != "subprocess":
