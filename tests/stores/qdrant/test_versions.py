@@ -92,6 +92,35 @@ def test_the_first_switch_keeps_what_the_name_held(open_: Open) -> None:
         np.testing.assert_allclose(came.vector, went.vector, rtol=1e-6)
 
 
+def test_an_alias_of_the_app_is_switched_and_its_collection_left_alone(open_: Open) -> None:
+    fill(open_("real"), records(9))
+    store = open_("alias")
+    point = models.CreateAlias(collection_name="real", alias_name="alias")
+    store._at.call("update_collection_aliases", [models.CreateAliasOperation(create_alias=point)])
+    for tag, n in [("one", 3), ("two", 4)]:
+        build(store, tag, records(n))
+        store.publish(tag)
+    assert tags(store) == [("two", True, 4), ("one", False, 3), ("real", False, 9)]
+    assert (store.rollback().tag, store.rollback().tag, store.count()) == ("one", "real", 9)
+    store.publish("two")
+    assert store.prune() == ["one"]
+    assert tags(store) == [("two", True, 4)]
+    assert open_("real").count() == 9, "it is the app's: forgotten, not deleted"
+
+
+def test_a_copy_that_died_begins_anew(wire: Open, server: QdrantServer) -> None:
+    store = fill(wire(), records(600))
+    build(store, "new", records(5))
+    server.fail("Scroll", grpc.StatusCode.OK, times=2)
+    server.fail("Scroll", grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(RetryableError):
+        store.publish("new")
+    assert 0 < server.client.count("c__vf_plain").count < 600
+    store.delete([0, 1, 2])  # the app goes on meanwhile
+    store.publish("new")
+    assert tags(store) == [("new", True, 5), ("plain", False, 597)]
+
+
 def test_an_app_reads_the_name_all_along(folder: Open) -> None:
     store = fill(folder("questions"), records(3))
     build(store, "new", records(7))
@@ -175,7 +204,7 @@ def test_replacing_in_place_is_for_collections_only(folder: Open) -> None:
     assert store.count() == 3
 
 
-@pytest.mark.parametrize("tag", ["", "a/b", "x" * 65])
+@pytest.mark.parametrize("tag", ["", "a/b", "x" * 65, "plain"])
 def test_a_tag_must_fit_into_a_name(folder: Open, tag: str) -> None:
     with pytest.raises(PlanError, match="name"):
         folder().shadow(tag)

@@ -60,6 +60,7 @@ class Record:
         settings, payload_indexes: as they were asked for; the local mode forgets them itself.
         restore: ``{"": m, field: m}``: HNSW's m, set to 0 during the load.
         created: ISO 8601. published: nanoseconds since 1970 when it last became the live version.
+        previous: the app's own collection that the alias pointed to before this version.
     """
 
     state: str = "ready"
@@ -73,6 +74,7 @@ class Record:
     restore: dict[str, int] | None = None
     created: str = ""
     published: int | None = None
+    previous: str | None = None
 
     @classmethod
     def of(cls, metadata: Any) -> Record | None:

@@ -26,6 +26,9 @@ class _Joined:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def commit(self) -> None:
+        """Clients that call it instead of using the block."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 

@@ -50,11 +50,16 @@ class Versions:
         if live == target:
             self._stamp(target, once=True)
             return self._version(target, live=True)
-        if live is not None:
+        before = None
+        if live is not None and self._is_ours(live):
             self._stamp(live, once=True)
+        elif live is not None:
+            before = live  # the app's own alias, of a collection that stays as it is
         elif self._stands(self.name):
             self._copy(self.name, self.collection(PLAIN))
             self._call("delete_collection", self.name)
+        if before is not None:
+            self._note(target, previous=before)
         self._point_to(target)
         self._stamp(target)
         return self._version(target, live=True)
@@ -82,9 +87,13 @@ class Versions:
     def prune(self, keep: int = 0) -> list[str]:
         live = self.behind()
         others = [name for name in self._history(live) if name != live]
-        gone = others[: max(len(others) - keep, 0)]
+        past = others[: max(len(others) - keep, 0)]
+        gone = [name for name in past if self._is_ours(name)]
         for name in gone:
             self._call("delete_collection", name)
+        for name in self._history(live):  # a collection of the app's own is forgotten, not deleted
+            if self._is_ours(name) and self._record(name).previous in past:
+                self._note(name, previous=None)
         return [self._tag(name) for name in gone]
 
     # -- helpers ------------------------------------------------------------------------------
@@ -102,11 +111,16 @@ class Versions:
     def _history(self, live: str | None) -> list[str]:
         """Every version that was ever live, oldest first."""
         names = [c.name for c in self._call("get_collections").collections]
-        mine = [name for name in names if name.startswith(self.name + MARK)]
-        stamps = {name: self._published(name) for name in mine}
+        records = {name: self._record(name) for name in names if self._is_ours(name)}
+        stamps = {name: record.published for name, record in records.items()}
         if live in stamps and stamps[live] is None:  # the switch was made, the stamp not yet
             stamps[live] = time.time_ns()
-        return sorted((n for n in mine if stamps[n] is not None), key=lambda n: stamps[n] or 0)
+        known = sorted((n for n in stamps if stamps[n] is not None), key=lambda n: stamps[n] or 0)
+        apps = {records[name].previous for name in known} & {*names}
+        return [*sorted(name for name in apps if name), *known]
+
+    def _is_ours(self, name: str) -> bool:
+        return name.startswith(self.name + MARK)
 
     def _version(self, name: str, *, live: bool) -> Version:
         record = self._record(name)
@@ -134,11 +148,19 @@ class Versions:
         record.published = time.time_ns()
         self._call("update_collection", name, metadata=record.as_metadata())
 
+    def _note(self, name: str, *, previous: str | None) -> None:
+        record = self._record(name)
+        if record.previous != previous:
+            record.previous = previous
+            self._call("update_collection", name, metadata=record.as_metadata())
+
     def _copy(self, source: str, target: str) -> None:
         """All points with their payloads and vectors; again after an interruption is as once."""
         from qdrant_client import models
 
         info = self._call("get_collection", source)
+        if self._stands(target) and self._published(target) is None:
+            self._call("delete_collection", target)  # begun by a run that died: its source may have changed
         if not self._stands(target):
             self._call("create_collection", target, **_same_shape(info))
         offset = None
@@ -191,7 +213,7 @@ def check_tag(tag: str) -> str:
     Raises:
         PlanError: if it may not.
     """
-    if not tag or len(tag) > 64 or any(c in '<>:"/\\|?*\0\x1f' for c in tag):
+    if tag in ("", PLAIN) or len(tag) > 64 or any(c in '<>:"/\\|?*\0\x1f' for c in tag):
         raise PlanError(
             f"{tag!r} cannot be part of a Qdrant collection's name; use letters, digits, - and _"
         )
