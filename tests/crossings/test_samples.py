@@ -73,8 +73,9 @@ def test_there_and_back_is_the_same_folder(
 ) -> None:
     """FAISS → X → FAISS: vectors bit for bit where X does not normalise, everything else always."""
     start, home = f"faiss:{DATA / 'langchain_faiss'}", f"faiss:{tmp_path / 'home'}"
-    vf.migrate(start, place(middle), metric="l2" if middle in EXACT else "cosine").check()
-    vf.migrate(place(middle), home, layout="langchain").check()
+    url = place(middle)
+    vf.migrate(start, url, metric="l2" if middle in EXACT else "cosine").check()
+    vf.migrate(url, home, layout="langchain").check()
     proof = vf.verify(start, home)
     assert proof.ok, str(proof)
     if middle in EXACT:

@@ -7,7 +7,7 @@ that changed their form; `from_json` turns them back. A store keeps the table in
 | type name | JSON form |
 |---|---|
 | ``datetime``, ``date``, ``time`` | ISO 8601 (RFC 3339 where an offset is known) |
-| ``decimal``, ``uuid``, ``int`` (beyond 64 bits), ``float`` (NaN, infinities) | string |
+| ``decimal``, ``uuid``, ``int`` (beyond 64 bits), ``float`` (see `survives_json`) | string |
 | ``bytes`` | Base64 |
 | ``tuple``, ``set`` | array |
 | ``pairs`` (a dict whose keys are not all strings) | array of [key, value] |
@@ -16,6 +16,7 @@ that changed their form; `from_json` turns them back. A store keeps the table in
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -54,6 +55,17 @@ def from_json(metadata: Mapping[str, Any], types: Mapping[str, str]) -> dict[str
     return result
 
 
+def survives_json(value: float) -> bool:
+    """Whether every JSON store gives the float back as it was.
+
+    NaN and infinities are no JSON; a whole number beyond 10^15 comes back as an integer and a negative
+    zero without its sign where numbers are kept as decimals (``jsonb``).
+    """
+    if value == 0.0:
+        return math.copysign(1.0, value) > 0
+    return value - value == 0.0 and (abs(value) < 1e15 or not value.is_integer())
+
+
 def type_name(value: Any) -> str:
     """The name of a metadata value's type, as plans and schemas print it."""
     if value is None:
@@ -78,7 +90,7 @@ def _encode(value: Any, pointer: str, types: dict[str, str]) -> Any:
         types[pointer] = "int"
         return str(value)
     if kind is float:
-        if value - value == 0.0:
+        if survives_json(value):
             return value
         types[pointer] = "float"
         return repr(value)

@@ -13,6 +13,7 @@ import orjson
 
 from vecferry.layouts import seal
 from vecferry.records import ENVELOPE, DenseColumn, SparseColumn
+from vecferry.records.typed import survives_json
 from vecferry.records.vectors import Array
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -179,7 +180,7 @@ def _plain(value: Any) -> bool:
     if kind in _PLAIN:
         return True
     if kind is float:
-        return bool(value - value == 0.0)
+        return survives_json(value)
     if kind is list:
         return all(map(_plain, value))
     return kind is dict and all(type(key) is str for key in value) and all(map(_plain, value.values()))
