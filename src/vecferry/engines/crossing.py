@@ -283,7 +283,7 @@ class Crossing:
         made = state.get("backup") if state.begun and self.settings.resume else None
         if made:
             return str(made)
-        url = _backup_url(str(self.settings.backup), datetime.now(UTC))
+        url = _backup_url(_absolute_place(str(self.settings.backup)), datetime.now(UTC))
         settings = Settings(where=self.settings.where, state_dir=state.folder / "backup")
         copied = Crossing(self.open_source, partial(connect, url), settings, None).plan()
         copied.run().check()
