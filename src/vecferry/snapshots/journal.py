@@ -28,11 +28,13 @@ class Journal:
 
     Attributes:
         version: the name to be used: that of an interrupted save, if there is one to go on with.
+        resumes: whether files of that name may be there already.
     """
 
     def __init__(self, store: str, source: str, wanted: str | None, known: Container[str]) -> None:
         self.version = wanted or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}"
         self._wanted, self._known = wanted, known
+        self.resumes = wanted is not None
         name = sha256(f"{store}\n{source}".encode()).hexdigest()
         self._path = home() / "snapshots" / name[:24]
         self._lock = FileLock(self._path.with_suffix(".lock"))
@@ -45,7 +47,7 @@ class Journal:
             return self
         begun = self._begun()
         if begun and not self._wanted and begun not in self._known:
-            self.version = begun
+            self.version, self.resumes = begun, True
         self._path.write_text(self.version, encoding="utf-8")
         return self
 

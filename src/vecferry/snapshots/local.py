@@ -58,7 +58,9 @@ class LocalObjects:
             modified = datetime.fromtimestamp(stat.st_mtime, UTC)
             yield ObjectInfo(key, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}", modified)
 
-    def upload(self, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+    def upload(
+        self, files: Sequence[tuple[Path, str]], advance: Advance, *, resumes: bool = False
+    ) -> dict[str, str]:
         with self._guarded():
             return {key: self._store(source, safe_path(self.root, key), advance) for source, key in files}
 

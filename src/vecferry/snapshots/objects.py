@@ -58,10 +58,12 @@ class Objects(Protocol):
         """Every object below ``under``."""
         ...
 
-    def upload(self, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+    def upload(
+        self, files: Sequence[tuple[Path, str]], advance: Advance, *, resumes: bool = False
+    ) -> dict[str, str]:
         """Store files under their keys; returns the SHA-256 by key, of the bytes that were sent.
 
-        What an interrupted call has stored already is not sent again.
+        With ``resumes``, what an interrupted call has stored already is not sent again.
         """
         ...
 

@@ -186,10 +186,12 @@ class S3Objects:
 
     # -- files --------------------------------------------------------------------------------
 
-    def upload(self, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+    def upload(
+        self, files: Sequence[tuple[Path, str]], advance: Advance, *, resumes: bool = False
+    ) -> dict[str, str]:
         from vecferry.snapshots.transfer import upload_files
 
-        return upload_files(self, files, advance)
+        return upload_files(self, files, advance, resumes=resumes)
 
     def download(self, objects: Sequence[tuple[ObjectInfo, Path]], advance: Advance) -> None:
         from vecferry.snapshots.transfer import download_files

@@ -148,7 +148,7 @@ class SnapshotStore:
                 count = connect(file_url("parquet", place)).count()
             else:
                 count = opened.count()
-            files = self._upload(place, journal.version, on_progress)
+            files = self._upload(place, journal, on_progress)
             snapshot = _entry(journal.version, note, opened.url, scheme, schema, count, files, dedupe)
             snapshot = snapshot.model_copy(update={"open_as": place.name if place.is_file() else ""})
             self._announce(snapshot)
@@ -174,12 +174,13 @@ class SnapshotStore:
         sink.close()
         return place, "parquet"
 
-    def _upload(self, place: Path, version: str, on_progress: OnProgress) -> tuple[SnapshotFile, ...]:
+    def _upload(self, place: Path, journal: Journal, on_progress: OnProgress) -> tuple[SnapshotFile, ...]:
+        version = journal.version
         paths = [place] if place.is_file() else _visible(place)
         names = {p: p.name if place.is_file() else p.relative_to(place).as_posix() for p in paths}
         advance = _Counter("save", sum(p.stat().st_size for p in paths), on_progress)
         files = [(p, f"{version}/{name}") for p, name in names.items()]
-        sums = self._objects.upload(files, advance)
+        sums = self._objects.upload(files, advance, resumes=journal.resumes)
         return tuple(
             SnapshotFile(path=name, bytes=p.stat().st_size, sha256=sums[f"{version}/{name}"])
             for p, name in sorted(names.items(), key=lambda item: item[1])

@@ -56,14 +56,16 @@ def run_all(tasks: Iterable[Callable[[], Any]]) -> None:
 # -- up ---------------------------------------------------------------------------------------
 
 
-def upload_files(s3: S3Objects, files: Sequence[tuple[Path, str]], advance: Advance) -> dict[str, str]:
+def upload_files(
+    s3: S3Objects, files: Sequence[tuple[Path, str]], advance: Advance, *, resumes: bool
+) -> dict[str, str]:
     """See `Objects.upload`."""
     sums: dict[str, str] = {}
     uploads = [_Upload(s3, path, key, advance) for path, key in files]
     try:
+        run_all([partial(upload.begin, resumes=resumes) for upload in uploads])
         run_all([task for upload in uploads for task in upload.tasks(sums)])
-        for upload in uploads:
-            upload.complete()
+        run_all([upload.complete for upload in uploads])
     finally:
         for upload in uploads:
             upload.close()
@@ -81,6 +83,8 @@ class _Upload:
         self._step = part_size(self._size)
         self._id: str | None = None
         self._parts: dict[int, str] = {}
+        self._known: dict[int, tuple[str, int]] = {}
+        self._doubtful = self._tried = False
         self._lock = threading.Lock()
 
     def tasks(self, sums: dict[str, str]) -> list[Callable[[], Any]]:
@@ -91,9 +95,9 @@ class _Upload:
 
         if self._size <= self._step:
             return [lambda: sums.__setitem__(self._key, self._whole())]
-        if self._is_there():
+        if self._id is None:
             return [checksum, lambda: self._advance(self._size)]
-        known = self._begin()
+        known = self._known
         count = -(-self._size // self._step)
         return [checksum, *(partial(self._part, n, known.get(n)) for n in range(1, count + 1))]
 
@@ -118,7 +122,8 @@ class _Upload:
             # An earlier attempt may have been carried out although its answer was lost.
             if self._s3.head(self._key).size != self._size:
                 raise
-        for upload in self._begun():  # those whose beginning was never told to us: they would be paid for
+        # An upload whose beginning was never told to us would be paid for until somebody looks.
+        for upload in self._begun() if self._doubtful else ():
             self._s3.call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
 
     def _begun(self) -> list[dict[str, Any]]:
@@ -150,16 +155,30 @@ class _Upload:
         expected = f"{_md5(sums).hexdigest()}-{len(sums) // 16}"
         return info.etag.strip('"') == expected
 
-    def _begin(self) -> dict[int, tuple[str, int]]:
-        """Go on with an upload of this key, or begin one; the parts that are there already."""
-        key = self._s3.key(self._key)
-        begun = self._begun()
-        if not begun:
-            self._id = self._s3.call("create_multipart_upload", Key=key)["UploadId"]
-            return {}
-        self._id = max(begun, key=lambda u: u["Initiated"])["UploadId"]
+    def begin(self, *, resumes: bool) -> None:
+        """Begin a multipart upload, or go on with one, where the file has several parts to send."""
+        if self._size <= self._step or (resumes and self._is_there()):
+            return
+        self._doubtful = resumes
+        begun = self._begun() if resumes else []
+        if begun:
+            self._id = max(begun, key=lambda u: u["Initiated"])["UploadId"]
+            self._known = self._sent()
+        else:
+            self._id = self._s3.attempt(self._create)
+
+    def _create(self) -> str:
+        """One attempt; a second one may mean that the first was carried out and its answer lost."""
+        self._doubtful, self._tried = self._doubtful or self._tried, True
+        answer = self._s3.client.create_multipart_upload(
+            Bucket=self._s3.bucket, Key=self._s3.key(self._key)
+        )
+        return str(answer["UploadId"])
+
+    def _sent(self) -> dict[int, tuple[str, int]]:
+        """The parts that the server has."""
         known: dict[int, tuple[str, int]] = {}
-        arguments: dict[str, Any] = {"Key": key, "UploadId": self._id}
+        arguments: dict[str, Any] = {"Key": self._s3.key(self._key), "UploadId": self._id}
         while True:
             answer = self._s3.call("list_parts", **arguments)
             known |= {p["PartNumber"]: (p["ETag"], p["Size"]) for p in answer.get("Parts", ())}
