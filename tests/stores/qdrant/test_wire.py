@@ -328,6 +328,23 @@ def test_settings_cross_from_server_to_server(server: QdrantServer, wire: Open) 
     assert after.payload_indexes == {"lang": "keyword"}
 
 
+@pytest.mark.parametrize("how", ["folder", "wire"])
+def test_index_settings_of_another_store_are_taken_over(
+    request: pytest.FixtureRequest, server: QdrantServer, how: str
+) -> None:
+    """As a pgvector table describes them."""
+    index = {"hnsw_m": 24, "hnsw_ef_construct": 99}
+    store = request.getfixturevalue(how)()
+    store.prepare(CollectionSchema(fields=(VectorField(dim=DIM, index=index),)), WriteMode.CREATE)
+    assert store.describe().fields[0].index == index, "also while it is put off"
+    if how == "wire":
+        assert server.extras["c"].hnsw == {"m": 0, "ef_construct": 99}
+    store.finish()
+    assert store.describe().fields[0].index == index
+    if how == "wire":
+        assert server.extras["c"].hnsw == {"m": 24, "ef_construct": 99}
+
+
 def test_a_field_with_a_graph_of_its_own_waits_too(wire: Open, server: QdrantServer) -> None:
     settings = {"qdrant": {"vectors": {"a": {"hnsw_config": {"m": 5}}}}}
     like = CollectionSchema(fields=(VectorField(name="a", dim=DIM),), settings=settings)

@@ -74,7 +74,7 @@ class Builder:
             text_ids=layout.name != "plain" and schema.id_type != "uuid",
             spaces={f.name: f.space.model_dump() for f in schema.fields if f.space},
             dtypes={f.name: str(f.dtype) for f in schema.fields if self._returns_as(f)},
-            settings={k: v for k, v in _own(schema).items() if k not in _NOT_SETTINGS},
+            settings=_settings(schema, wanted),
             payload_indexes=_indexes(schema, layout),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -187,6 +187,14 @@ class Builder:
 def _own(schema: CollectionSchema) -> dict[str, Any]:
     found: dict[str, Any] = schema.settings.get("qdrant") or {}
     return found
+
+
+def _settings(schema: CollectionSchema, wanted: Any) -> dict[str, Any]:
+    """What was asked for, to be told where Qdrant itself forgets it."""
+    settings = {key: value for key, value in _own(schema).items() if key not in _NOT_SETTINGS}
+    if wanted.hnsw_config is not None:
+        settings["hnsw_config"] = wanted.hnsw_config.model_dump(mode="json", exclude_none=True)
+    return settings
 
 
 def _own_graphs(vectors: Any) -> dict[str, int]:

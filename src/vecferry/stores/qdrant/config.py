@@ -91,12 +91,15 @@ class Record:
 # -- Qdrant → schema ----------------------------------------------------------------------------
 
 
-def read_fields(info: Any, record: Record) -> tuple[VectorField, ...]:
+def read_fields(info: Any, record: Record, *, local: bool) -> tuple[VectorField, ...]:
     """The vector fields of a collection, dense ones first, by name: Qdrant keeps no order of them."""
     params = info.config.params
     vectors = params.vectors or {}
     dense = vectors if isinstance(vectors, dict) else {"": vectors}
-    fields = [_dense_field(name, vector, record) for name, vector in sorted(dense.items())]
+    graph = record.settings.get("hnsw_config", {}) if local else _dump(info.config.hnsw_config)
+    if record.restore and "" in record.restore:
+        graph = {**graph, "m": record.restore[""]}
+    fields = [_dense_field(name, vector, record, graph) for name, vector in sorted(dense.items())]
     for name in sorted(params.sparse_vectors or {}):
         fields.append(
             VectorField(name=name, kind=Kind.SPARSE, metric=Metric.IP, space=_space(record, name))
@@ -104,16 +107,18 @@ def read_fields(info: Any, record: Record) -> tuple[VectorField, ...]:
     return tuple(fields)
 
 
-def _dense_field(name: str, vector: Any, record: Record) -> VectorField:
+def _dense_field(name: str, vector: Any, record: Record, graph: dict[str, Any]) -> VectorField:
+    """``graph`` is the collection's own HNSW configuration, which the field's may override."""
     dtype = (
         DType(record.dtypes[name])
         if name in record.dtypes
         else _DTYPES[_text(vector.datatype) or "float32"]
     )
-    index = {}
-    if vector.hnsw_config:
-        wanted = (record.restore or {}).get(name, vector.hnsw_config.m)
-        index = {"hnsw_m": wanted, "hnsw_ef_construct": vector.hnsw_config.ef_construct}
+    own = _dump(vector.hnsw_config)
+    if name and "m" in own:
+        own["m"] = (record.restore or {}).get(name, own["m"])
+    graph = {**graph, **own}
+    index = {"hnsw_m": graph.get("m"), "hnsw_ef_construct": graph.get("ef_construct")}
     return VectorField(
         name=name,
         kind=Kind.MULTI if vector.multivector_config else Kind.DENSE,
@@ -186,11 +191,14 @@ def creation(schema: CollectionSchema) -> Any:
     sparse = {f.name: extra.get(f.name, {}) for f in schema.fields if f.kind is Kind.SPARSE}
     if "" in sparse:
         raise UnsupportedError("Qdrant needs a name for a sparse field; rename it, for example to 'sparse'")
+    shared = {key: settings[key] for key in _CREATE if key in settings}
+    alone = list(dense) == [""]
+    if alone and (graph := dense[""].pop("hnsw_config", None)):
+        # For the only field it means the same, and the load can put it off in one place.
+        shared["hnsw_config"] = {**shared.get("hnsw_config", {}), **graph}
     try:
         return models.CreateCollection(
-            vectors=dense[""] if list(dense) == [""] else dense,
-            sparse_vectors=sparse or None,
-            **{key: settings[key] for key in _CREATE if key in settings},
+            vectors=dense[""] if alone else dense, sparse_vectors=sparse or None, **shared
         )
     except ValidationError as error:
         first = error.errors()[0]

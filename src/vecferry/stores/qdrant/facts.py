@@ -93,7 +93,7 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
     }
     schema = CollectionSchema(
         name=collection,
-        fields=read_fields(info, record),
+        fields=read_fields(info, record, local=local),
         id_type=types.pop() if len(types) == 1 else "mixed",
         ids_unique=True,
         has_text=not sample or any(text is not None for text in columns.texts),
