@@ -76,7 +76,7 @@ class Document(Inert):
 
 
 class Docstore(Inert):
-    """LangChain's ``InMemoryDocstore``: ``value`` is ``{docstore id: document}``."""
+    """LangChain's ``InMemoryDocstore``: ``value`` is `Documents`."""
 
     __slots__ = ()
 
@@ -84,12 +84,17 @@ class Docstore(Inert):
         documents = _attributes(state).get("_dict")
         if not isinstance(documents, dict):
             raise ValueError("a docstore without documents")
-        self.value = DocstoreContent(documents)
+        self.value = Documents(documents)
         self.done = True
 
 
-class DocstoreContent(dict[Any, Any]):
+class Documents:
     """The documents of a docstore; a type of its own, so that a plain dict is not taken for one."""
+
+    __slots__ = ("by_id",)
+
+    def __init__(self, by_id: dict[Any, Any]) -> None:
+        self.by_id = by_id
 
 
 class _Uuid(Inert):

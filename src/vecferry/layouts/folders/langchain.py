@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vecferry.errors import CorruptDataError
-from vecferry.layouts.folders.inert import DocstoreContent
-from vecferry.layouts.folders.lines import Entries, Entry, Spool
+from vecferry.layouts.folders.inert import Documents
+from vecferry.layouts.folders.lines import Entries, Entry, Spool, TextColumn
 from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
@@ -39,33 +41,42 @@ def read_langchain(path: Path, numbering: Numbering) -> Sidecar:
             metadata = document["metadata"]
             return spool.add(_entry("", document["page_content"], metadata, str(path)))
 
-        value = read_pickle(path, keep_document=keep)
-        documents, names = _parts(value, path)
-        rows = _rows(documents, names, path)
-        order = rows_of(rows, numbering, str(path))
-        texts = {row: name for name, row in documents.items()}
-        return Sidecar(_Named(spool.seal(), texts), order)
+        documents, names = _parts(read_pickle(path, keep_document=keep), path)
+        _check(documents, names, len(spool), path)
+        keys = np.fromiter(names, dtype=np.int64, count=len(names))
+        order = rows_of(keys, numbering, str(path))
+        lines = np.fromiter(documents.values(), dtype=np.int64, count=len(documents))
+        for row, name in enumerate(documents):
+            documents[name] = row
+        rows = np.fromiter((documents[name] for name in names.values()), dtype=np.int64, count=len(names))
+        entries = _Named(spool.seal(), lines, TextColumn(documents))
+        return Sidecar(entries, rows if order is None else rows[order])
 
 
-def _parts(value: Any, path: Path) -> tuple[DocstoreContent, dict[int, str]]:
+def _parts(value: Any, path: Path) -> tuple[dict[str, int], dict[int, str]]:
     if isinstance(value, tuple) and len(value) == 2:
         documents, names = value
-        if isinstance(documents, DocstoreContent) and isinstance(names, dict):
-            return documents, names
+        if isinstance(documents, Documents) and isinstance(names, dict):
+            return documents.by_id, names
     raise CorruptDataError(
         f"{path} is not LangChain's (docstore, index_to_docstore_id); name another layout with ?layout="
     )
 
 
-def _rows(documents: DocstoreContent, names: dict[int, str], path: Path) -> dict[int, int]:
+def _check(documents: dict[str, int], names: dict[int, str], kept: int, path: Path) -> None:
     missing = [name for name in names.values() if name not in documents]
-    if missing or len(names) != len(documents):
+    strange = any(type(row) is not int or not 0 <= row < kept for row in documents.values())
+    strange = strange or not all(type(row) is int for row in names) or not all(map(_is_text, documents))
+    if missing or strange or len(names) != len(documents):
         raise CorruptDataError(
             f"{path} lists {len(names)} rows and holds {len(documents)} documents"
             + (f"; {missing[0]!r} is missing" if missing else "")
             + "; restore the folder from a backup or save it again with LangChain"
         )
-    return {int(row): documents[name] for row, name in names.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _entry(name: str, text: str | None, metadata: dict[str, Any], where: str) -> Entry:
@@ -86,16 +97,17 @@ _ORIGINAL = "\x00id"
 class _Named:
     """Spooled documents with the docstore's ids, or the original ones where an envelope kept them."""
 
-    def __init__(self, entries: Entries, names: dict[int, str]) -> None:
+    def __init__(self, entries: Entries, lines: Array, names: TextColumn) -> None:
         self._entries = entries
+        self._lines = lines
         self._names = names
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._lines)
 
     def read(self, rows: Array) -> list[Entry]:
         found = []
-        for row, entry in zip(rows.tolist(), self._entries.read(rows), strict=True):
+        for row, entry in zip(rows.tolist(), self._entries.read(self._lines[rows]), strict=True):
             original = entry.metadata.pop(_ORIGINAL, None)
             id_: Any = decode_id(original) if original else self._names[row]
             found.append(Entry(id_, entry.text, entry.metadata))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -156,6 +156,24 @@ def find_lines(file: IO[bytes]) -> Array:
         position += len(chunk)
     offsets = np.concatenate(ends)
     return offsets if offsets[-1] == position else np.append(offsets, position)
+
+
+class TextColumn:
+    """Many short texts in two arrays instead of as many objects.
+
+    Args:
+        texts: in order.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        data, ends = bytearray(), [0]
+        for text in texts:
+            data += text.encode("utf-8", "surrogatepass")
+            ends.append(len(data))
+        self._data, self._ends = bytes(data), np.array(ends, dtype=np.int64)
+
+    def __getitem__(self, row: int) -> str:
+        return self._data[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogatepass")
 
 
 class Spool:

@@ -111,12 +111,13 @@ def _row_names(folder: Path, numbering: Numbering) -> list[str]:
     name = str(folder / INDEX_STORE)
     keys = list(nodes)
     try:
-        order = rows_of({int(key): at for at, key in enumerate(keys)}, numbering, name)
+        numbers = np.array([int(key) for key in keys], dtype=np.int64)
     except ValueError as error:
         raise CorruptDataError(
             f"{name} is keyed by node ids, so its vectors are numbered in {ID_MAP}, which is missing; "
             "restore the folder from a backup"
         ) from error
+    order = rows_of(numbers, numbering, name)
     values = [str(nodes[key]) for key in keys]
     return values if order is None else [values[at] for at in order.tolist()]
 

@@ -166,7 +166,7 @@ def _by_number(keys: list[Any]) -> bool:
 
 def _order(keys: list[Any], numbering: Numbering, path: Path) -> Array | None:
     if _by_number(keys):
-        return rows_of({int(key): row for row, key in enumerate(keys)}, numbering, str(path))
+        return rows_of(np.array([int(key) for key in keys], dtype=np.int64), numbering, str(path))
     try:
         return numbering.rows
     except LookupError as error:

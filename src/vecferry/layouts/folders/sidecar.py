@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,22 +62,25 @@ class Numbering:
         return None
 
 
-def rows_of(rows: Mapping[int, int], numbering: Numbering, name: str) -> Array | None:
-    """The entry of each position, from a mapping of the index's own numbers to entries.
+def rows_of(keys: Array, numbering: Numbering, name: str) -> Array | None:
+    """The row of each position, where row i of a sidecar says that it belongs to the number ``keys[i]``.
 
     Raises:
-        CorruptDataError: if the mapping and the index do not hold the same numbers.
+        CorruptDataError: if the sidecar and the index do not hold the same numbers.
     """
     count = numbering.count
-    check_count(len(rows), count, name)
-    numbers = range(count) if numbering.ids is None else numbering.ids.tolist()
-    try:
-        order = np.fromiter((rows[number] for number in numbers), dtype=np.int64, count=count)
-    except KeyError as error:
+    check_count(len(keys), count, name)
+    order = np.argsort(keys, kind="stable")
+    numbers = np.arange(count) if numbering.ids is None else numbering.ids
+    at = np.minimum(np.searchsorted(keys, numbers, sorter=order), max(count - 1, 0))
+    rows = np.asarray(order[at], dtype=np.int64)
+    missing = np.flatnonzero(keys[rows] != numbers)
+    if len(missing):
         raise CorruptDataError(
-            f"{name} has no record for the vector numbered {error}; restore the folder from a backup"
-        ) from error
-    return None if np.array_equal(order, np.arange(count)) else order
+            f"{name} has no record for the vector numbered {numbers[missing[0]]}; "
+            "restore the folder from a backup"
+        )
+    return None if np.array_equal(rows, np.arange(count)) else rows
 
 
 def check_count(have: int, want: int, name: str) -> None:
