@@ -134,7 +134,8 @@ class Rig:
     def hand_upsert(self) -> int:
         with psycopg.connect(self.uri) as connection:
             connection.execute(
-                "create temp table stage on commit delete rows as select id, embedding from hand with no data"
+                "create temp table stage on commit delete rows as select "
+                "id, embedding from hand with no data"
             )
             for span in self.spans():
                 self.copy(

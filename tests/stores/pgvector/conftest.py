@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +55,11 @@ def both(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     sandbox = Sandbox(request.getfixturevalue("postgres" if request.param == 18 else "postgres16"))
     yield sandbox
     sandbox.close()
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder for an embedded server. Not under pytest's own, " "which every session locks for other users."""
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-kb-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,11 @@ class TestPostgres16(OnServer):
 
 
 @pytest.fixture(scope="module")
-def embedded_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("embedded") / "kb"
+def embedded_folder() -> Any:
+    folder = Path(tempfile.mkdtemp(prefix="vecferry-kb-"))
     yield folder
     embedded.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class TestEmbedded(StoreContract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -52,8 +51,8 @@ def ended(folder: Path) -> bool:
     return False
 
 
-def test_killed_at_any_instant_of_its_making_the_folder_can_be_opened(tmp_path: Path) -> None:
-    folder = tmp_path / "kb"
+def test_killed_at_any_instant_of_its_making_the_folder_can_be_opened(shared_folder: Path) -> None:
+    folder = shared_folder / "kb"
     for wait in (0.45, 0.6, 0.8):
         process = child(folder, 1)
         time.sleep(wait)
@@ -70,8 +69,8 @@ def test_killed_at_any_instant_of_its_making_the_folder_can_be_opened(tmp_path: 
     assert ended(folder)
 
 
-def test_processes_share_a_server_and_the_last_stops_it(tmp_path: Path) -> None:
-    folder = tmp_path / "kb"
+def test_processes_share_a_server_and_the_last_stops_it(shared_folder: Path) -> None:
+    folder = shared_folder / "kb"
     first = child(folder, 1, "stay")
     assert first.stdout and first.stdout.readline() == "1\n"
     second = child(folder, 2)
@@ -85,16 +84,16 @@ def test_processes_share_a_server_and_the_last_stops_it(tmp_path: Path) -> None:
     assert ended(folder), "the last one stops it"
 
 
-def test_places_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+def test_places_that_cannot_be_opened_are_named(shared_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="folder"):
         vf.connect("pgvector:#items")
-    file = tmp_path / "file"
+    file = shared_folder / "file"
     file.write_text("x")
     with pytest.raises(FatalStoreError, match="another folder"):
         vf.connect(f"pgvector:{file}#items").describe()
-    broken = tmp_path / "broken"
+    broken = shared_folder / "broken"
     (broken / "postgres").mkdir(parents=True)
     (broken / "postgres" / "PG_VERSION").write_text("9\n")
     with pytest.raises(CorruptDataError, match="cannot be opened"):
         vf.connect(f"pgvector:{broken}#items").describe()
-    assert os.listdir(broken / "postgres") == ["PG_VERSION"]
+    assert [p.name for p in (broken / "postgres").iterdir()] == ["PG_VERSION"]

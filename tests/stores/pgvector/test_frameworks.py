@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecferry.errors import RejectedRecord, SchemaMismatchError
+from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
 from vecferry.ports import WriteMode
 from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 
@@ -217,3 +217,21 @@ def test_what_llamaindex_wrote_is_read(db: Any) -> None:
     assert db.connect("data_notes").describe().layout == "llamaindex"
     collection.write([back["n2"].replace(text="changed")])
     assert collection.count() == 5 and by_id(collection)["n2"].text == "changed"
+
+
+def test_a_llamaindex_table_is_replaced_as_a_whole_and_a_shared_one_is_not(db: Any) -> None:
+    store = db.store("Kb", layout="llamaindex")
+    load(store, records(), id_type="str")
+    shadow = store.shadow("next")
+    shadow.prepare(schema(id_type="str"), WriteMode.REPLACE)
+    shadow.write(RecordBatch.from_records(records()[:2]))
+    shadow.finish()
+    assert store.count() == 5
+    store.publish("next")
+    assert db.sql("select count(*) from data_kb") == [(2,)] and db.connect("Kb").count() == 2
+    store.rollback()
+    assert db.connect("Kb").describe().layout == "llamaindex" and db.connect("Kb").count() == 5
+    shared = db.store("kb", layout="langchain")
+    load(shared, records(), id_type="str")
+    with pytest.raises(UnsupportedError, match="new collection name"):
+        shared.shadow("next")

@@ -100,7 +100,8 @@ def test_numbers_beyond_float16_are_rejected(db: Any) -> None:
 
 def test_a_constraint_of_the_application_rejects(db: Any) -> None:
     db.sql(
-        "create table items (id int primary key, text text not null, n int check (n < 5), embedding vector(2))"
+        "create table items (id int primary key, text text not null, "
+        "n int check (n < 5), embedding vector(2))"
     )
     store = db.store()
     store.prepare(SCHEMA, WriteMode.UPSERT)
@@ -150,10 +151,12 @@ def test_views_and_selects_are_read(db: Any) -> None:
     db.sql("create table notes (id int primary key, user_id int, content text, embedding vector(1))")
     db.sql("insert into users values (1, 'ann'), (2, 'bob')")
     db.sql(
-        "insert into notes select i, i % 2 + 1, 'note ' || i, array[i]::vector from generate_series(1, 30) i"
+        "insert into notes select i, i % 2 + 1, 'note ' || i, "
+        "array[i]::vector from generate_series(1, 30) i"
     )
     db.sql(
-        "create view seen as select n.*, u.name from notes n join users u on u.id = n.user_id where n.id > 10"
+        "create view seen as select n.*, u.name from notes n join "
+        "users u on u.id = n.user_id where n.id > 10"
     )
     view = db.connect("seen", id="id")
     assert view.count() == 20
@@ -163,7 +166,10 @@ def test_views_and_selects_are_read(db: Any) -> None:
         i for p in parts for b in view.scan(partition=p, batch_size=3) for i in b.id_list
     ) == list(range(11, 31))
     assert next(view.records()).metadata == {"user_id": 2, "name": "bob"}
-    query = "select n.id, n.content, n.embedding, u.name as author from notes n join users u on u.id = n.user_id where n.id < :top"
+    query = (
+        "select n.id, n.content, n.embedding, u.name as author from notes n "
+        "join users u on u.id = n.user_id where n.id < :top"
+    )
     chosen = db.connect("unused", select=query, params={"top": 6}, id="id").store
     selected = vf.connect(type(chosen)(chosen._server, None, select=query, params={"top": 6}, id="id"))
     assert [(r.id, r.text, r.metadata) for r in selected.records()][:2] == [
@@ -186,7 +192,8 @@ def test_views_and_selects_are_read(db: Any) -> None:
 def fill(db: Any, rows: int = 3000) -> None:
     db.sql("create table items (id int primary key, content text, embedding vector(64))")
     db.sql(
-        f"insert into items select i, repeat('x', 200), array_fill(i, array[64])::vector from generate_series(1, {rows}) i"
+        f"insert into items select i, repeat('x', 200), array_fill(i, "
+        f"array[64])::vector from generate_series(1, {rows}) i"
     )
 
 
@@ -243,7 +250,8 @@ def test_the_partitions_of_a_read_share_one_snapshot(both: Any) -> None:
     ids: list[int] = []
     for step, part in enumerate(parts, 1):
         both.sql(
-            f"update items set id = id + {step * 10000} where id in (select id from items order by id limit 5)"
+            f"update items set id = id + {step * 10000} where id in "
+            f"(select id from items order by id limit 5)"
         )
         both.sql(f"delete from items where id = {3000 - step}")
         both.sql(f"insert into items values ({-step})")

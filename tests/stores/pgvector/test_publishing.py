@@ -62,7 +62,8 @@ def test_an_applications_table_is_replaced_with_its_grants(db: Any) -> None:
     build(store, "new", 3)
     store.publish("new")
     grants = db.sql(
-        "select grantee, privilege_type from information_schema.role_table_grants where table_name = 'items'"
+        "select grantee, privilege_type from "
+        "information_schema.role_table_grants where table_name = 'items'"
     )
     assert {(role, "SELECT"), (role, "INSERT"), ("PUBLIC", "SELECT")} <= set(grants)
     assert [v.tag for v in store.versions()] == ["new", "original"]

@@ -89,7 +89,8 @@ def test_filters_keep_looking_with_an_iterative_scan(both: Any) -> None:
     hits = store.search(vectors[0], 100, where=rare, ef_search=20, iterative_scan="strict_order")
     assert len(hits) == 100
     options = both.sql(
-        "select reloptions from pg_class where relname = (select indexname from pg_indexes where indexdef like '%hnsw%')"
+        "select reloptions from pg_class where relname = (select "
+        "indexname from pg_indexes where indexdef like '%hnsw%')"
     )
     assert options == [(["m=4", "ef_construction=16"],)]
 
@@ -119,7 +120,8 @@ def test_an_index_is_added_to_a_living_table_only_when_asked_and_after_a_failure
     store.finish()
     store.finish()
     rows = db.sql(
-        "select indexrelid::regclass::text, indisvalid from pg_index where indrelid = 'items'::regclass and not indisprimary"
+        "select indexrelid::regclass::text, indisvalid from pg_index where "
+        "indrelid = 'items'::regclass and not indisprimary"
     )
     assert len(rows) == 1 and rows[0][0] != "broken" and rows[0][1]
 
@@ -190,7 +192,8 @@ def test_filters_on_typed_columns(both: Any) -> None:
         "at timestamptz, tags text[], ok bool, who text, meta jsonb)"
     )
     both.sql(
-        "insert into items values (1, default, 5, 1.5, '2026-01-01', '{a,b}', true, 'ann', '{\"lang\": \"en\"}'), "
+        "insert into items values (1, default, 5, 1.5, '2026-01-01', "
+        "'{a,b}', true, 'ann', '{\"lang\": \"en\"}'), "
         "(2, default, null, null, null, null, null, null, null)"
     )
     collection = both.connect()

@@ -47,7 +47,8 @@ def test_what_was_added_changed_and_deleted(items: Any) -> None:
     assert told(store, cursor)[1:] == ({}, set())
     store.close()
     items.sql(
-        "insert into items values (11, 'upserted', '[1]') on conflict (id) do update set content = excluded.content"
+        "insert into items values (11, 'upserted', '[1]') on conflict "
+        "(id) do update set content = excluded.content"
     )
     later = items.store()
     cursor, upserted, deleted = told(later, cursor)

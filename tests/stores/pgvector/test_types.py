@@ -57,19 +57,38 @@ def test_a_table_of_every_type(both: Any) -> None:
         "a": 1,
         "big": 12345678901234567890123,
         "exact": Decimal("0.12345678901234567891"),
-        **{"s2": -7, "i4": 8, "f4": 0.5, "f8": 1e300, "num": Decimal("123456789012345678901234.5000")},
-        **{"ok": True, "u": UUID("9f0b5e0e-7a3c-4d8e-8b1a-2f5f6c7d8e9f"), "raw": b"\x00\xff"},
+        "s2": -7,
+        "i4": 8,
+        "f4": 0.5,
+        "f8": 1e300,
+        "num": Decimal("123456789012345678901234.5000"),
+        "ok": True,
+        "u": UUID("9f0b5e0e-7a3c-4d8e-8b1a-2f5f6c7d8e9f"),
+        "raw": b"\x00\xff",
         "at": datetime(2026, 2, 2, 19, 5, 6, 789012, tzinfo=UTC),
         "local": datetime(2026, 2, 3, 4, 5, 6),
-        **{"day": date(2026, 2, 3), "clock": time(4, 5, 6, 1), "feeling": "wild", "label": "c-1"},
-        **{"padded": "ab   ", "tags": ["a", None, "b c"], "grid": [[1, 2], [3, 4]], "moods": "{calm,wild}"},
-        **{"span": "[1,5)", "ip": "10.0.0.1/8", "took": "P1DT2H", "plain": [1, 2]},
+        "day": date(2026, 2, 3),
+        "clock": time(4, 5, 6, 1),
+        "feeling": "wild",
+        "label": "c-1",
+        "padded": "ab   ",
+        "tags": ["a", None, "b c"],
+        "grid": [[1, 2], [3, 4]],
+        "moods": "{calm,wild}",
+        "span": "[1,5)",
+        "ip": "10.0.0.1/8",
+        "took": "P1DT2H",
+        "plain": [1, 2],
         "extra": {"deep": [1, {"x": None}]},
     }
     assert second.vector is None and second.text is None
     assert second.metadata["num"].is_nan()
     assert {k: second.metadata[k] for k in ("at", "local", "day", "span", "tags")} == {
-        **{"at": "infinity", "local": "-infinity", "day": "infinity", "span": "empty", "tags": []},
+        "at": "infinity",
+        "local": "-infinity",
+        "day": "infinity",
+        "span": "empty",
+        "tags": [],
     }
     types = collection.describe().metadata_types
     assert (types["num"], types["at"], types["tags"]) == ("decimal", "datetime", "list")
@@ -208,7 +227,8 @@ def test_every_kind_of_key_pages_and_resumes(
 
 def test_composite_keys_are_tuples_both_ways(both: Any) -> None:
     both.sql(
-        "create table items (tenant uuid, doc text, n int, embedding vector(1), primary key (tenant, doc, n))"
+        "create table items (tenant uuid, doc text, n int, embedding "
+        "vector(1), primary key (tenant, doc, n))"
     )
     tenant = UUID(int=5)
     records = [VectorRecord(id=(tenant, f"d{i % 2}", i), vector=[i]) for i in range(6)]

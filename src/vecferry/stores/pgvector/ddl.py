@@ -74,7 +74,7 @@ def create_table(
     for column in columns["vectors"].values() if settings.storage else ():
         connection.execute(
             sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET STORAGE {}").format(
-                table.quoted, sql.Identifier(column), sql.SQL(settings.storage)
+                table.quoted, sql.Identifier(column), sql.SQL(settings.storage or "external")
             )
         )
     write_memo(connection, table, memo)

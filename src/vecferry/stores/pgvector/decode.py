@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import orjson
 import psycopg
-from psycopg.adapt import Transformer
 from psycopg.pq import Format
 
 from vecferry.errors import CorruptDataError
@@ -80,9 +79,11 @@ class Field:
             at = int(self.starts[0]) + skip
             strides = (stride, np.dtype(dtype).itemsize)
             even: Array = np.ndarray((n, width), dtype, self.buffer, at, strides)
-            return even.astype(native)
+            owned: Array = even.astype(native)
+            return owned
         joined = b"".join([part if part is not None else bytes(size) for part in self.slices(skip)])
-        return np.frombuffer(joined, dtype).reshape(n, width).astype(native)
+        values: Array = np.frombuffer(joined, dtype).reshape(n, width).astype(native)
+        return values
 
 
 def split_rows(buffer: bytes | bytearray, ends: Sequence[int], fields: int) -> list[Field]:
@@ -108,7 +109,8 @@ def widths(field: Field, type_: str) -> Array:
     if type_ == "bit":
         return field.numbers(">i4")
     sizes = (field.lengths - 4) // (4 if type_ == "vector" else 2)
-    return np.maximum(sizes, 0)
+    floored: Array = np.maximum(sizes, 0)
+    return floored
 
 
 def dense(field: Field, type_: str, width: int) -> DenseColumn:
@@ -176,7 +178,7 @@ def _float_or_decimal(text: str) -> float | Decimal:
     return number if number - number == 0.0 and Decimal(repr(number)) == exact else exact
 
 
-def decoder(column: PgColumn, transformer: Transformer) -> Decoder:
+def decoder(column: PgColumn, transformer: Any) -> Decoder:
     """How the values of a column become Python values; ``None`` for NULL."""
     if column.is_text or not column.native:
         return texts

@@ -107,7 +107,7 @@ def _forget_stale_instance(pgserver: Any, data: Path) -> None:
 
 
 def _lock(root: Path) -> Any:
-    import fasteners
+    import fasteners  # type: ignore[import-untyped]
 
     return fasteners.InterProcessLock(root / ".vecferry.lock")
 
@@ -117,7 +117,7 @@ def _stop_if_last(root: Path, owner: int) -> None:
     server = _SERVERS.pop(root, None)
     if server is None or os.getpid() != owner:
         return
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     with contextlib.suppress(OSError), _lock(root):
         others = [pid for pid in server.global_process_id_list._get() if pid != owner]

@@ -2,8 +2,8 @@
 
 A batch is read in one short transaction, embedded outside any, and written in another one that takes row
 locks only: rows that a writer holds are passed over (SKIP LOCKED) and met again in the next pass, and a
-vector is stored only where there is still none and the text is still the one that was embedded. So it may be
-stopped and started again at any time; what is done is what is no longer NULL.
+vector is stored only where there is still none and the text is still the one that was embedded. So it may
+be stopped and started again at any time; what is done is what is no longer NULL.
 """
 
 from __future__ import annotations
@@ -271,7 +271,8 @@ def _ready(
         found = relation.columns[column]
         if found.type not in ("vector", "halfvec") or found.dim not in (None, space.dim):
             raise SchemaMismatchError(
-                f"{store.name}: column {column!r} is {found.type}({found.dim}), {space} needs vector({space.dim})"
+                f"{store.name}: column {column!r} is {found.type}({found.dim}), "
+                f"{space} needs vector({space.dim}); fill another column"
             )
         rows = _remember(connection, relation, column, space, store.settings, same_space=same_space)
         connection.commit()
@@ -319,8 +320,8 @@ def _remember(
         )
     if not (old and old.space) and not same_space and _has_vectors(connection, relation, column):
         raise SpaceMismatchError(
-            f"column {column!r} holds vectors of an unknown space; fill another column, or pass same_space=True "
-            f"if they are of {space}"
+            f"column {column!r} holds vectors of an unknown space; fill another column, "
+            f"or pass same_space=True if they are of {space}"
         )
     known[name] = VectorField(
         name=name,
@@ -335,7 +336,7 @@ def _remember(
 
 
 def _has_vectors(connection: psycopg.Connection[Any], relation: Relation, column: str) -> bool:
-    one = sa.select(sa.literal_column("1")).select_from(relation.clause)
+    one: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(relation.clause)
     query = sa.select(sa.exists(one.where(relation.clause.c[column].is_not(None))))
     row = connection.execute(*as_sql(query)).fetchone()
     return bool(row and row[0])

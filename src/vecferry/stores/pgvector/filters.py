@@ -1,8 +1,8 @@
 """`where` as SQL: the portable filters (`vecferry.records.filters`), SQLAlchemy expressions and SQL text.
 
 A portable filter means the same as in `vecferry.records.matches`: a key that is missing matches only
-``$ne``, ``$nin`` and ``$exists: false``; a list matches when one of its items does; true is not 1; values of
-different types do not compare. Every condition is true or false, never NULL, so that ``$not`` is exact.
+``$ne``, ``$nin`` and ``$exists: false``; a list matches when one of its items does; true is not 1; values
+of different types do not compare. Every condition is true or false, never NULL, so ``$not`` is exact.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, A
     if isinstance(where, str):
         return [sa.text(f"({where})").bindparams(**params)]
     if isinstance(where, sa.ClauseElement):
-        return [rebound(where.params(params) if params else where, relation.clause)]  # type: ignore[attr-defined]
+        return [rebound(where.params(params) if params else where, relation.clause)]
     return [_portable(relation, rows, check_where(where))]
 
 
@@ -156,7 +156,7 @@ def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
     kinds = _PYTHON.get(column.value_type, (str,))
     if not isinstance(operand, kinds) or (isinstance(operand, bool) and bool not in kinds):
         return sa.false()
-    if column.value_type == "datetime" and (operand.tzinfo is None) != (column.type == "timestamp"):
+    if isinstance(operand, datetime) and (operand.tzinfo is None) != (column.type == "timestamp"):
         return sa.false()
     if (
         column.value_type == "str"

@@ -73,7 +73,8 @@ _DDL = {
     """,
     "llamaindex": """
         CREATE TABLE {table} (
-            id bigserial PRIMARY KEY, text varchar NOT NULL, metadata_ json, node_id varchar, embedding {vector}
+            id bigserial PRIMARY KEY, text varchar NOT NULL, metadata_ json, node_id varchar,
+            embedding {vector}
         );
         CREATE INDEX ON {table} ((metadata_ ->> 'ref_doc_id'));
         CREATE INDEX ON {table} (node_id)

@@ -67,7 +67,7 @@ class IndexPlan:
         self.column, self.method, self.target, self.operators = column, method, target, operators
         self.options, self.size = options, size
 
-    def statement(self, table: TableName, *, concurrently: bool) -> sql.Composable:
+    def statement(self, table: TableName, *, concurrently: bool) -> sql.Composed:
         options = sql.SQL(", ").join(
             sql.SQL("{} = {}").format(sql.SQL(name), sql.Literal(value))
             for name, value in self.options.items()
@@ -192,8 +192,9 @@ def _create(
 def _drop_invalid(connection: psycopg.Connection[Any], table: TableName, plan: IndexPlan) -> None:
     """What a CREATE INDEX CONCURRENTLY left behind that was cut short."""
     rows = connection.execute(
-        "SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am a ON a.oid = i.relam "
-        "WHERE x.indrelid = to_regclass(%s) AND NOT x.indisvalid AND a.amname = %s",
+        "SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
+        "JOIN pg_am a ON a.oid = i.relam WHERE x.indrelid = "
+        "to_regclass(%s) AND NOT x.indisvalid AND a.amname = %s",
         [table.quoted.as_string(connection), plan.method],
     ).fetchall()
     for (name,) in rows:

@@ -48,7 +48,7 @@ def with_dims(connection: psycopg.Connection[Any], relation: Relation, rows: Row
 
 def has_rows(connection: psycopg.Connection[Any], relation: Relation, rows: RowMap) -> bool:
     """Whether the collection holds a record."""
-    one = sa.select(sa.literal_column("1")).select_from(relation.clause)
+    one: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(relation.clause)
     query = sa.select(sa.exists(one.where(*filters.fixed(relation, rows))))
     row = connection.execute(*as_sql(query)).fetchone()
     return bool(row and row[0])

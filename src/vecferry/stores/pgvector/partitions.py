@@ -61,8 +61,8 @@ def _edges(
     numbered = sa.select(*order, number, sa.func.count().over().label("total")).subquery("numbered")
     at = numbered.c.number
     # Integer division: the last row of each of the first want − 1 shares.
-    last = sa.literal_column(f"numbered.number * {want} / numbered.total")
-    before = sa.literal_column(f"(numbered.number - 1) * {want} / numbered.total")
+    last: Any = sa.literal_column(f"numbered.number * {want} / numbered.total")
+    before: Any = sa.literal_column(f"(numbered.number - 1) * {want} / numbered.total")
     texts = [sa.cast(numbered.c[f"k{i}"], sa.Text) for i in range(len(keys))]
     query = sa.select(*texts).where(last != before, at < numbered.c.total).order_by(at)
     statement, values = as_sql(query)
@@ -77,7 +77,7 @@ def _sample(connection: psycopg.Connection[Any], relation: Relation) -> sa.FromC
     pages = row[0] if row and row[0] else 0
     if pages <= 2 * _SAMPLED_PAGES:
         return relation.clause
-    share = sa.literal_column(f"{100 * _SAMPLED_PAGES / pages:.6f}")
+    share: Any = sa.literal_column(f"{100 * _SAMPLED_PAGES / pages:.6f}")
     return sa.tablesample(relation.clause, sa.func.system(share), name=relation.table.name)
 
 

@@ -1,8 +1,8 @@
 """Shadow tables, the swap of names, and the way back.
 
 A shadow of ``docs`` is ``docs__vf_TAG`` in the same schema. Publishing renames the live table to its own
-``docs__vf_TAG`` and the shadow to ``docs``, in one transaction: readers see the old table or the new one. Tag,
-order and time of publication are in each table's memo. Rights granted on the live table go to the new one.
+``docs__vf_TAG`` and the shadow to ``docs``, in one transaction: readers see the old table or the new one.
+Tag, order and time of publication are in each table's memo. Rights granted on the live table go to the new.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ both are JSON, exact for every type, and there is no OFFSET anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from vecferry.ports import Fields
 from vecferry.records import ENVELOPE, Kind, RecordBatch, decode_id, encode_id, id_type
 from vecferry.records.ids import RecordId
 from vecferry.stores.pgvector import decode
-from vecferry.stores.pgvector.columns import VECTOR_TYPES, PgColumn, RowMap
+from vecferry.stores.pgvector.columns import VECTOR_TYPES, RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.copy_read import copy_rows
 from vecferry.stores.pgvector.frameworks import CODECS
@@ -79,7 +80,7 @@ class RowReader:
         self,
         buffer: bytearray,
         ends: list[int],
-        transformer: Transformer,
+        transformer: Any,
         extra: tuple[str, list[float]] | None,
     ) -> Iterator[RecordBatch]:
         """One batch, or several where an undimensioned column varies."""
@@ -91,7 +92,7 @@ class RowReader:
         if len(edges) == 2:
             yield self._batch(found, transformer)
             return
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             part = {n: decode.Field(f.buffer, f.starts[a:b], f.lengths[a:b]) for n, f in found.items()}
             yield self._batch(part, transformer)
 
@@ -106,7 +107,7 @@ class RowReader:
                 edges.update((there[1:][np.diff(widths[there]) != 0]).tolist())
         return sorted(edges)
 
-    def _batch(self, found: dict[str, decode.Field], transformer: Transformer) -> RecordBatch:
+    def _batch(self, found: dict[str, decode.Field], transformer: Any) -> RecordBatch:
         dense, sparse = {}, {}
         for name, column_name in self.vectors.items():
             column, field = self.relation.columns[column_name], found[column_name]
@@ -173,7 +174,7 @@ class RowReader:
 
     # -- metadata -----------------------------------------------------------------------------
 
-    def _metadata(self, found: dict[str, decode.Field], transformer: Transformer) -> list[dict[str, Any]]:
+    def _metadata(self, found: dict[str, decode.Field], transformer: Any) -> list[dict[str, Any]]:
         json = self.map.json
         if json:
             column = self.relation.columns[json]

@@ -29,7 +29,8 @@ _ATTRIBUTES = """
     FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
 """
 _INDEXES = """
-    SELECT i.relname, am.amname, x.indisunique AND x.indimmediate AND x.indpred IS NULL AND x.indexprs IS NULL,
+    SELECT i.relname, am.amname,
+           x.indisunique AND x.indimmediate AND x.indpred IS NULL AND x.indexprs IS NULL,
            x.indisprimary, x.indisvalid, i.reloptions, pg_get_indexdef(x.indexrelid),
            array(SELECT a.attname::text FROM unnest(x.indkey[:x.indnkeyatts - 1]) WITH ORDINALITY k(n, o)
                  JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.n ORDER BY k.o),
@@ -65,7 +66,8 @@ class Relation:
         clause: for the FROM of an SQLAlchemy select.
         columns: by name, in the order of the table.
         table: its name with schema; ``None`` for a select.
-        kind: ``pg_class.relkind``: ``r`` table, ``p`` partitioned, ``v`` view, ``m`` materialised, ``s`` select.
+        kind: ``pg_class.relkind`` (``r`` table, ``p`` partitioned, ``v`` view, ``m`` materialised view),
+            or ``s`` for a select.
         estimate: rows by the server's statistics, −1 if never analysed.
         dims: of dense columns without a fixed dimension, where all rows have the same.
     """
@@ -144,7 +146,7 @@ def reflect_select(
 
 
 def _columns(
-    connection: psycopg.Connection[Any], probe: sql.Composable, values: dict[str, Any] | None
+    connection: psycopg.Connection[Any], probe: sql.Composed, values: dict[str, Any] | None
 ) -> list[PgColumn]:
     result = connection.execute(probe, values).pgresult
     assert result is not None

@@ -146,7 +146,7 @@ class RowWriter:
         ):
             return {names[0]: encode.int_cells(batch.ids)}
         ids = batch.id_list
-        parts = list(zip(*ids, strict=True)) if len(names) > 1 else [ids]  # type: ignore[arg-type]
+        parts = list(zip(*ids, strict=True)) if len(names) > 1 else [ids]
         return {
             n: self._id_part(list(p), self.relation.columns[n]) for n, p in zip(names, parts, strict=True)
         }

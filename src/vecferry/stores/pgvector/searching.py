@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import isnan
+from typing import Any, cast
 
 import numpy as np
 import psycopg
@@ -158,7 +159,7 @@ def _tune(connection: psycopg.Connection[Any], relation: Relation, column: str, 
 def _records(
     connection: psycopg.Connection[Any], reader: RowReader, select: Any, metric: Metric
 ) -> list[VectorRecord]:
-    found = []
+    found: list[VectorRecord] = []
     distances: list[float] = []
     for batch in reader.stream(connection, select, _CHUNK, extra=(_SCORE_COLUMN, distances)):
         found.extend(batch.records())
@@ -167,7 +168,7 @@ def _records(
 
 
 def _score(metric: Metric, distance: float) -> float:
-    if distance != distance:  # the cosine with a vector of length 0
+    if isnan(distance):  # the cosine with a vector of length 0
         return 0.0
     return 1.0 - distance if metric is Metric.COSINE else -distance
 
@@ -185,7 +186,7 @@ def fetch(
 ) -> RecordBatch:
     """The records found, in the order of ``ids``."""
     reader = RowReader(relation, rows, fields)
-    batches = []
+    batches: list[RecordBatch] = []
     with server.raw() as connection:
         begin_read(connection)
         for start in range(0, len(ids), _CHUNK):
@@ -200,12 +201,12 @@ def fetch(
 
 def delete(server: Server, relation: Relation, rows: RowMap, ids: list[RecordId]) -> int:
     """Delete by id in one transaction; returns how many there were."""
-    gone = 0
+    gone, target = 0, cast(sa.TableClause, relation.clause)
     fixed = [relation.clause.c[name] == value for name, value in rows.fixed.items()]
     with server.raw() as connection:
         for start in range(0, len(ids), _CHUNK):
             condition = _ids_condition(relation, rows, ids[start : start + _CHUNK])
-            statement, values = as_sql(sa.delete(relation.clause).where(condition, *fixed))
+            statement, values = as_sql(sa.delete(target).where(condition, *fixed))
             gone += connection.execute(statement, values).rowcount
         connection.commit()
     return gone

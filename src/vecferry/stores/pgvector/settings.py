@@ -78,7 +78,7 @@ class Settings:
         if self.vector is None:
             return {}
         if isinstance(self.vector, Mapping):
-            return dict(self.vector)
+            return {name: column for name, column in self.vector.items()}  # noqa: C416 widens the key
         found: dict[str | None, str] = {}
         columns = names(self.vector)
         for column in columns:

@@ -9,7 +9,13 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, TargetExistsError
+from vecferry.errors import (
+    ConfigurationError,
+    NotFoundError,
+    SchemaMismatchError,
+    TargetExistsError,
+    UnsupportedError,
+)
 from vecferry.ports import (
     Capabilities,
     Changes,
@@ -105,7 +111,7 @@ class PgVectorStore:
         return schema.model_copy(update={"count": self.count()})
 
     def count(self) -> int:
-        relation, rows = self._look()
+        relation, _ = self._look()
         query = sa.select(sa.func.count()).select_from(relation.clause).where(*self._conditions(None))
         statement, values = as_sql(query)
         with self._server.raw() as connection:
@@ -223,9 +229,12 @@ class PgVectorStore:
             iterative_scan: ``strict_order`` or ``relaxed_order``: goes on until ``k`` rows pass the filter.
         """
         relation, rows = self._look()
-        given = {"ef_search": ef_search, "probes": probes, "iterative_scan": iterative_scan}
+        mine = self.settings
         settings = replace(
-            self.settings, **{name: value for name, value in given.items() if value is not None}
+            mine,
+            ef_search=mine.ef_search if ef_search is None else ef_search,
+            probes=mine.probes if probes is None else probes,
+            iterative_scan=mine.iterative_scan if iterative_scan is None else iterative_scan,
         )
         schema = describe(relation, rows, self.name)
         query = searching.Query(vector, k, field, self._conditions(where), settings)
@@ -240,26 +249,24 @@ class PgVectorStore:
         return mode is WriteMode.REPLACE
 
     def shadow(self, tag: str) -> PgVectorStore:
-        with self._server.raw() as connection:
-            table = publish.qualified(connection, self._writable())
-        return PgVectorStore(self._server, publish.shadow_name(table, tag), self.settings)
+        return PgVectorStore(self._server, publish.shadow_name(self._own_table(), tag), self.settings)
 
     def publish(self, tag: str) -> Version:
         self._forget()
-        return publish.publish(self._server, self._writable(), tag)
+        return publish.publish(self._server, self._own_table(), tag)
 
     def discard(self, tag: str) -> None:
-        publish.discard(self._server, self._writable(), tag)
+        publish.discard(self._server, self._own_table(), tag)
 
     def versions(self) -> list[Version]:
-        return publish.versions(self._server, self._writable())
+        return publish.versions(self._server, self._own_table())
 
     def rollback(self) -> Version:
         self._forget()
-        return publish.rollback(self._server, self._writable())
+        return publish.rollback(self._server, self._own_table())
 
     def prune(self, keep: int = 0) -> list[str]:
-        return publish.prune(self._server, self._writable(), keep)
+        return publish.prune(self._server, self._own_table(), keep)
 
     def track(self) -> Cursor:
         return self._journal().install()
@@ -332,6 +339,23 @@ class PgVectorStore:
         if self._table is None:
             raise ConfigurationError("a select can only be read; name a table to write to")
         return self._table
+
+    def _own_table(self) -> TableName:
+        """The table as a whole, which names may be swapped of.
+
+        Raises:
+            UnsupportedError: for a collection in LangChain's shared table.
+        """
+        name = self._writable()
+        with self._server.raw() as connection:
+            place = frameworks.locate(connection, name, self._layout)
+            table = place.table if place else frameworks.physical_name(name, self._layout)
+            if table.name == frameworks.EMBEDDINGS and self._layout in (None, "langchain"):
+                raise UnsupportedError(
+                    f"{self.url}: LangChain keeps all collections in one table, which cannot be replaced; "
+                    "write to a new collection name"
+                )
+            return publish.qualified(connection, table)
 
     def _table_writer(self) -> TableWriter:
         if self._writer is None:

@@ -1,10 +1,10 @@
 """What changed in a table since a cursor: triggers, a journal table, and a notification.
 
 The triggers write the ids that a statement touched into a journal, with the number of their transaction.
-Transactions commit in another order than they are numbered, so a reader that simply went by number would lose
-one that commits late. Therefore only transactions below ``pg_snapshot_xmin`` are read: all of them have ended,
-and none can appear there later. (PostgreSQL documentation, "Transaction ID and Snapshot Information".) A
-writing transaction that stays open delays what came after it, and loses nothing.
+Transactions commit in another order than they are numbered, so a reader that simply went by number would
+lose one that commits late. Therefore only transactions below ``pg_snapshot_xmin`` are read: all of them
+have ended, and none can appear there later. (PostgreSQL documentation, "Transaction ID and Snapshot
+Information".) A writing transaction that stays open delays what came after it, and loses nothing.
 
 A change is told as the state the row has now: an upsert where it is there, a deletion where it is gone.
 """
@@ -61,7 +61,8 @@ _FUNCTION = """
 """
 _READ = """
     SELECT transaction, seq, id FROM {journal}
-    WHERE (transaction, seq) > (%s, %s) AND transaction < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+    WHERE (transaction, seq) > (%s, %s)
+    AND transaction < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
     ORDER BY transaction, seq LIMIT %s
 """
 _NOW = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"

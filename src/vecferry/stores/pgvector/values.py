@@ -58,7 +58,7 @@ def loosely(value: Any, column: PgColumn) -> bool:
         return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if column.type in ("timestamptz", "timestamp"):
         aware = isinstance(value, datetime) and value.tzinfo is not None
-        return isinstance(value, datetime) and aware == (column.type == "timestamptz") or value in _ENDS
+        return (isinstance(value, datetime) and aware == (column.type == "timestamptz")) or value in _ENDS
     if column.type == "date":
         return (isinstance(value, date) and not isinstance(value, datetime)) or value in _ENDS
     if column.type in ("time", "timetz"):
