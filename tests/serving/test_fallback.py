@@ -18,7 +18,6 @@ from vecferry.errors import (
     RetryableError,
     SchemaMismatchError,
     SpaceMismatchError,
-    VecferryError,
 )
 from vecferry.retry import CircuitBreaker
 from vecferry.serving import FallbackCollection, Hits
@@ -267,4 +266,13 @@ def test_listeners_hear_every_event(sides: tuple[Moody, Moody], words: WordEmbed
     assert names.count("initialisations") == 2
     assert names[2:] == ["errors", "fallbacks", "searches", "search_seconds"]
     assert kb.figures.to_dict()["fallbacks"] == {"cause=error,side=primary": 1}
-    assert isinstance(VecferryError("x"), Exception)
+
+
+def test_a_listener_that_fails_does_not_fail_the_search(
+    sides: tuple[Moody, Moody], words: WordEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no metrics server")
+
+    assert FallbackCollection(*sides, embedder=words, listeners=[broken]).search(TEXT)[0].id == 5
+    assert "no metrics server" in caplog.text

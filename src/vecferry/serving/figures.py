@@ -6,6 +6,7 @@ events one by one; `vecferry.reporting.metrics.PrometheusMetrics` is one.
 
 from __future__ import annotations
 
+import logging
 import threading
 from bisect import bisect_left
 from collections import Counter
@@ -13,8 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+_log = logging.getLogger("vecferry.serving")
+
 Listener: TypeAlias = Callable[[str, float, Mapping[str, str]], None]
-"""Called with the name of an event, its amount, and its labels. It must not raise, nor take long."""
+"""Called with the name of an event, its amount, and its labels. What it raises is logged; it must not take
+long."""
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds, as Prometheus clients use them."""
@@ -109,4 +113,7 @@ class Figures:
 
     def _tell(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         for listener in self._listeners:
-            listener(name, amount, labels)
+            try:
+                listener(name, amount, labels)
+            except Exception:
+                _log.exception("a listener of figures failed; the search goes on")
