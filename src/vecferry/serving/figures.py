@@ -115,5 +115,5 @@ class Figures:
         for listener in self._listeners:
             try:
                 listener(name, amount, labels)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a search matters more than its figures
                 _log.exception("a listener of figures failed; the search goes on")
