@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecferry.embedding import EmbeddingCache, RedisCache, SqliteCache, open_cache
-from vecferry.errors import ConfigurationError, RetryableError
+from vecferry.embedding import EmbeddingCache, LocalStateError, RedisCache, SqliteCache, open_cache
+from vecferry.errors import ConfigurationError
 from vecferry.records import EmbeddingSpace
 from vecferry.retry import RetryPolicy
 
@@ -149,11 +149,20 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
         SqliteCache(tmp_path / "c.sqlite")
 
 
-def test_a_redis_that_is_gone_is_a_passing_fault_without_its_password() -> None:
+def test_a_redis_that_is_gone_is_named_without_its_password() -> None:
     cache = RedisCache("redis://:secret@127.0.0.1:9/0", retry=RetryPolicy(attempts=2, base=0.01))
-    with pytest.raises(RetryableError) as caught:
+    with pytest.raises(LocalStateError) as caught:
         cache.get(SPACE, ["a"])
     assert "secret" not in f"{caught.value}{cache!r}"
+
+
+def test_a_cache_that_breaks_is_no_fault_of_the_provider(tmp_path: Path) -> None:
+    cache = SqliteCache(tmp_path / "c.sqlite")
+    with sqlite3.connect(tmp_path / "c.sqlite") as raw:
+        raw.execute("DROP TABLE vectors")
+    for call in (lambda: cache.get(SPACE, ["a"]), lambda: cache.put(SPACE, ["a"], matrix(1))):
+        with pytest.raises(LocalStateError, match=r"c\.sqlite"):
+            call()
 
 
 def test_what_cache_names(tmp_path: Path, own_home: Path, redis_url: str) -> None:

@@ -153,6 +153,13 @@ def test_a_typing_error_is_no_outage() -> None:
         choose_alternative(["opnai:m", named("small")])
 
 
+def test_no_secret_of_an_entry_is_repeated() -> None:
+    entry = "openai:m?api_key=sk-verysecret&base_url=http://me:hunter2@127.0.0.1:9/v1&timeout=1"
+    choice = choose_alternative([entry, named("small")], retry=NO_RETRY)
+    assert "sk-verysecret" not in str(choice)
+    assert "hunter2" not in str(choice)
+
+
 def test_one_embedder_is_a_list_of_one() -> None:
     small = named("small")
     assert choose_alternative(small).embedder is small

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vecferry.embedding import SentenceTransformersEmbedder, resolve
+from vecferry.embedding import SentenceTransformersEmbedder, TextsRejected, resolve
 from vecferry.embedding.hub import find_model
 from vecferry.embedding.workers import cores
 from vecferry.errors import FatalStoreError, NotFoundError
@@ -62,10 +62,18 @@ def test_a_folder_of_unknown_weights_is_a_space_of_its_own(minilm_path: str, tmp
     assert (local.revision or "").startswith("weights:")
 
 
+def test_a_text_that_is_no_unicode_is_refused_alone(minilm: SentenceTransformersEmbedder) -> None:
+    with pytest.raises(TextsRejected) as caught:
+        minilm.embed(["good", "half a pair \ud800"])
+    assert caught.value.ids == (1,)
+    assert np.allclose(caught.value.vectors[0], minilm.embed(["good"])[0], atol=1e-5)
+
+
 def test_tokens_are_counted_by_the_model_itself(minilm: SentenceTransformersEmbedder) -> None:
     assert minilm.count_tokens(["", "hello world"]) == [2, 4]
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_cores_and_prompts_count(
     minilm_path: str, minilm: SentenceTransformersEmbedder
 ) -> None:

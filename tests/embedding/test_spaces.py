@@ -3,10 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vecferry.embedding import CallableEmbedder, EmbeddingRouter, canonical, check_sample, declared_space
+from vecferry.embedding import (
+    CallableEmbedder,
+    EmbeddingRouter,
+    canonical,
+    check_sample,
+    check_source,
+    declared_space,
+)
 from vecferry.embedding.spaces import KNOWN
 from vecferry.errors import ConfigurationError, SpaceMismatchError
-from vecferry.records import EmbeddingSpace
+from vecferry.records import EmbeddingSpace, RecordBatch
 
 
 def space(model: str = "m", dim: int = 4, **more: object) -> EmbeddingSpace:
@@ -78,6 +85,17 @@ def test_a_sample_proves_or_disproves_a_declared_space() -> None:
     assert "another model" in wrong.detail
     assert not check_sample(ours, texts, np.ones((8, 5))).agrees
     assert not check_sample(ours, texts, np.zeros((8, 4))).agrees
+
+
+def test_a_batch_is_checked_where_it_has_both_text_and_vector() -> None:
+    ours = provider(1, space())
+    texts = ["a", None, "c", " "]
+    rows = [{"id": i, "text": text, "vector": ours.embed([text or ""])[0]} for i, text in enumerate(texts)]
+    found = check_source(ours, RecordBatch.from_records(rows))
+    assert found is not None
+    assert (found.agrees, len(found.cosines)) == (True, 2)
+    assert check_source(ours, RecordBatch.from_records(rows[1:2])) is None
+    assert check_source(ours, RecordBatch.from_records([{"id": 1, "text": "a"}])) is None
 
 
 def test_a_router_goes_by_purpose_within_one_space() -> None:

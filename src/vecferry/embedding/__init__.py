@@ -1,6 +1,6 @@
 """Embedding: spaces, providers, chains and alternatives, the cache, the budget, the stage of a stream."""
 
-from vecferry.embedding.base import BaseEmbedder, Listener, Part, TextsRejected
+from vecferry.embedding.base import BaseEmbedder, Listener, LocalStateError, Part, TextsRejected
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, Spent
 from vecferry.embedding.cache import EmbeddingCache, RedisCache, SqliteCache, open_cache
 from vecferry.embedding.cached import CachedEmbedder
@@ -23,7 +23,7 @@ from vecferry.embedding.reports import EmbedReport, Estimate, Survey
 from vecferry.embedding.resolve import resolve
 from vecferry.embedding.router import EmbeddingRouter
 from vecferry.embedding.sentence_transformers import SentenceTransformersEmbedder
-from vecferry.embedding.spaces import SampleCheck, canonical, check_sample, declared_space
+from vecferry.embedding.spaces import SampleCheck, canonical, check_sample, check_source, declared_space
 from vecferry.embedding.stage import EmbedStage
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Listener",
     "LlamaIndexEmbedder",
     "LocalModel",
+    "LocalStateError",
     "MeteredEmbedder",
     "ModelBench",
     "ModelScore",
@@ -62,6 +63,7 @@ __all__ = [
     "bench_models",
     "canonical",
     "check_sample",
+    "check_source",
     "choose_alternative",
     "declared_space",
     "fetch_model",

@@ -40,6 +40,10 @@ class Part:
     tokens: int | None = None
 
 
+class LocalStateError(FatalStoreError):
+    """The cache or the ledger cannot be read or written. No provider is to blame."""
+
+
 class TextsRejected(RejectedRecord):
     """Some texts cannot be embedded; the others were.
 
@@ -158,6 +162,19 @@ def with_prompt(prompt: str, texts: Sequence[str]) -> list[str]:
     if not prompt:
         return list(texts)
     return [text if isinstance(text, Prompted) else prompt + text for text in texts]
+
+
+def sendable(texts: Sequence[str]) -> tuple[list[Part], list[int]]:
+    """Refusals of the texts that UTF-8 cannot hold (lone surrogates), and the rows of the others."""
+    refused, rows = [], []
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            refused.append(Part([row], None, "a text with half a UTF-16 pair"))
+        else:
+            rows.append(row)
+    return refused, rows
 
 
 def parts_of(embedder: Embedder, texts: Sequence[str]) -> Iterator[Part]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vecferry.embedding.base import Matrix, Part, assemble, parts_of
+from vecferry.embedding.cache import sqlite_errors
 from vecferry.embedding.prices import PriceTable, model_of
 from vecferry.embedding.tokens import byte_bound
 from vecferry.errors import BudgetExceeded, ConfigurationError
@@ -91,7 +92,7 @@ class Ledger:
             BudgetExceeded: if the booking would exceed the budget; nothing is booked then.
         """
         month = _month()
-        with self._lock:
+        with self._lock, sqlite_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:
                 self._check(month, job, usd, budget)
@@ -104,7 +105,7 @@ class Ledger:
 
     def settle(self, number: int, texts: int, tokens: int, usd: float) -> None:
         """Replace the bound by what was really used."""
-        with self._lock:
+        with self._lock, sqlite_errors(self.path):
             self._connection.execute(
                 "UPDATE calls SET texts = ?, tokens = ?, usd = ?, settled = 1 WHERE id = ?",
                 (texts, tokens, usd, number),

@@ -9,15 +9,16 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from vecferry.embedding.base import Matrix, clean
-from vecferry.errors import ConfigurationError, FatalStoreError, MissingDependencyError, RetryableError
+from vecferry.embedding.base import LocalStateError, Matrix, clean
+from vecferry.errors import ConfigurationError, MissingDependencyError, RetryableError
 from vecferry.home import home
 from vecferry.records import EmbeddingSpace
 from vecferry.retry import RetryPolicy
@@ -84,7 +85,7 @@ class SqliteCache:
         found: dict[bytes, bytes] = {}
         keys = keys_of(space, texts)
         today = _today()
-        with self._lock:
+        with self._lock, sqlite_errors(self.path):
             for start in range(0, len(keys), _CHUNK):
                 self._look_up(keys[start : start + _CHUNK], found, today)
         return _matrix(space, keys, found)
@@ -93,7 +94,7 @@ class SqliteCache:
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         today = _today()
         values = [(key, today, row.tobytes()) for key, row in zip(keys_of(space, texts), rows, strict=True)]
-        with self._lock:
+        with self._lock, sqlite_errors(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             with self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", values)
@@ -228,9 +229,25 @@ class RedisCache:
             except self._passing as error:
                 raise RetryableError(f"the Redis cache does not answer: {clean(error)}") from error
             except self._final as error:
-                raise FatalStoreError(f"the Redis cache refuses: {clean(error)}") from error
+                raise LocalStateError(f"the Redis cache refuses: {clean(error)}") from error
 
-        return self._retry.call(once)
+        try:
+            return self._retry.call(once)
+        except RetryableError as error:
+            raise LocalStateError(f"{error}; set cache= to go on without it") from error
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn what sqlite3 raises (a full disk, a damaged file) into our error.
+
+    Raises:
+        LocalStateError: naming the file.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LocalStateError(f"{path}: {error}; free the disk or move the file away") from error
 
 
 def open_cache(

@@ -272,8 +272,7 @@ def choose_alternative(
     for index, entry in enumerate(entries[start:], start):
         try:
             embedder = resolve(entry)
-            if fingerprint in (None, embedder.space.fingerprint):
-                _probe(embedder, retry if isinstance(entry, str) else None, listener)
+            fits = _probe(embedder, fingerprint, retry if isinstance(entry, str) else None, listener)
         except UnknownSchemeError:
             raise
         except (ConfigurationError, FatalStoreError, MissingDependencyError, NotFoundError) as error:
@@ -281,7 +280,7 @@ def choose_alternative(
         except RetryableError as error:
             skipped.append((_name(entry), str(error)))
         else:
-            if fingerprint in (None, embedder.space.fingerprint):
+            if fits:
                 return Choice(embedder, index, tuple(skipped))
             skipped.append((_name(entry), f"{embedder.space} is not the space this job began with"))
         if listener:
@@ -291,15 +290,20 @@ def choose_alternative(
     raise EmbedderExhausted(f"{what} does not answer ({reasons}); run the same call again later")
 
 
-def _probe(embedder: Embedder, retry: RetryPolicy | None, listener: Listener | None) -> None:
-    """See whether it answers, with ``retry`` instead of its own policy."""
+def _probe(
+    embedder: Embedder, fingerprint: str | None, retry: RetryPolicy | None, listener: Listener | None
+) -> bool:
+    """Whether it serves the space ``fingerprint``; raises if it does not answer within ``retry``."""
     if listener is not None:
         listen(embedder, listener)
     patient = getattr(embedder, "retry", None) if retry else None
     if patient is not None:
         embedder.retry = retry  # type: ignore[attr-defined]
     try:
+        if fingerprint is not None and embedder.space.fingerprint != fingerprint:
+            return False
         embedder.embed([PROBE])
+        return True
     finally:
         if patient is not None:
             embedder.retry = patient  # type: ignore[attr-defined]

@@ -37,12 +37,14 @@ class TextLimit:
         count: tokens of each text as the model sees it, with prompt and special tokens.
         overhead: ``count`` of an empty text.
         model: the space's model name, for cutting.
+        exact: whether ``count`` is; else it may be too high.
     """
 
     tokens: int | None
     count: Callable[[Sequence[str]], list[int]] = field(repr=False)
     overhead: int
     model: str
+    exact: bool = True
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """Positions of texts that do not fit."""

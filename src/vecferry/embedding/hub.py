@@ -95,9 +95,7 @@ def fetch_model(
     target = Path(folder).expanduser() if folder else fetched_folder(name, revision)
     token = token or hub_token()
     try:
-        info = hub.HfApi(token=token or False).model_info(
-            repo, revision=revision, timeout=_QUESTION_SECONDS
-        )
+        info = hub.HfApi(token=token).model_info(repo, revision=revision, timeout=_QUESTION_SECONDS)
         weights = [file.rfilename for file in info.siblings or ()]
         wanted = [
             *_NEEDED,
@@ -108,7 +106,7 @@ def fetch_model(
             repo,
             revision=info.sha,
             local_dir=target,
-            token=token or False,
+            token=token,
             allow_patterns=wanted,
             ignore_patterns=_NOT_NEEDED,
         )

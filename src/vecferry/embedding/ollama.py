@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.embedding.base import BaseEmbedder, Matrix, Part, with_prompt
+from vecferry.embedding.base import BaseEmbedder, Matrix, Part, sendable, with_prompt
 from vecferry.embedding.http import Endpoint
 from vecferry.embedding.pool import AdaptiveLimit, RequestPool
 from vecferry.embedding.spaces import declared_space, known, model_name
@@ -103,9 +103,10 @@ class OllamaEmbedder(BaseEmbedder):
 
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
         full = with_prompt(self.prompt, texts)
-        starts = range(0, len(full), self._batch_size)
-        slices = [list(range(start, min(start + self._batch_size, len(full)))) for start in starts]
-        yield from self._pool.run([partial(self._parts_of, rows, full) for rows in slices])
+        refused, rows = sendable(full)
+        yield from refused
+        slices = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
+        yield from self._pool.run([partial(self._parts_of, some, full) for some in slices])
 
     def _parts_of(self, rows: list[int], texts: list[str], failed: ShouldStop) -> list[Part]:
         try:

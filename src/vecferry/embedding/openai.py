@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.embedding.base import BaseEmbedder, Matrix, Part, with_prompt
+from vecferry.embedding.base import BaseEmbedder, Matrix, Part, clean, sendable, with_prompt
 from vecferry.embedding.http import Endpoint
 from vecferry.embedding.pool import AdaptiveLimit, RequestPool
 from vecferry.embedding.spaces import KnownModel, canonical, declared_space, known
@@ -124,7 +124,7 @@ class OpenAIEmbedder(BaseEmbedder):
         if not key and url == OPENAI_URL:
             raise ConfigurationError("openai: needs a key: set OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        who = "openai" if url == OPENAI_URL else f"openai-compatible server {url}"
+        who = "openai" if url == OPENAI_URL else f"openai-compatible server {clean(url)}"
         return Endpoint(
             url,
             lambda: headers,
@@ -157,10 +157,10 @@ class OpenAIEmbedder(BaseEmbedder):
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
         """One part a request, in the order of the answers."""
         full = with_prompt(self.prompt, texts)
-        yield from (Part([row], None, "an empty text") for row, text in enumerate(full) if not text)
-        broken = {row for row, text in enumerate(full) if not _is_unicode(text)}
-        yield from (Part([row], None, "a text with half a UTF-16 pair") for row in sorted(broken))
-        rows = [row for row, text in enumerate(full) if text and row not in broken]
+        refused, rows = sendable(full)
+        yield from refused
+        yield from (Part([row], None, "an empty text") for row in rows if not full[row])
+        rows = [row for row in rows if full[row]]
         share = max(SMALLEST_SHARE, -(-len(rows) // max(1, self._concurrency)))
         packs = pack(rows, full, min(self._max_inputs, share), self._max_request_tokens)
         yield from self._pool.run([partial(self._parts_of, pack, full) for pack in packs])
@@ -331,14 +331,6 @@ def pack(rows: Sequence[int], texts: Sequence[str], inputs: int, tokens: int) ->
         packs[-1].append(row)
         room -= size
     return packs
-
-
-def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which UTF-8 and JSON cannot hold."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _vector(value: Any) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vecferry.embedding.chain import Switch
@@ -44,6 +45,29 @@ class Estimate:
     usd: float | None
     prices_as_of: str
     seconds: float | None
+
+    @classmethod
+    def of(
+        cls,
+        survey: Survey,
+        total: int | None,
+        *,
+        exact: bool,
+        prices: Sequence[float | None],
+        as_of: str,
+        seconds_a_text: float | None,
+    ) -> Estimate:
+        """For ``total`` records of which ``survey`` is a sample; ``prices``: of every host."""
+        scale = (total or survey.records) / max(1, survey.records)
+        whole = survey.scaled(scale)
+        known = [price for price in prices if price is not None]
+        return cls(
+            survey=whole,
+            exact=exact and scale == 1.0,
+            usd=max(known) * whole.tokens / 1e6 if len(known) == len(prices) else None,
+            prices_as_of=as_of,
+            seconds=None if seconds_a_text is None else seconds_a_text * whole.to_embed,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vecferry.embedding.base import BaseEmbedder, Part, with_prompt
+from vecferry.embedding.base import BaseEmbedder, Part, sendable, with_prompt
 from vecferry.embedding.hub import LocalModel, find_model
 from vecferry.embedding.pool import RequestPool
 from vecferry.embedding.spaces import declared_space, known
@@ -79,7 +79,6 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         self._declared = declared_space(space) if space is not None else None
         self._workers = max(1, int(workers))
         self._threads = int(threads) if threads else max(1, cores() // self._workers)
-        # One thread more than workers: the next texts are ready when a worker is.
         self._requests = RequestPool(self._workers)
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -102,7 +101,9 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         """Slices of a few batches, longest texts first."""
         pool = self._load().pool
         full = with_prompt(self.prompt, texts)
-        order = sorted(range(len(full)), key=lambda row: -len(full[row]))
+        refused, rows = sendable(full)
+        yield from refused
+        order = sorted(rows, key=lambda row: -len(full[row]))
         size = self._slice_size(len(order))
         slices = [order[start : start + size] for start in range(0, len(order), size)]
         jobs: list[Callable[[ShouldStop], list[Part]]] = [

@@ -15,7 +15,7 @@ import numpy as np
 
 from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.ports import Embedder
-from vecferry.records import EmbeddingSpace
+from vecferry.records import DenseColumn, EmbeddingSpace, RecordBatch
 from vecferry.records.vectors import Array
 
 
@@ -189,10 +189,29 @@ class SampleCheck:
     detail: str
 
 
+def check_source(
+    embedder: Embedder, batch: RecordBatch, field: str = "", count: int = 8
+) -> SampleCheck | None:
+    """`check_sample` with the first ``count`` records of a batch that have a text and a vector.
+
+    ``None`` if there are none, so that nothing can be said.
+    """
+    column = batch.vectors.get(field)
+    if not isinstance(column, DenseColumn):
+        return None
+    texts = batch.text_list
+    rows = [row for row in np.flatnonzero(column.present).tolist() if (texts[row] or "").strip()][:count]
+    if not rows:
+        return None
+    return check_sample(embedder, [texts[row] or "" for row in rows], column.values[rows])
+
+
 def check_sample(
     embedder: Embedder, texts: Sequence[str], vectors: Array, *, least: float = 0.99
 ) -> SampleCheck:
     """Embed a few texts again and compare: is the declared space the real one?
+
+    `check_source` takes the texts from a batch.
 
     Args:
         embedder: serves the declared space.

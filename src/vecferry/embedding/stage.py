@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from vecferry.embedding.base import BaseEmbedder, Listener, Matrix, listen, parts_of
+from vecferry.embedding.base import BaseEmbedder, Listener, LocalStateError, Matrix, listen, parts_of
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder
 from vecferry.embedding.cache import EmbeddingCache, open_cache
 from vecferry.embedding.cached import CachedEmbedder
@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     from vecferry.streaming.stage import Parcel
 
 _WARM_UP = 4
+_CHOICES = {
+    "reembed": ("auto", "always", "never"),
+    "on_no_text": ("quarantine", "refuse"),
+    "long_text": ("truncate", "split", "quarantine", "refuse"),
+}
 Reembed: TypeAlias = Literal["auto", "always", "never"]
 OnNoText: TypeAlias = Literal["quarantine", "refuse"]
 
@@ -104,9 +109,7 @@ class EmbedStage:
         should_stop: ShouldStop = never_stop,
         on_event: Callable[[str], None] = lambda _: None,
     ) -> None:
-        _check_choice("reembed", reembed, ("auto", "always", "never"))
-        _check_choice("on_no_text", on_no_text, ("quarantine", "refuse"))
-        _check_choice("long_text", long_text, ("truncate", "split", "quarantine", "refuse"))
+        _check_choices(reembed=reembed, on_no_text=on_no_text, long_text=long_text)
         self.embedder = resolve(embedder)
         self.field = field
         self.reembed: Reembed = reembed
@@ -201,8 +204,7 @@ class EmbedStage:
     def target_field(self, schema: CollectionSchema) -> VectorField:
         """The field as the target gets it, and from now on the name of the field that is filled.
 
-        Metric and HNSW settings are those of the source's field where it has one. ``""`` means the
-        only field of a source that has one.
+        Metric and HNSW settings are those of the source's field. ``""`` also means its only field.
         """
         try:
             old = schema.field(self.field)
@@ -235,26 +237,20 @@ class EmbedStage:
         )
 
     def estimate(self, survey: Survey, total: int | None = None, sample: Sequence[str] = ()) -> Estimate:
-        """Cost and time of ``total`` records of which ``survey`` is a sample.
+        """Cost and time of ``total`` records (else those surveyed) of which ``survey`` is a sample.
 
-        Args:
-            survey: of at least one record.
-            total: records in all; else those surveyed.
-            sample: texts to measure the speed with, at most 64 of them, if embedding is free and a cache
-                keeps the result.
+        The speed is measured with up to 64 texts of ``sample``, if that costs nothing and a cache keeps
+        the vectors.
         """
-        scale = (total or survey.records) / max(1, survey.records)
-        whole = survey.scaled(scale)
-        local = isinstance(self.embedder, SentenceTransformersEmbedder)
         prices = [meter.price for meter in self._meters]
-        dearest = None if None in prices else max(price or 0.0 for price in prices)
-        per_text = self._seconds_a_text(sample[:64]) if dearest == 0.0 and sample else None
-        return Estimate(
-            survey=whole,
-            exact=scale == 1.0 and (local or counts_exactly(self.space.model)),
-            usd=None if dearest is None else dearest * whole.tokens / 1e6,
-            prices_as_of=self._prices.as_of,
-            seconds=None if per_text is None else per_text * whole.to_embed,
+        free = not any(price is None or price > 0 for price in prices)
+        return Estimate.of(
+            survey,
+            total,
+            exact=self._counts_exactly,
+            prices=prices,
+            as_of=self._prices.as_of,
+            seconds_a_text=self._seconds_a_text(sample[:64]) if free else None,
         )
 
     def report(self) -> EmbedReport:
@@ -305,7 +301,8 @@ class EmbedStage:
             return self._split(parcel, rows if limit.tokens is None else long)
         if not long:
             return parcel
-        reason = f"its text is longer than the {limit.tokens} tokens that {self.space.model} reads"
+        surely = "" if limit.exact else "perhaps "
+        reason = f"its text is {surely}longer than the {limit.tokens} tokens that {self.space.model} reads"
         if self._long_text == "refuse":
             raise LossRefusedError(
                 f"record {parcel.batch.id_list[long[0]]!r}: {reason}; "
@@ -345,7 +342,7 @@ class EmbedStage:
                     refused.update(dict.fromkeys(part.rows, part.reason))
                 else:
                     vectors[part.rows] = part.vectors
-        except EmbedderExhausted:
+        except (EmbedderExhausted, LocalStateError):
             raise
         except (FatalStoreError, RetryableError) as error:
             raise EmbedderExhausted(
@@ -366,17 +363,18 @@ class EmbedStage:
 
         return embedder.over(meter) if isinstance(embedder, EmbedderChain) else meter(embedder)
 
+    @property
+    def _counts_exactly(self) -> bool:
+        return isinstance(self.embedder, SentenceTransformersEmbedder) or counts_exactly(self.space.model)
+
     def _text_limit(self) -> TextLimit:
         if self._limit is None:
-            embedder = self.embedder
-            if isinstance(embedder, BaseEmbedder):
-                count, longest = embedder.count_tokens, embedder.max_tokens
-            else:
-                model, longest = self.space.model, None
-                count = partial(count_tokens, model=model)
+            own = self.embedder if isinstance(self.embedder, BaseEmbedder) else None
+            longest = own.max_tokens if own else None
+            count = own.count_tokens if own else partial(count_tokens, model=self.space.model)
             size = self._chunks[0] if self._long_text == "split" else None
             tokens = min(size, longest) if size and longest else size or longest
-            self._limit = TextLimit(tokens, count, count([""])[0], self.space.model)
+            self._limit = TextLimit(tokens, count, count([""])[0], self.space.model, self._counts_exactly)
         return self._limit
 
     def _seconds_a_text(self, sample: Sequence[str]) -> float | None:
@@ -396,6 +394,7 @@ class EmbedStage:
         return (time.perf_counter() - start) / len(rest)
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"{option}={value!r} is not one of {', '.join(choices)}")
+def _check_choices(**given: str) -> None:
+    for option, value in given.items():
+        if value not in _CHOICES[option]:
+            raise ConfigurationError(f"{option}={value!r} is not one of {', '.join(_CHOICES[option])}")

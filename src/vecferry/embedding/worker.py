@@ -7,6 +7,7 @@ ends when its input ends, so that it never outlives the process that started it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ from vecferry.embedding.frames import read_frame, write_frame
 
 def main() -> None:
     """Load the model named by the first frame, then answer texts with vectors."""
+    # Ctrl-C reaches every process of the terminal; the owner decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, answers = _private_pipes()
     try:
         settings, _ = read_frame(requests)
