@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from vecferry.engines.crossing import Crossing, adapter_options, repeatable
+from vecferry.errors import SchemaMismatchError
 from vecferry.planning import Plan, field_names, read_settings
 from vecferry.planning.census import SAMPLE
 from vecferry.planning.inspection import Inspection, inspect_collection
-from vecferry.ports import Fields, OnProgress, ShouldStop, ignore_progress, never_stop
+from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
 from vecferry.records import CollectionSchema, RecordBatch
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
@@ -91,6 +92,9 @@ def verify(
         where: compare only the records of the source that pass this filter; others are no difference.
         fields: as in `migrate`.
         options: passed on to `vecferry.verifying.compare`.
+
+    Raises:
+        SchemaMismatchError: if the target lacks one of the vector fields.
     """
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         found, have = origin.describe(), goal.describe()
@@ -110,6 +114,7 @@ def verify(
             wanted,
             goal.store,
             allow_extra=where is not None,
+            directions=_without_lengths(origin.store, found, names),
             on_progress=on_progress,
             should_stop=should_stop,
             **options,
@@ -132,7 +137,21 @@ def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any)
     there = {field.name for field in have.fields}
     if fields is None and len(names) == 1 and len(there) == 1:
         return {next(iter(names)): next(iter(there))}
-    return {old: new for old, new in names.items() if new in there}
+    missing = [new for new in names.values() if new not in there]
+    if missing:
+        raise SchemaMismatchError(
+            f"the target has no vector field {missing[0]!r}, only {sorted(there)}; "
+            "name the fields to compare with fields="
+        )
+    return names
+
+
+def _without_lengths(store: Any, found: CollectionSchema, names: dict[str, str]) -> list[str]:
+    """Target fields whose vectors the source keeps at unit length, so that only directions can agree."""
+    if not isinstance(store, Sink):
+        return []
+    normalized = store.capabilities().normalizes
+    return [new for old, new in names.items() if found.field(old).metric in normalized]
 
 
 __all__ = ["inspect", "migrate", "plan", "verify"]

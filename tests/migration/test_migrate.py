@@ -354,6 +354,22 @@ def test_a_backup_is_written_first_and_read_instead(tmp_path: Path) -> None:
     vf.migrate(f"jsonl:{backup}", f"parquet:{tmp_path / 'again'}").check()
 
 
+def test_verify_compares_directions_where_the_source_normalises(tmp_path: Path) -> None:
+    qdrant, home = f"qdrant:{tmp_path / 'q'}#c", f"jsonl:{tmp_path / 'home.jsonl'}"
+    vf.migrate(fill(20), qdrant).check()
+    vf.migrate(fill(20), home).check()
+    assert vf.verify(qdrant, home).ok and vf.verify(home, qdrant).ok
+
+
+def test_verify_misses_no_field() -> None:
+    one, two = vf.Collection(MemoryStore()), vf.Collection(MemoryStore())
+    one.write([{"id": 1, "vectors": {"a": [1.0], "b": [2.0]}}])
+    two.write([{"id": 1, "vectors": {"a": [1.0]}}])
+    with pytest.raises(SchemaMismatchError, match="no vector field 'b'"):
+        vf.verify(one, two)
+    assert vf.verify(one, two, fields=["a"]).ok
+
+
 def test_verify_names_what_differs() -> None:
     one, two = fill(20), fill(20)
     assert vf.verify(one, two).ok
