@@ -119,7 +119,8 @@ class S3Objects:
     def write(self, key: str, data: bytes, *, replaces: str | None) -> None:
         if not self._keeps_conditions:
             self._probe()
-        condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
+        # Without its quotes, as the AWS command line sends it: Ceph compares the bare sum on PUT.
+        condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces.strip('"')}
         self._put(key, data, **condition)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
