@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,10 @@ def main(rows: int) -> None:
         source = fill(folder, rows)
         for kind, form in TARGETS.items():
             target = form.format(out)
-            hand: Callable[[], int] = lambda target=target: by_hand(source, target)  # type: ignore[misc]
             ferry = Ferry(source, target, out, usual)
             compare(
                 f"Parquet → {kind}, {rows:,} records of {DIM} components: the pipeline",
-                Side("scan and write by hand", hand, lambda: clear(out)),
+                Side("scan and write by hand", partial(by_hand, source, target), partial(clear, out)),
                 Side("migrate(verify=False)", ferry.run, ferry.before),
                 goal=0.95,
             )

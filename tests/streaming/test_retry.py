@@ -184,11 +184,9 @@ def test_a_fault_at_every_item_is_survived(waits: list[float]) -> None:
 def test_a_fault_without_progress_is_bounded(waits: list[float]) -> None:
     stream = Broken(50, {7: [RetryableError("again")] * 99})
     found: list[int] = []
+    items = reopened(stream.open, None, 1, RetryPolicy(attempts=4).backoff())
     with pytest.raises(RetryableError):
-        found += [
-            i.cursor
-            for i in _each(reopened(stream.open, None, 1, RetryPolicy(attempts=4).backoff()), found)
-        ]
+        found.extend(item.cursor for item in items)
     assert found[-1] == 7 and len(stream.faults[7]) == 95
 
 
