@@ -2,9 +2,9 @@
 
     python benchmarks/bench_pgvector.py [384|1536|memory]
 
-The limit is what a careful person writes by hand with psycopg 3 for this one table: binary COPY from numpy,
-COPY of joined bytes with orjson, staging and one ON CONFLICT, ``get_copy_data`` into numpy. Both sides commit
-once a batch. The last row is the usual SQLAlchemy insert, to show what a user gains.
+The limit is what a careful person writes by hand with psycopg 3 for this one table: binary COPY from
+numpy, COPY of joined bytes with orjson, staging and one ON CONFLICT, ``get_copy_data`` into numpy. Both
+sides commit once a batch. The last row is the usual SQLAlchemy insert, to show what a user gains.
 """
 
 from __future__ import annotations

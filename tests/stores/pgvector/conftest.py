@@ -59,7 +59,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
-    """A folder for an embedded server. Not under pytest's own, " "which every session locks for other users."""
+    """For an embedded server: not under pytest's own folder, which each session locks."""
     folder = Path(tempfile.mkdtemp(prefix="vecferry-kb-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

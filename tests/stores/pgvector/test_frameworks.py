@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +20,9 @@ TEXTS = ["a cat sleeps", "a dog barks", "rain falls", "고양이가 잔다", "th
 class Model:
     """Embeds the texts of this file; the vectors are fixed."""
 
-    vectors = dict(zip(TEXTS, np.eye(5, DIM, dtype=np.float32) + 0.1, strict=True))
+    vectors: ClassVar[dict[str, Any]] = dict(
+        zip(TEXTS, np.eye(5, DIM, dtype=np.float32) + 0.1, strict=True)
+    )
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return [self.embed_query(text) for text in texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import traceback
@@ -105,7 +104,7 @@ def test_a_constraint_of_the_application_rejects(db: Any) -> None:
     )
     store = db.store()
     store.prepare(SCHEMA, WriteMode.UPSERT)
-    with pytest.raises(RejectedRecord, match="null value|23502"):
+    with pytest.raises(RejectedRecord, match=r"null value|23502"):
         store.write(RecordBatch.from_records([VectorRecord(id=1, vector=[1, 2])]))
     with pytest.raises(RejectedRecord, match="check constraint"):
         store.write(
@@ -399,7 +398,7 @@ def test_passwords_come_from_everywhere_and_show_nowhere(
     monkeypatch.delenv("PGPASSWORD")
     passfile = tmp_path / "pgpass"
     passfile.write_text("*:*:*:guest:s3cret/%\n")
-    os.chmod(passfile, 0o600)
+    passfile.chmod(0o600)
     monkeypatch.setenv("PGPASSFILE", str(passfile))
     assert not vf.connect(plain).store.exists()
     wrong = vf.connect(f"pgvector://guest:s3cret-typo@{guarded}#items").store
@@ -488,3 +487,18 @@ def test_raw_psycopg_sees_no_leftovers(db: Any) -> None:
     with psycopg.connect(db.server.dsn(db.database)) as connection:
         query = "select relname from pg_class where relname like 'vecferry%' and relkind = 'r'"
         assert connection.execute(query).fetchall() == []
+
+
+def test_the_application_goes_on_inserting_behind_what_was_written(db: Any) -> None:
+    db.sql("create table items (id serial primary key, text text, embedding vector(2))")
+    role = f"app_{db.database}"
+    db.sql(f"create role {role} login")
+    db.sql(f"grant select, insert, update on items to {role}")
+    db.sql(f"grant usage, update, select on sequence items_id_seq to {role}")
+    url = db.server.url("items", db.database).replace("postgres@", f"{role}@")
+    with vf.connect(url) as collection:
+        collection.write(good(1, 2, 41), schema=SCHEMA)
+    assert db.sql("insert into items (text) values ('own') returning id") == [(42,)]
+    spaced = (VectorField(dim=2, space=EmbeddingSpace(model="m", dim=2)),)
+    with vf.connect(url) as collection, pytest.raises(FatalStoreError, match="owner"):
+        collection.store.prepare(SCHEMA.model_copy(update={"fields": spaced}), WriteMode.UPSERT)

@@ -37,12 +37,16 @@ MANY_TYPES = """
         tsv tsvector generated always as (to_tsvector('simple', coalesce(content, ''))) stored
     );
     insert into "My Schema"."odd.Table" values (
-        default, 'hello', '{"a": 1, "big": 12345678901234567890123, "exact": 0.12345678901234567891}', '[1,2,3]',
+        default, 'hello', '{"a": 1, "big": 12345678901234567890123, "exact": 0.12345678901234567891}',
+        '[1,2,3]',
         -7, 8, 0.5, 1e300, 123456789012345678901234.5000, true,
-        '9f0b5e0e-7a3c-4d8e-8b1a-2f5f6c7d8e9f', '\\x00ff', '2026-02-03 04:05:06.789012+09', '2026-02-03 04:05:06',
-        '2026-02-03', '04:05:06.000001', 'wild', 'c-1', 'ab', '{a,NULL,"b c"}', '{{1,2},{3,4}}', '{calm,wild}',
+        '9f0b5e0e-7a3c-4d8e-8b1a-2f5f6c7d8e9f', '\\x00ff',
+        '2026-02-03 04:05:06.789012+09', '2026-02-03 04:05:06',
+        '2026-02-03', '04:05:06.000001', 'wild', 'c-1', 'ab',
+        '{a,NULL,"b c"}', '{{1,2},{3,4}}', '{calm,wild}',
         '[1,5)', '10.0.0.1/8', '1 day 02:00', '{"deep": [1, {"x": null}]}', '[1, 2]'
-    ), (default, null, null, null, null, null, null, null, 'NaN', false, null, null, 'infinity', '-infinity',
+    ), (default, null, null, null, null, null, null, null, 'NaN', false, null, null,
+        'infinity', '-infinity',
         'infinity', null, null, null, null, '{}', null, null, 'empty', null, null, 'null', null);
 """
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from vecferry.errors import NotFoundError
 from vecferry.records import CollectionSchema, Kind
 from vecferry.stores.pgvector import filters
-from vecferry.stores.pgvector.address import TableName
+from vecferry.stores.pgvector.address import Server, TableName
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.frameworks import Place
@@ -66,3 +68,21 @@ def learned(have: CollectionSchema, memo: Memo, schema: CollectionSchema) -> Col
                 field.model_copy(update={"metric": metric, "dim": field.dim or want.dim})
             )
     return have
+
+
+def advance_sequence(server: Server, relation: Relation, rows: RowMap) -> None:
+    """Let the sequence of an integer key go on behind the ids written, so that the app's inserts fit in."""
+    if len(rows.id) != 1 or relation.columns[rows.id[0]].id_kind != "int" or relation.table is None:
+        return
+    table, name = relation.table.quoted, rows.id[0]
+    with server.raw() as connection:
+        query = "SELECT pg_get_serial_sequence(%s, %s)::regclass::text"
+        row = connection.execute(query, [table.as_string(connection), name]).fetchone()
+        if row and row[0]:
+            advance = "SELECT setval({}, m) FROM (SELECT max({}) AS m FROM {}) AS x"
+            advance += " WHERE m > (SELECT last_value FROM {})"
+            parts = [sql.Literal(row[0]), sql.Identifier(name), table, sql.SQL(row[0])]
+            # A role that may insert but not set the sequence leaves it to the owner.
+            with suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(sql.SQL(advance).format(*parts))
+        connection.commit()

@@ -43,7 +43,7 @@ from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.copy_write import TableWriter
-from vecferry.stores.pgvector.looking import has_rows, learned, reflect_place, with_dims
+from vecferry.stores.pgvector.looking import advance_sequence, has_rows, learned, reflect_place, with_dims
 from vecferry.stores.pgvector.mapping import describe, map_rows
 from vecferry.stores.pgvector.memo import Memo
 from vecferry.stores.pgvector.partitions import find_partitions, in_range, ordered
@@ -87,7 +87,7 @@ class PgVectorStore:
         self._snapshot = Snapshot(server)
         self._seen: tuple[Relation, RowMap] | None = None
         self._writer: TableWriter | None = None
-        self._straight = False
+        self._straight = self._key_checked = False
         self._replacement: PgVectorStore | None = None
 
     @classmethod
@@ -192,9 +192,12 @@ class PgVectorStore:
             self._replacement = None
             self.publish("replacement")
             return
+        wrote = self._writer is not None
         self._close_writer()
         self._straight = False
         relation, rows = self._look(afresh=True)
+        if wrote:
+            advance_sequence(self._server, relation, rows)
         indexes.build(self._server, relation, rows, describe(relation, rows, self.name), self.settings)
         self._forget()
 
@@ -314,7 +317,7 @@ class PgVectorStore:
         return self._seen
 
     def _forget(self) -> None:
-        self._seen = None
+        self._seen, self._key_checked = None, False
         self._close_writer()
         self._snapshot.release()
 
@@ -330,10 +333,11 @@ class PgVectorStore:
 
     def _check_key(self, relation: Relation, rows: RowMap) -> None:
         """Pages by a key that is not unique would skip rows; where no index promises it, it is counted."""
-        if relation.is_unique(rows.key):
+        if self._key_checked or relation.is_unique(rows.key):
             return
         with self._server.raw() as connection:
             filters.check_unique(connection, relation, rows, self.name)
+        self._key_checked = True
 
     def _writable(self) -> TableName:
         if self._table is None:
@@ -404,4 +408,9 @@ class PgVectorStore:
         fields = [f.model_copy(update={"space": f.space or spaces.get(f.name)}) for f in have.fields]
         if fields != list(memo.collection.fields):
             collection = memo.collection.model_copy(update={"fields": tuple(fields), "count": None})
-            frameworks.note(connection, place, memo.model_copy(update={"collection": collection}))
+            try:
+                with connection.transaction():
+                    frameworks.note(connection, place, memo.model_copy(update={"collection": collection}))
+            except psycopg.errors.InsufficientPrivilege:
+                if any(field.space for field in fields):  # a space must be recorded before the first record
+                    raise
