@@ -7,8 +7,6 @@ langchain-core 1.x, opcode by opcode, so that the memory stays that of one recor
 
 from __future__ import annotations
 
-import io
-import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from vecferry.errors import CorruptDataError
 from vecferry.layouts.folders.inert import Documents
 from vecferry.layouts.folders.lines import Entries, Entry, Spool, TextColumn
 from vecferry.layouts.folders.measure import check_size
+from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
 from vecferry.records import ENVELOPE, decode_id, encode_id
@@ -172,19 +171,10 @@ def _state(entry: Entry, name: str) -> bytes:
         envelope["aside"] = {ENVELOPE: metadata.pop(ENVELOPE)}
     if envelope:
         metadata[ENVELOPE] = envelope
-    fields = b"(" + _string("id") + _string(name) + _string("metadata") + _plain(metadata)
+    fields = b"(" + _string("id") + _string(name) + _string("metadata") + pickle_piece(metadata)
     fields += _string("page_content") + _string(entry.text or "")
     fields += _string("type") + _string("Document") + b"u"
     return b"}(" + _string("__dict__") + b"}" + fields + _TAIL + b"u"
-
-
-def _plain(value: Any) -> bytes:
-    """A value's own pickle without frame, memo and end, to be set into a larger one."""
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=3)
-    pickler.fast = True  # no memo, so that the pieces do not share numbers
-    pickler.dump(value)
-    return buffer.getvalue()[2:-1]
 
 
 def _string(text: str) -> bytes:

@@ -360,13 +360,8 @@ _ACTIONS: dict[int, Action] = {
     ord("T"): lambda m, a: m.push(a.decode("utf-8")),
     ord("U"): lambda m, a: m.push(a.decode("utf-8")),
     ord("V"): lambda m, a: m.push(a.decode("raw_unicode_escape")),
-    ord("X"): lambda m, a: m.push(_text(a)),
-    0x8C: lambda m, a: m.push(_text(a)),
-    0x8D: lambda m, a: m.push(_text(a)),
-    ord("B"): lambda m, a: m.push(bytes(a)),
-    ord("C"): lambda m, a: m.push(bytes(a)),
-    0x8E: lambda m, a: m.push(bytes(a)),
-    0x96: lambda m, a: m.push(bytes(a)),  # BYTEARRAY8: metadata knows bytes only
+    **dict.fromkeys(b"X\x8c\x8d", lambda m, a: m.push(_text(a))),
+    **dict.fromkeys(b"BC\x8e\x96", lambda m, a: m.push(bytes(a))),  # metadata knows no bytearray
     ord("]"): lambda m, _: m.new_list(),
     ord("l"): lambda m, _: m.push(m.pop_mark()),
     ord("a"): _append,

@@ -8,8 +8,6 @@ only other key, is the metadata, else all the other keys are.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from vecferry.layouts.envelope import open_envelope, seal
 from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.lines import Entries, Entry, Spool, dumps, is_native, loads
 from vecferry.layouts.folders.measure import check_size
+from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.records import ENVELOPE, encode_id, id_key
@@ -239,12 +238,8 @@ def _json_row(entry: Entry) -> bytes:
 
 
 def _pickled_row(entry: Entry) -> bytes:
-    """The row's own pickle without frame, memo and end, and the opcode that appends it."""
+    """The row, and the opcode that appends it."""
     row = _row(entry, entry.metadata)
     if isinstance(entry.id, tuple):
         row |= {"id": str(entry.id), ENVELOPE: {"id": encode_id(entry.id)}}
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=3)
-    pickler.fast = True  # no memo, so that the pieces do not share numbers
-    pickler.dump(row)
-    return buffer.getvalue()[2:-1] + b"a"
+    return pickle_piece(row) + b"a"
