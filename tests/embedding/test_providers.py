@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
-from vecferry.embedding import CallableEmbedder, OllamaEmbedder, OpenAIEmbedder, TextsRejected, resolve
-from vecferry.errors import ConfigurationError, FatalStoreError, RetryableError, UnknownSchemeError
+from vecferry.embedding import (
+    CallableEmbedder,
+    OllamaEmbedder,
+    OpenAIEmbedder,
+    RedisCache,
+    TextsRejected,
+    plot_costs,
+    resolve,
+)
+from vecferry.embedding.chunking import sentence_splitter
+from vecferry.errors import (
+    ConfigurationError,
+    FatalStoreError,
+    MissingDependencyError,
+    RetryableError,
+    UnknownSchemeError,
+)
 from vecferry.ports import Embedder
 from vecferry.records import EmbeddingSpace
 from vecferry.retry import NO_RETRY
@@ -187,3 +204,40 @@ def test_entry_points_add_providers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("vecferry.registry._outside", lambda _: {"mine": Point()})
     assert resolve("mine:m?a=b").space.model == '["m", {"a": "b"}]'
+
+
+# -- dependencies -----------------------------------------------------------------------------
+
+
+def test_importing_the_room_imports_no_kit() -> None:
+    code = (
+        "import sys, vecferry.embedding\n"
+        "kits = 'openai httpx torch sentence_transformers transformers llama_index redis tiktoken "
+        "huggingface_hub matplotlib'.split()\n"
+        "print([kit for kit in kits if kit in sys.modules])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("httpx", "openai", lambda: OpenAIEmbedder("m", base_url="http://localhost:9").embed(["a"])),
+        ("httpx", "ollama", lambda: OllamaEmbedder("m").embed(["a"])),
+        ("redis", "redis", lambda: RedisCache("redis://localhost")),
+        ("llama_index.core.node_parser", "llamaindex", lambda: sentence_splitter(10)),
+        (
+            "huggingface_hub",
+            "sentence-transformers",
+            lambda: resolve("sentence-transformers:x/y").embed(["a"]),
+        ),
+        ("matplotlib.figure", "plot", lambda: plot_costs([], "x.png")),
+    ],
+)
+def test_what_is_missing_is_named_with_its_extra(
+    module: str, extra: str, use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=rf"pip install 'vecferry\[{extra}\]'"):
+        use()
