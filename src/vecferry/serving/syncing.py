@@ -171,6 +171,7 @@ class _Job:
     def run(self, by: str) -> SyncReport:
         kind, _, name = by.partition(":")
         self.report = SyncReport(by)
+        self.state.spare()
         if kind == "digest":
             self.by_digest()
         elif kind == "column" and name:
@@ -192,9 +193,10 @@ class _Job:
             digests = content_digests(batch)
             self.write_differing(batch, self.state.digests(keys), digests, first=first)
             self.state.saw(batch.id_list, keys, digests, run)
-        gone = self.delete_unseen(run, first=first) if self.deletes else []
+        if self.deletes:
+            self.delete_missing(run, strangers=first and self.where is None)
         self.target.finish()
-        self.state.forget(gone)
+        self.state.bury()
         self.state.set("finished", run)
         self.state.set("complete", True)
 
@@ -218,15 +220,19 @@ class _Job:
         unchanged = len(batch) - len(added) - len(changed)
         self.tell(added=len(added), changed=len(changed), unchanged=unchanged)
 
-    def delete_unseen(self, run: int, *, first: bool) -> list[RecordId]:
-        """What the source no longer has: ids remembered but not met, at first also ids of the target."""
-        self.refuse_many(self.state.count_unseen(run), self.state.known())
-        gone: list[RecordId] = []
+    def delete_missing(self, run: int, *, strangers: bool) -> None:
+        """Delete what is remembered but was not met; with ``strangers`` also what only the target has."""
         for ids in self.state.unseen(run):
-            gone += self.remove(self.really_gone(ids))
-        if first and self.where is None:
-            self.delete_strangers()
-        return gone
+            self.state.doom(self.really_gone(ids))
+        if strangers:
+            for batch in scan(self.target.store, self.retry, fields=Fields.IDS, batch_size=self.batch_size):
+                known = self.state.digests([id_key(i) for i in batch.id_list])
+                unknown = [id_ for id_, digest in zip(batch.id_list, known, strict=True) if digest is None]
+                self.state.doom(self.really_gone(unknown))
+        total = self.target.store.count() if strangers else self.state.known()
+        self.refuse_many(self.state.count_doomed(), total)
+        for ids in self.state.doomed():
+            self.remove(ids)
 
     # -- by a column ----------------------------------------------------------------------------
 
@@ -248,6 +254,7 @@ class _Job:
         if self.deletes:
             self.delete_by_ids()
         self.target.finish()
+        self.state.bury()
         if top is not None:
             self.state.set("high", to_json({"value": top}))
 
@@ -259,9 +266,7 @@ class _Job:
         ):
             keys = [id_key(i) for i in batch.id_list]
             self.state.saw(batch.id_list, keys, [b""] * len(keys), run)
-        for ids in self.state.unseen(run):
-            self.state.forget(ids)
-        self.delete_strangers()
+        self.delete_missing(run, strangers=True)
 
     # -- by journal -----------------------------------------------------------------------------
 
@@ -301,31 +306,18 @@ class _Job:
         changed = self.transform(batch) if self.transform else batch
         return self.target.adapt(changed)
 
-    def delete_strangers(self) -> None:
-        """Ids of the target that the source does not have."""
-        strangers: list[RecordId] = []
-        for batch in scan(self.target.store, self.retry, fields=Fields.IDS, batch_size=self.batch_size):
-            ids = batch.id_list
-            known = self.state.digests([id_key(i) for i in ids])
-            strangers += [id_ for id_, digest in zip(ids, known, strict=True) if digest is None]
-        self.refuse_many(len(strangers), self.target.store.count())
-        for start in range(0, len(strangers), 500):
-            self.remove(self.really_gone(strangers[start : start + 500]))
-
     def really_gone(self, ids: list[RecordId]) -> list[RecordId]:
         """Without those that came while the source was read. (A transform makes ids of its own.)"""
-        if self.transform or self.where or not isinstance(self.source, Fetchable):
+        if not ids or self.transform or self.where or not isinstance(self.source, Fetchable):
             return ids
         source = self.source
         found = self.retry.call(lambda: source.fetch(ids, fields=Fields.IDS))
         there = {encode_id(id_) for id_ in found.id_list}
         return [id_ for id_ in ids if encode_id(id_) not in there]
 
-    def remove(self, ids: list[RecordId]) -> list[RecordId]:
-        if ids:
-            self.target.delete(ids)
-            self.tell(deleted=len(ids))
-        return ids
+    def remove(self, ids: list[RecordId]) -> None:
+        self.target.delete(ids)
+        self.tell(deleted=len(ids))
 
     def refuse_many(self, n: int, total: int) -> None:
         if n > max(1, self.max_deletes * total):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vecferry.records import RecordBatch, RecordId, SparseVector, decode_id, enc
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT NOT NULL, digest BLOB, run INTEGER NOT NULL)
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doomed (key BLOB PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 
@@ -94,14 +95,37 @@ class SyncState:
             last = rows[-1][0]
             yield [decode_id(text) for _, text in rows]
 
-    def count_unseen(self, run: int) -> int:
-        """How many ids this run has not met."""
-        return int(self._db.execute("SELECT count(*) FROM seen WHERE run < ?", (run,)).fetchone()[0])
+    # -- what is to be deleted, kept here and not in memory -------------------------------------
 
-    def forget(self, ids: Iterable[RecordId]) -> None:
-        """They are gone from both sides."""
+    def spare(self) -> None:
+        """Delete nothing that an unfinished run wanted to."""
+        self._db.execute("DELETE FROM doomed")
+
+    def doom(self, ids: Sequence[RecordId]) -> None:
+        """These are to be deleted."""
         self._db.execute("BEGIN")
-        self._db.executemany("DELETE FROM seen WHERE key = ?", [(id_key(i),) for i in ids])
+        self._db.executemany(
+            "INSERT OR IGNORE INTO doomed VALUES (?, ?)", [(id_key(i), encode_id(i)) for i in ids]
+        )
+        self._db.execute("COMMIT")
+
+    def count_doomed(self) -> int:
+        """How many those are."""
+        return int(self._db.execute("SELECT count(*) FROM doomed").fetchone()[0])
+
+    def doomed(self) -> Iterator[list[RecordId]]:
+        """They, in lists of at most 500."""
+        last = b""
+        query = "SELECT key, id FROM doomed WHERE key > ? ORDER BY key LIMIT 500"
+        while rows := self._db.execute(query, (last,)).fetchall():
+            last = rows[-1][0]
+            yield [decode_id(text) for _, text in rows]
+
+    def bury(self) -> None:
+        """They are gone from both sides: forget them."""
+        self._db.execute("BEGIN")
+        self._db.execute("DELETE FROM seen WHERE key IN (SELECT key FROM doomed)")
+        self._db.execute("DELETE FROM doomed")
         self._db.execute("COMMIT")
 
 
