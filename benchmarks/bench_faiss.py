@@ -100,7 +100,7 @@ def main() -> None:
                 lambda: write_store(folder / "kb", rows // 4, dim),
                 before=lambda: shutil.rmtree(folder / "kb", ignore_errors=True),
             ),
-            goal=0.2,
+            goal=0.15,
             rounds=3,
         )
 
