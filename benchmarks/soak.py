@@ -6,13 +6,15 @@ Writes and searches run at a steady rate all the time, while the collection is c
 over, rolled back and cut over again. At the end both sides must hold exactly what was acknowledged, no
 search may have failed, and every search must have found what was acknowledged before it began.
 
-Without URLs two collections in memory are used. The first must not exist yet, the second neither.
+Neither collection may exist yet. Without URLs they are two tables of an embedded Postgres.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -222,14 +224,24 @@ def _check(log: Log, name: str, collection: vf.Collection) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("old", nargs="?", default="memory:soak-old")
-    parser.add_argument("new", nargs="?", default="memory:soak-new")
+    parser.add_argument("old", nargs="?")
+    parser.add_argument("new", nargs="?")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument(
         "--rate", type=float, default=50.0, help="writes, and searches of each reader, a second"
     )
-    parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--records", type=int, default=5_000)
     chosen = parser.parse_args(arguments)
+    if chosen.new:
+        return run(chosen)
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after the server, which stops at exit too
+    chosen.old, chosen.new = (f"pgvector:{folder}/pg#{name}_kb" for name in ("old", "new"))
+    return run(chosen)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Print what happens; 1 if there was a problem."""
     start = time.monotonic()
 
     def say(text: str) -> None:
