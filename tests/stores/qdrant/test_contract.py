@@ -1,4 +1,4 @@
-"""The contract against the local mode: in a folder, under two metrics, and in every layout."""
+"""The contract: in a folder, in memory and over gRPC, under two metrics and in several layouts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient
 from servers.qdrant_grpc import QdrantServer
 from vecferry.records import Metric
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.stores.qdrant.connection import Address
+from vecferry.stores.qdrant.connection import _OPEN, MEMORY, Address
 from vecferry.testing import Peek, StoreContract
 
 TEXT_KEYS = {"plain": "text", "langchain": "page_content"}
@@ -43,11 +43,18 @@ class TestCosineFolder(TestFolder):
     exact = False
 
 
-class TestLangChainFolder(TestFolder):
+class TestLangChainInMemory(TestFolder):
     layout = "langchain"
 
+    def open(self, folder: Path, name: str) -> QdrantStore:
+        collection = f"{folder}-{name}".replace("/", "_")
+        return QdrantStore(Address(path=MEMORY), collection, layout=self.layout)
 
-class TestLlamaIndexFolder(TestFolder):
+    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+        return peek(_OPEN[MEMORY].client, store.collection, TEXT_KEYS[self.layout])
+
+
+class TestLlamaIndexInMemory(TestLangChainInMemory):
     layout = "llamaindex"
 
     @pytest.mark.skip("the text lies inside the node's JSON; tests/layouts looks there")
