@@ -15,7 +15,7 @@ from vecferry.stores.faiss import FaissStore
 
 DATA = Path(__file__).parents[2] / "data"
 SAMPLES = DATA / "faiss_samples"
-WORDNET = DATA / "wordnet_2000" / "langchain_faiss_2000"
+WORDNET = DATA.parents[1] / "examples" / "data" / "wordnet_langchain"
 NODE = "_llamaindex"
 
 
