@@ -39,6 +39,9 @@ class Sandbox:
         for opened in self._opened:
             opened.close()
         self._connection.close()
+        # A thousand files each: deleted now rather than all at the end of the session.
+        with self.server.connect("postgres") as connection:
+            connection.execute(f"drop database {self.database} with (force)")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psycopg
@@ -29,17 +29,20 @@ def peek_table(dsn: str, table: str) -> dict[Any, Peek]:
 
 
 class OnServer(StoreContract):
-    server: Postgres
+    """One database for all tests of a server; tables of their own for each."""
+
+    version = "postgres"
+    databases: ClassVar[dict[int, str]] = {}
 
     @pytest.fixture(autouse=True)
     def _server(self, request: pytest.FixtureRequest) -> None:
-        self.server = request.getfixturevalue("postgres")
-        self.databases: dict[tuple[Path, str], str] = {}
+        self.server: Postgres = request.getfixturevalue(self.version)
+        if self.server.port not in self.databases:
+            self.databases[self.server.port] = self.server.database()
 
     def open(self, folder: Path, name: str) -> Any:
-        key = (folder, name)
-        self.databases[key] = self.databases.get(key) or self.server.database()
-        return vf.connect(self.server.url(name, self.databases[key])).store
+        table = f"{folder.name}_{name}"
+        return vf.connect(self.server.url(table, self.databases[self.server.port])).store
 
     def peek(self, store: Any) -> Mapping[Any, Peek]:
         url = StoreURL.parse(store.url)
@@ -55,10 +58,7 @@ class TestCosine(OnServer):
 
 
 class TestPostgres16(OnServer):
-    @pytest.fixture(autouse=True)
-    def _server(self, request: pytest.FixtureRequest) -> None:
-        self.server = request.getfixturevalue("postgres16")
-        self.databases = {}
+    version = "postgres16"
 
 
 @pytest.fixture(scope="module")

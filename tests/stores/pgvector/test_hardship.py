@@ -28,6 +28,7 @@ from vecferry.ports import Fields, StoreURL, WriteMode
 from vecferry.records import (
     CollectionSchema,
     DenseColumn,
+    DType,
     EmbeddingSpace,
     RecordBatch,
     VectorField,
@@ -502,3 +503,12 @@ def test_the_application_goes_on_inserting_behind_what_was_written(db: Any) -> N
     spaced = (VectorField(dim=2, space=EmbeddingSpace(model="m", dim=2)),)
     with vf.connect(url) as collection, pytest.raises(FatalStoreError, match="owner"):
         collection.store.prepare(SCHEMA.model_copy(update={"fields": spaced}), WriteMode.UPSERT)
+
+
+def test_capabilities_announce_what_a_target_would_round_or_refuse(db: Any) -> None:
+    assert DType.FLOAT32 in db.store().capabilities().dtypes
+    assert DType.FLOAT32 not in db.store("items", dtype="float16").capabilities().dtypes
+    db.sql("create table halves (id int primary key, embedding halfvec(2))")
+    assert DType.FLOAT32 not in db.store("halves").capabilities().dtypes
+    assert not db.store("kb", layout="llamaindex").capabilities().several_fields
+    assert not db.store("kb", layout="langchain-v2").capabilities().missing_vectors

@@ -68,16 +68,16 @@ class AnalysisReport(Base):
 
 
 @pytest.fixture
-def reports(both: Any) -> Any:
-    engine = sa.create_engine(both.server.sqlalchemy_url(both.database))
+def reports(db: Any) -> Any:
+    engine = sa.create_engine(db.server.sqlalchemy_url(db.database))
     Base.metadata.create_all(engine)
-    both.sql(
+    db.sql(
         "insert into analysis_reports select i, i % 3, 'report ' || i, "
         "array[i, 1, 0]::vector from generate_series(1, 500) i"
     )
-    both.sql("insert into analysis_reports values (501, 0, null, '[1,1,1]')")
-    both.engine = engine
-    yield both
+    db.sql("insert into analysis_reports values (501, 0, null, '[1,1,1]')")
+    db.engine = engine
+    yield db
     engine.dispose()
 
 

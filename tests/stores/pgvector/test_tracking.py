@@ -12,10 +12,10 @@ from vecferry.ports import ChangeTracking
 
 
 @pytest.fixture
-def items(both: Any) -> Any:
-    both.sql("create table items (id int primary key, content text, embedding vector(1))")
-    both.sql("insert into items select i, 'old', array[i]::vector from generate_series(1, 10) i")
-    return both
+def items(db: Any) -> Any:
+    db.sql("create table items (id int primary key, content text, embedding vector(1))")
+    db.sql("insert into items select i, 'old', array[i]::vector from generate_series(1, 10) i")
+    return db
 
 
 def told(store: Any, cursor: Any, **options: Any) -> tuple[Any, dict[int, str], set[int]]:

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
 from vecferry.errors import (
     ConfigurationError,
     NotFoundError,
     SchemaMismatchError,
-    TargetExistsError,
     UnsupportedError,
 )
 from vecferry.ports import (
@@ -26,7 +24,6 @@ from vecferry.ports import (
     Version,
     WriteMode,
     WriteReceipt,
-    check_fits,
 )
 from vecferry.records import (
     CollectionSchema,
@@ -38,14 +35,13 @@ from vecferry.records import (
     VectorRecord,
     Where,
 )
-from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, publish, searching
+from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, preparing, publish, searching
 from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.copy_write import TableWriter
-from vecferry.stores.pgvector.looking import advance_sequence, has_rows, learned, reflect_place, with_dims
+from vecferry.stores.pgvector.looking import advance_sequence, reflect_place, with_dims
 from vecferry.stores.pgvector.mapping import describe, map_rows
-from vecferry.stores.pgvector.memo import Memo
 from vecferry.stores.pgvector.partitions import find_partitions, in_range, ordered
 from vecferry.stores.pgvector.reading import RowReader
 from vecferry.stores.pgvector.reflect import Relation, reflect_select
@@ -150,7 +146,17 @@ class PgVectorStore:
     # -- sink ---------------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
-        return _CAPABILITIES
+        able = _CAPABILITIES
+        if self._layout is not None:
+            able = replace(
+                able,
+                kinds=frozenset({Kind.DENSE}),
+                dtypes=able.dtypes - {DType.BIT},
+                several_fields=False,
+                missing_vectors=self._layout != "langchain-v2",
+            )
+        halves = self.settings.dtype == "float16" or self._holds_halves()
+        return replace(able, dtypes=able.dtypes - {DType.FLOAT32}) if halves else able
 
     def exists(self) -> bool:
         with self._server.raw() as connection:
@@ -171,12 +177,7 @@ class PgVectorStore:
             ddl.ensure_extension(connection)
             if mode is WriteMode.REPLACE:
                 publish.drop(connection, table)
-            place = frameworks.locate(connection, table, self._layout)
-            if place is not None:
-                self._adopt(connection, place, schema, mode)
-            else:
-                self._straight = True
-                self._create(connection, table, schema)
+            self._straight = preparing.prepare(connection, table, schema, mode, self.settings, self.url)
             connection.commit()
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
@@ -344,6 +345,14 @@ class PgVectorStore:
             raise ConfigurationError("a select can only be read; name a table to write to")
         return self._table
 
+    def _holds_halves(self) -> bool:
+        """Whether the table that is there has float16 columns only, so that float32 would be rounded."""
+        if self._seen is None and (self._table is None or not self.exists()):
+            return False
+        relation, rows = self._look()
+        types = {relation.columns[name].type for name in rows.vectors.values()} - {"bit", "sparsevec"}
+        return types == {"halfvec"}
+
     def _own_table(self) -> TableName:
         """The table as a whole, which names may be swapped of.
 
@@ -377,40 +386,3 @@ class PgVectorStore:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def _create(
-        self, connection: psycopg.Connection[Any], table: TableName, schema: CollectionSchema
-    ) -> None:
-        if self.settings.layout in frameworks.CODECS:
-            frameworks.create(connection, table, self.settings.layout or "", schema)
-        else:
-            ddl.create_table(connection, table, schema, self.settings)
-
-    def _adopt(
-        self,
-        connection: psycopg.Connection[Any],
-        place: frameworks.Place,
-        schema: CollectionSchema,
-        mode: WriteMode,
-    ) -> None:
-        """Check an existing table against the schema and record the spaces it did not know yet."""
-        relation = reflect_place(connection, place, place.table)
-        rows = map_rows(relation, self.settings, place)
-        relation = with_dims(connection, relation, rows)
-        filled = has_rows(connection, relation, rows)
-        if mode is WriteMode.CREATE and filled:
-            raise TargetExistsError(f'{self.url} holds records; pass mode="upsert" or mode="replace"')
-        self._straight = not filled or mode is WriteMode.RESUME
-        memo = relation.memo or Memo()
-        have = learned(describe(relation, rows, self.name), memo, schema)
-        check_fits(have, schema, self.url)
-        spaces = {field.name: field.space for field in schema.fields}
-        fields = [f.model_copy(update={"space": f.space or spaces.get(f.name)}) for f in have.fields]
-        if fields != list(memo.collection.fields):
-            collection = memo.collection.model_copy(update={"fields": tuple(fields), "count": None})
-            try:
-                with connection.transaction():
-                    frameworks.note(connection, place, memo.model_copy(update={"collection": collection}))
-            except psycopg.errors.InsufficientPrivilege:
-                if any(field.space for field in fields):  # a space must be recorded before the first record
-                    raise
