@@ -16,6 +16,7 @@ from vecferry.ports import (
     Collection,
     Fetchable,
     OnProgress,
+    Partition,
     Publishable,
     ShouldStop,
     Version,
@@ -26,12 +27,13 @@ from vecferry.ports import (
 from vecferry.publishing import prune as _prune
 from vecferry.publishing import rollback as _rollback
 from vecferry.publishing import versions as _versions
-from vecferry.records import RecordBatch, RecordId, encode_id
+from vecferry.records import CollectionSchema, RecordBatch, RecordId, VectorRecord, encode_id
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
 from vecferry.streaming import checkpoint
-from vecferry.streaming.quarantine import Quarantine, read_quarantine
-from vecferry.streaming.stage import Rejection
+from vecferry.streaming.quarantine import Quarantine, Quarantined, read_quarantine
+from vecferry.streaming.stage import Parcel, Rejection
+from vecferry.streaming.transform import Check, Fit
 from vecferry.streaming.write import Writer
 from vecferry.verifying import Verification
 
@@ -194,20 +196,48 @@ def replay_quarantine(job: str | Path, target: Any = None) -> dict[str, int]:
         items = list(read_quarantine(path))
         if not items:
             return {"written": 0, "left": 0}
+        ready, left = _fitted(found, items)
         sink = goal.store
-        sink.prepare(goal.describe(), WriteMode.UPSERT)
         writer = Writer(sink)
-        left: list[Rejection] = []
-        everything = RecordBatch.from_records([item.record for item in items])
-        for batch in everything.split(_REPAIR_CHUNK):
-            left += writer.write(batch)
-        sink.finish()
+        if ready:
+            sink.prepare(goal.describe(), WriteMode.UPSERT)
+            for batch in RecordBatch.from_records(ready).split(_REPAIR_CHUNK):
+                left += writer.write(batch)
+            sink.finish()
         _rewrite(path, left)
         counters = state.counters
         counters.rejected = sum(len(rejection.batch) for rejection in left)
         counters.written += writer.written
         state.commit(counters, cursors={}, quarantine_length=path.stat().st_size)
         return {"written": writer.written, "left": counters.rejected}
+
+
+def _fitted(
+    found: dict[str, Any], items: Sequence[Quarantined]
+) -> tuple[list[VectorRecord], list[Rejection]]:
+    """The records as the target takes them, from wherever they were rejected; and what is not mended yet.
+
+    Raises:
+        UnsupportedError: if some would have to pass the job's function or model first.
+    """
+    early = {item.stage for item in items} - {"write"}
+    if early and ((found.get("settings") or {}).get("transform") or found.get("embed_space")):
+        raise UnsupportedError(
+            f"records rejected at {', '.join(sorted(early))} have not passed the job's transform or "
+            'embedding; mend them in the source, and migrate them with mode="upsert" and where='
+        )
+    schema = CollectionSchema(**found["schema"])
+    stages = (Check(), Fit(schema, found.get("names") or {}, keep_text=found.get("keep_text", True)))
+    ready: list[VectorRecord] = []
+    left: list[Rejection] = []
+    for item in items:
+        batch = RecordBatch.from_records([item.record])
+        parcel = Parcel(batch, Partition("quarantine"), None, 0)
+        for stage in stages if item.stage != "write" else ():
+            parcel = stage.apply(parcel) if len(parcel.batch) else parcel
+        ready += parcel.batch.records()
+        left += parcel.rejections
+    return ready, left
 
 
 def _rewrite(path: Path, left: Sequence[Rejection]) -> None:

@@ -236,6 +236,8 @@ class Crossing:
                 "call": self.call,
                 "embed_space": space,
                 "backup": self.backup_url,
+                "names": draft.names,
+                "keep_text": draft.keep_text,
             },
         )
 
