@@ -42,10 +42,16 @@ def begin(rules, folder, connection, source, target=None):
     return stage
 
 
+def open_state(folder: Path):
+    connection = sqlite3.connect(folder / "job.sqlite")
+    connection.execute("PRAGMA synchronous = OFF")  # nobody pulls the plug here
+    return connection
+
+
 def in_one_run(rules, records, folder: Path, size=4, partitions=1, target=None):
     """The kept records, the stage and its state."""
     folder.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(folder / "job.sqlite")
+    connection = open_state(folder)
     stage = begin(rules, folder, connection, parcels(records, size, partitions), target)
     return run(stage, parcels(records, size, partitions), connection), stage, connection
 
@@ -53,14 +59,14 @@ def in_one_run(rules, records, folder: Path, size=4, partitions=1, target=None):
 def stopped_and_resumed(rules, records, folder: Path, stop: int, size=4, target=None):
     """As `in_one_run`, with a new process after ``stop`` parcels, whose last one was not committed."""
     folder.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(folder / "job.sqlite")
+    connection = open_state(folder)
     every = list(parcels(records, size))
     stage = begin(rules, folder, connection, iter(every), target)
     kept = run(stage, every[:stop], connection)
     for lost in every[stop : stop + 1]:
         stage.apply(lost)  # written perhaps, but never committed
     connection.close()
-    connection = sqlite3.connect(folder / "job.sqlite")
+    connection = open_state(folder)
     stage = begin(rules, folder, connection, iter(every), target)
     return kept + run(stage, every[stop:], connection), stage, connection
 

@@ -84,7 +84,7 @@ def test_the_command(url, tmp_path):
 
     app = Typer()
     app.command()(command)
-    shown = CliRunner().invoke(app, [url, "--by", "text", "--normalize", "--dry-run", "--json"])
+    shown = CliRunner().invoke(app, [url, "--normalize", "--dry-run", "--json"])
     assert json.loads(shown.stdout)["removed"] == 2
     done = CliRunner().invoke(
         app,

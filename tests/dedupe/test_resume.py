@@ -69,7 +69,7 @@ def target_of(records):
     return store
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(records_of, chosen, st.integers(0, 8), st.integers(1, 5), st.integers(1, 4))
 def test_one_run_is_stopped_and_resumed_is_partitioned(records, rules, stop, size, partitions):
     target = target_of([record("t", "b", [0.0, 1.0], source="z", page=1)])

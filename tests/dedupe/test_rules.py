@@ -80,6 +80,11 @@ def test_a_similar_copy_is_no_chain(tmp_path):
     assert kept_ids(Dedupe(by="similar", threshold=0.98), records, tmp_path) == [0, 2]
 
 
+def test_a_batch_in_which_nothing_can_be_compared(tmp_path):
+    rule = Dedupe(by="similar", within="metadata:lang")
+    assert kept_ids(rule, [record(1, vector=[1.0]), record(2, vector=[1.0])], tmp_path) == [1, 2]
+
+
 def test_zero_and_missing_vectors_are_apart(tmp_path):
     records = [
         record(1, vector=[0.0, 0.0]),

@@ -15,9 +15,11 @@ from vecferry.dedupe import dedupe as dedupe_in_place
 def dedupe(
     collection: Annotated[str, typer.Argument(help="A collection, such as qdrant://localhost:6333/kb")],
     by: Annotated[
-        list[str],
-        typer.Option(help="id, text, metadata:KEY[,KEY], vector, similar or minhash; may be repeated."),
-    ],
+        list[str] | None,
+        typer.Option(
+            help="id, text, metadata:KEY[,KEY], vector, similar or minhash; may be repeated. Default: text."
+        ),
+    ] = None,
     keep: Annotated[str, typer.Option(help="first, last, newest or oldest.")] = "first",
     timestamp: Annotated[str | None, typer.Option(help="metadata:KEY, for newest and oldest.")] = None,
     normalize: Annotated[
@@ -38,7 +40,9 @@ def dedupe(
 ) -> None:
     """Find duplicates in a collection and delete them."""
     with errors_as_text(as_json=as_json):
-        rules = [_rule(name, keep, timestamp, normalize, threshold, within, field) for name in by]
+        rules = [
+            _rule(name, keep, timestamp, normalize, threshold, within, field) for name in by or ["text"]
+        ]
         with bars(quiet=as_json) as on_progress:
             done = dedupe_in_place(
                 collection, rules, dry_run=dry_run, audit=audit, backup=backup, on_progress=on_progress

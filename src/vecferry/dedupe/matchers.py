@@ -65,9 +65,10 @@ class ExactMatcher:
 def by_group(features: Features) -> Iterator[tuple[int, Array]]:
     """Each group among the comparable rows, with its rows in order."""
     rows = np.flatnonzero(features.has)
+    if not len(rows):
+        return
     if features.group is None:
-        if len(rows):
-            yield 0, rows
+        yield 0, rows
         return
     groups = features.group[rows]
     order = np.argsort(groups, kind="stable")
