@@ -11,6 +11,7 @@ import typer
 import vecferry as vf
 from vecferry.cli.console import AsJson, emit, errors_as_text
 from vecferry.errors import ConfigurationError, NotFoundError
+from vecferry.ports import for_queries
 from vecferry.records import RecordId, VectorRecord, encode_id, parse_where
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A collection, such as faiss:./kb")]
@@ -55,7 +56,7 @@ def _query(collection: vf.Collection, text: str | None, like: str | None, embed:
         return text
     from vecferry.embedding import resolve
 
-    return resolve(embed).embed([text])[0]
+    return for_queries(resolve(embed)).embed([text])[0]
 
 
 def _readings(text: str) -> list[RecordId]:

@@ -15,13 +15,14 @@ from vecferry.ports.abilities import (
 )
 from vecferry.ports.checks import check_fits
 from vecferry.ports.collection import Collection
-from vecferry.ports.embedder import Embedder
+from vecferry.ports.embedder import AsksDifferently, Embedder, for_queries
 from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
 from vecferry.ports.source import Cursor, Fields, Partition, Source
 from vecferry.ports.url import StoreURL, is_secret
 
 __all__ = [
+    "AsksDifferently",
     "BatchSearchable",
     "Capabilities",
     "ChangeTracking",
@@ -48,6 +49,7 @@ __all__ = [
     "WriteMode",
     "WriteReceipt",
     "check_fits",
+    "for_queries",
     "ignore_progress",
     "is_secret",
     "never_stop",

@@ -33,3 +33,17 @@ class Embedder(Protocol):
     async def aembed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """As `embed`, for event loops."""
         ...
+
+
+@runtime_checkable
+class AsksDifferently(Protocol):
+    """A model that wants questions with another prompt than documents (E5, BGE, nomic)."""
+
+    def for_queries(self) -> Embedder:
+        """An embedder of questions, in the same space."""
+        ...
+
+
+def for_queries(embedder: Embedder) -> Embedder:
+    """The embedder that questions to its space are to be embedded with."""
+    return embedder.for_queries() if isinstance(embedder, AsksDifferently) else embedder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import MissingDependencyError, PlanError
-from vecferry.ports import Embedder
+from vecferry.ports import Embedder, for_queries
 from vecferry.records import Where, encode_id
 
 PERCENTILES = (50, 90, 95, 99)
@@ -170,7 +170,9 @@ class _Asked:
         """The hits, ``None`` if the search failed."""
         start = time.perf_counter()
         try:
-            asked = self._embedder.embed([query])[0] if self._embedder and isinstance(query, str) else query
+            asked = query
+            if self._embedder and isinstance(query, str):
+                asked = for_queries(self._embedder).embed([query])[0]
             hits: list[Any] = self._side.search(asked, self._k, self._where)
         except Exception as error:  # noqa: BLE001 - a failed query is a result
             self.errors += record

@@ -22,7 +22,7 @@ from vecferry.errors import (
     UnsupportedError,
     VecferryError,
 )
-from vecferry.ports import Collection, Embedder
+from vecferry.ports import Collection, Embedder, for_queries
 from vecferry.records import EmbeddingSpace, VectorRecord, Where
 from vecferry.registry import connect
 from vecferry.retry import CircuitBreaker
@@ -77,7 +77,7 @@ class Query:
         """The text's vector by this embedder."""
         if id(embedder) not in self._embedded:
             assert self.text is not None
-            self._embedded[id(embedder)] = embedder.embed([self.text])[0]
+            self._embedded[id(embedder)] = for_queries(embedder).embed([self.text])[0]
         return self._embedded[id(embedder)]
 
 

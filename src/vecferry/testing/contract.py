@@ -314,9 +314,9 @@ class StoreContract:
         for key, record in expected.items():
             assert got[key].text == record.text
             assert got[key].metadata == record.metadata
-            tolerance = {"rtol": 0.0, "atol": 0.0} if self.exact else {"rtol": 1e-5, "atol": 1e-6}
             came, went = np.asarray(got[key].vector), np.asarray(record.vector)
-            np.testing.assert_allclose(came, went, **tolerance)
+            rtol, atol = (0.0, 0.0) if self.exact else (1e-5, 1e-6)
+            np.testing.assert_allclose(came, went, rtol=rtol, atol=atol)
 
 
 def able(store: Any, ability: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import MissingDependencyError, UnsupportedError
+from vecferry.ports import for_queries
 from vecferry.records import Metric, RecordBatch, VectorRecord
 from vecferry.records.vectors import DenseColumn
 from vecferry.serving.bridges.common import Backend
@@ -28,7 +29,7 @@ class VecferryEmbeddings(Embeddings):  # type: ignore[misc]
 
     def __init__(self, embedder: Any) -> None:
         self._embedder = embedder
-        self._queries = embedder.for_queries() if hasattr(embedder, "for_queries") else embedder
+        self._queries = for_queries(embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         vectors: list[list[float]] = self._embedder.embed(texts).tolist()

@@ -10,6 +10,7 @@ import numpy as np
 
 from vecferry.errors import MissingDependencyError, UnsupportedError
 from vecferry.layouts.llamaindex import NODE_KEY, build_node, read_node
+from vecferry.ports import for_queries
 from vecferry.records import RecordBatch, VectorRecord, Where, to_json
 from vecferry.records.vectors import DenseColumn
 from vecferry.serving.bridges.common import Backend
@@ -95,7 +96,9 @@ class VecferryVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             return np.asarray(query.query_embedding, np.float32)
         if query.query_str is None:
             raise UnsupportedError("the query has neither an embedding nor a text")
-        return self._embedder.embed([query.query_str])[0] if self._embedder else query.query_str
+        if self._embedder is None:
+            return query.query_str
+        return for_queries(self._embedder).embed([query.query_str])[0]
 
     # -- writing --------------------------------------------------------------------------------
 
