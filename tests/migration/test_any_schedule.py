@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -30,12 +31,12 @@ class Fate:
     """Draws what happens next, until nothing is left."""
 
     left: list[str] = field(default_factory=list)
+    lock: Any = field(default_factory=Lock)
 
     def strike(self, place: str) -> None:
         """Raise what is due, if it is due here."""
-        if not self.left:
-            return
-        due = self.left.pop(0)
+        with self.lock:  # the source is read in a thread of its own
+            due = self.left.pop(0) if self.left else "none"
         where, _, what = due.partition(" ")
         if where != place:
             return
