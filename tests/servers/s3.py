@@ -129,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection.close()
 
     def _error(self, code: int, name: str) -> None:
-        data = b"" if not name else f"<Error><Code>{name}</Code><Message>injected</Message></Error>".encode()
+        body = f"<Error><Code>{name}</Code><Message>injected</Message></Error>" if name else ""
+        data = body.encode()
         self.send_response_only(code)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(0 if self.command == "HEAD" else len(data)))

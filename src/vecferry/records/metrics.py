@@ -30,12 +30,13 @@ def scores(metric: Metric, query: Array, matrix: Array) -> Array:
     query = np.asarray(query, dtype=np.float32)
     matrix = np.asarray(matrix, dtype=np.float32)
     if metric is Metric.L2:
-        return cast(Array, -np.linalg.norm(matrix - query, axis=1))
+        distances: Array = np.linalg.norm(matrix - query, axis=1)
+        return -distances
     if metric is Metric.L1:
         return cast(Array, -np.abs(matrix - query).sum(axis=1))
     products = matrix @ query
     if metric is Metric.IP:
-        return cast(Array, products)
+        return products
     lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(query)
     return cast(Array, np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
 

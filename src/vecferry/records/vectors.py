@@ -64,7 +64,9 @@ def _ranges(starts: Array, lengths: Array) -> Array:
     """The indices ``starts[i] … starts[i] + lengths[i]`` of every i, one after the other."""
     ends = np.cumsum(lengths)
     shift = np.repeat(starts - (ends - lengths), lengths)
-    return np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + shift
+    total = int(ends[-1]) if len(ends) else 0
+    places: Array = np.arange(total, dtype=np.int64) + shift
+    return places
 
 
 def _offsets_of(lengths: Sequence[int] | Array) -> Array:
