@@ -56,11 +56,11 @@ def job_log(folder: Path) -> Iterator[None]:
     Several jobs may run in one process: each log takes what its own threads say, and what threads say
     that belong to none (a pool of an embedder).
     """
-    token = _JOB.set(folder.name)
+    token = _JOB.set(str(folder))
     handler = RotatingFileHandler(folder / "job.log", maxBytes=1_000_000, backupCount=3, encoding="utf-8")
     handler.setFormatter(_Formatter(folder.name, as_json=True))
     handler.setLevel(logging.INFO)
-    handler.addFilter(lambda record: _JOB.get() in ("", folder.name))
+    handler.addFilter(lambda record: _JOB.get() in ("", str(folder)))
     logger = logging.getLogger("vecferry")
     before = logger.level
     logger.addHandler(handler)
