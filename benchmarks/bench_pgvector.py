@@ -29,7 +29,7 @@ from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorF
 from vecferry.stores.pgvector import embedded
 
 HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-BATCH = 10_000
+BATCH = 4_000
 
 
 class Rig:
