@@ -382,3 +382,63 @@ def test_verify_names_what_differs() -> None:
     from vecferry import jobs
 
     assert jobs.repair(one, two).ok
+
+
+# -- stages that look beyond one batch --------------------------------------------------------
+
+
+def test_duplicates_of_what_the_target_holds_are_dropped() -> None:
+    from vecferry.dedupe import Dedupe
+
+    target = MemoryStore()
+    vf.Collection(target).write([{"id": "old", "text": "t1", "vector": [1.0, 0.0]}])
+    source = vf.Collection(MemoryStore())
+    source.write([{"id": i, "text": f"t{i % 4}", "vector": [1.0, i]} for i in range(8)])
+    rule = Dedupe(by="text", against_target=True)
+    report = vf.migrate(source, target, mode="upsert", dedupe=rule).check()
+    assert sorted(map(str, ids(target))) == ["0", "2", "3", "old"]
+    assert report.dropped == {"dedupe": 5}
+
+
+def test_the_first_pass_sees_what_the_transform_makes(tmp_path: Path) -> None:
+    from vecferry.dedupe import Dedupe
+
+    def lower(record: vf.VectorRecord) -> vf.VectorRecord:
+        return record.replace(text=(record.text or "").lower())
+
+    source = vf.Collection(MemoryStore())
+    rows = [("A", 1), ("a", 3), ("b", 2), ("B", 1)]
+    source.write(
+        [{"id": i, "text": t, "vector": [1.0, i], "metadata": {"at": at}} for i, (t, at) in enumerate(rows)]
+    )
+    target = MemoryStore()
+    rule = Dedupe(by="text", keep="newest", timestamp="metadata:at")
+    report = vf.migrate(source, target, dedupe=rule, transform=lower, state_dir=tmp_path / "job").check()
+    assert ids(target) == [1, 2]
+    audit = (tmp_path / "job" / "dedupe-removed.jsonl").read_text().splitlines()
+    assert len(audit) == 2 and report.details["dedupe"]["removed"] == 2
+    assert "removed" in str(report)
+
+
+def test_a_declared_space_is_checked_against_the_model(tmp_path: Path) -> None:
+    from vecferry.embedding import CallableEmbedder
+    from vecferry.errors import SpaceMismatchError
+
+    space = vf.EmbeddingSpace(model="toy", dim=2, normalized=False)
+    model = CallableEmbedder(lambda texts: [[float(len(t)), 1.0] for t in texts], space=space)
+    honest, other = vf.Collection(MemoryStore()), vf.Collection(MemoryStore())
+    honest.write([{"id": i, "text": "x" * i, "vector": [float(i), 1.0]} for i in range(1, 9)])
+    other.write([{"id": i, "text": "x" * i, "vector": [-1.0, float(i)]} for i in range(1, 9)])
+    plan = vf.plan(honest, MemoryStore(), embed=model, space=space, metric="l2")
+    assert any("space= holds" in note for note in plan.notes)
+    with pytest.raises(SpaceMismatchError, match="the stored vectors differ"):
+        vf.plan(other, MemoryStore(), embed=model, space=space, metric="l2")
+
+
+def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
+    from vecferry.engines.crossing import repeatable
+
+    call = {"source": "jsonl:a", "target": "jsonl:b"}
+    assert repeatable({**call, "embed": "openai:m"}) is not None
+    assert repeatable({**call, "embed": "openai:m?api_key=sk-1234567890"}) is None
+    assert repeatable({**call, "embed": ["openai:m", "openai:m?api_key=sk-1234567890"]}) is None

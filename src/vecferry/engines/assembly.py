@@ -5,22 +5,26 @@ The rooms of embedding and de-duplication are imported only by the jobs that use
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecferry.errors import ConfigurationError
+from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.planning import Settings
-from vecferry.ports import Collection, Fields
+from vecferry.ports import Collection, Fields, ShouldStop
 from vecferry.records import CollectionSchema, EmbeddingSpace, VectorField
+from vecferry.streaming.checkpoint import JobState
 from vecferry.streaming.stage import Stage
 from vecferry.streaming.transform import Apply, Check, Fit
 
 if TYPE_CHECKING:
     from vecferry.dedupe import DedupeStage
     from vecferry.embedding import Choice, EmbedStage, Survey
+
+log = logging.getLogger("vecferry.job")
 
 _SURVEYED = 2000
 _TIMED = 32
@@ -44,8 +48,25 @@ class Assembly:
         if self.embed is not None:
             self.embed.close()
 
-    def details(self, connection: Any) -> dict[str, Any]:
-        """What the stages have to report."""
+    def listen(self, should_stop: ShouldStop) -> None:
+        """Let waits for a provider end when the job is to stop, and keep its events in the log."""
+        if self.embed is not None:
+            self.embed.listen(should_stop, lambda event: log.warning("embedding: %s", event))
+
+    def summaries(self, state: JobState) -> dict[str, str]:
+        """What the stages have to report, for people."""
+        found = {stage.name: str(stage.report(state.connection)) for stage in self.dedupe}
+        if self.embed is not None:
+            report = self.embed.report()
+            cost = "" if report.usd is None else f", ${report.usd:,.4f}"
+            found["embedding"] = (
+                f"{report.embedded:,} texts in {report.space}, {report.hit_rate:.0%} from the cache, "
+                f"{report.tokens:,} tokens{cost}"
+            )
+        return found
+
+    def details(self, state: JobState) -> dict[str, Any]:
+        """What the stages have to report, as JSON; duplicates are also listed in a file of the job."""
         found: dict[str, Any] = {}
         if self.embed is not None:
             report = self.embed.report()
@@ -55,7 +76,9 @@ class Assembly:
                 "switches": [str(switch) for switch in report.switches],
             }
         for stage in self.dedupe:
-            found[stage.name] = stage.report(connection).to_dict()
+            audit = state.folder / f"{stage.name}-removed.jsonl"
+            stage.write_audit(state.connection, audit)
+            found[stage.name] = {**stage.report(state.connection).to_dict(), "audit": str(audit)}
         return found
 
 
@@ -116,6 +139,27 @@ def embed_stage(
     filled = stage.target_field(schema)
     stage.source_space = next((f.space for f in schema.fields if f.name == filled.name), None)
     return stage
+
+
+def check_declared(stage: EmbedStage | None, source: Collection, settings: Settings) -> list[str]:
+    """Embed a few of the source's texts again, where ``space=`` declares the space that is embedded into.
+
+    Raises:
+        SpaceMismatchError: if the stored vectors are not of that space.
+    """
+    if stage is None or settings.space is None or stage.source_space != stage.space:
+        return []
+    from vecferry.embedding import check_source
+
+    batch = next(iter(source.store.scan(batch_size=64, where=settings.where)), None)
+    check = None if batch is None else check_source(stage.embedder, batch, stage.field)
+    if check is None:
+        return []
+    if not check.agrees:
+        raise SpaceMismatchError(
+            f"space= says {stage.space}, but the stored vectors differ: {check.detail}"
+        )
+    return [f"space= holds: {check.detail}"]
 
 
 def embedded_field(stage: EmbedStage | None, schema: CollectionSchema) -> VectorField | None:

@@ -16,6 +16,7 @@ from typing import Any
 from vecferry.engines.assembly import (
     Assembly,
     assemble,
+    check_declared,
     choose_embedder,
     dedupes_ids,
     embed_stage,
@@ -39,6 +40,7 @@ from vecferry.ports import (
     is_secret,
 )
 from vecferry.records import CollectionSchema
+from vecferry.redaction import redact
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
 from vecferry.reporting.logs import job_log
@@ -116,6 +118,7 @@ class Crossing:
             dedupes_ids=dedupes_ids(self.settings),
         )
         count = self._count(draft)
+        notes = [str(choice), *check_declared(stage, self.source, self.settings)] if choice else []
         return Plan(
             source=self.source.url,
             target=self.target.url,
@@ -125,7 +128,7 @@ class Crossing:
             names=draft.names,
             count=count,
             losses=draft.losses,
-            notes=(*draft.notes, *([str(choice)] if choice else [])),
+            notes=(*draft.notes, *notes),
             estimate=estimate(stage, self.source, self.settings, count) if stage else {},
             resuming=describe_state(unfinished) if unfinished else None,
             _runner=partial(self.run, draft, folder, choice),
@@ -188,13 +191,14 @@ class Crossing:
         stack.enter_context(self._opened())
         assembly = self._assemble(draft, folder, choice)
         stack.callback(assembly.close)
+        assembly.listen(should_stop)
         job = self._job(draft, folder, total, assembly)
         outcome = LocalRun(job, state, on_progress, should_stop).run()
         return self._report(draft, state, outcome, assembly)
 
     def _assemble(self, draft: Draft, folder: Path, choice: Any) -> Assembly:
         stage = embed_stage(self.settings, choice, draft.source_schema, folder) if choice else None
-        assembly = assemble(
+        return assemble(
             self.settings,
             draft.names,
             draft.target_schema,
@@ -202,10 +206,6 @@ class Crossing:
             embed=stage,
             folder=folder,
         )
-        for part in assembly.dedupe:
-            if part.against_target and self.target.store.exists():
-                part.bind_target(self.target.store)
-        return assembly
 
     def _job(self, draft: Draft, folder: Path, total: int | None, assembly: Assembly) -> Job:
         settings = self.settings
@@ -248,7 +248,7 @@ class Crossing:
             source=self.source.url,
             target=self.target.url,
             job=state.folder.name,
-            folder=str(state.folder),
+            folder=str(state.folder) if self._folder() else None,
             read=counters.read,
             written=counters.written,
             rejected=counters.rejected,
@@ -261,7 +261,8 @@ class Crossing:
             verification=outcome.verification,
             losses=draft.losses,
             quarantine=str(quarantine) if counters.rejected else None,
-            details=assembly.details(state.connection),
+            details=assembly.details(state),
+            summaries=assembly.summaries(state),
         )
 
     # -- restart and backup -------------------------------------------------------------------
@@ -338,9 +339,11 @@ def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(kept.get("backup"), str | Path):
         kept["backup"] = _absolute_place(str(kept["backup"]))
     try:
-        json.dumps(kept)
+        text = json.dumps(kept)
     except TypeError:
         return None
+    if redact(text) != text:
+        return None  # a key in the name of a model, say
     options = [*kept.get("source_options", {}), *kept.get("target_options", {})]
     if any(map(is_secret, options)):
         return None

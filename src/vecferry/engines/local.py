@@ -26,7 +26,8 @@ from vecferry.streaming.checkpoint import Counters, JobState, Progressing, descr
 from vecferry.streaming.quarantine import Quarantine, quarantined_ids
 from vecferry.streaming.read import Reading
 from vecferry.streaming.run import Checkpointer, Clock, Tolerance, flow, run_stream
-from vecferry.streaming.stage import Prepass, Stage, Stateful
+from vecferry.streaming.stage import LooksAtTarget, Prepass, Stage, Stateful
+from vecferry.streaming.transform import Apply
 from vecferry.streaming.write import Writer
 
 log = logging.getLogger("vecferry.job")
@@ -162,10 +163,12 @@ class LocalRun:
         quarantine = Quarantine(state.folder / "quarantine.jsonl", state.get("quarantine_length") or 0)
         checkpoint = Checkpointer(state, sink, quarantine, self.counters, job.tolerance)
         writer = Writer(sink, should_stop=self._should_stop)
-        for stage in job.stages:
+        for place, stage in enumerate(job.stages):
             if isinstance(stage, Stateful):
                 stage.restore(state.connection)
-            self._prepass(stage)
+            if isinstance(stage, LooksAtTarget) and stage.against_target and job.target.store.exists():
+                stage.bind_target(job.target.store)
+            self._prepass(stage, job.stages[:place])
         parcels = flow(job.source.store, state.partitions(), job.reading, job.stages, clock)
         try:
             for _ in run_stream(parcels, writer, checkpoint, clock, should_stop=self._should_stop):
@@ -218,18 +221,22 @@ class LocalRun:
             self._sink.close()
         self._sink = None
 
-    def _prepass(self, stage: Stage) -> None:
-        if isinstance(stage, Prepass) and stage.prepass_fields is not None:
-            reading = Reading(self.job.reading.batch_size, stage.prepass_fields, self.job.reading.where)
-            stage.prepass(flow(self.job.source.store, self._all_parts(), reading, ()))
+    def _prepass(self, stage: Stage, before: Sequence[Stage]) -> None:
+        """Let a stage see the whole source as it will come to it: behind the user's transform."""
+        if not isinstance(stage, Prepass) or stage.prepass_fields is None:
+            return
+        changing = [earlier.twin() for earlier in before if isinstance(earlier, Apply)]
+        fields = self.job.reading.fields if changing else stage.prepass_fields
+        reading = replace(self.job.reading, fields=fields)
+        stage.prepass(flow(self.job.source.store, self._all_parts(), reading, changing))
 
     # -- verify -------------------------------------------------------------------------------
 
     def expected(self) -> Iterator[RecordBatch]:
         """What the target should hold, derived from the source anew by twins of the stages."""
         stages = [stage.twin() for stage in self.job.stages]
-        for stage in stages:
-            self._prepass(stage)
+        for place, stage in enumerate(stages):
+            self._prepass(stage, stages[:place])
         rejected = {encode_id(i) for i in quarantined_ids(self.state.folder / "quarantine.jsonl")}
         for parcel in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
             if len(parcel.batch):

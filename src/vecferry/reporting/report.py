@@ -26,7 +26,7 @@ class Report(BaseModel):
         verification: the proof (see `vecferry.verifying.Verification`), ``None`` if it was switched off.
         losses: as the plan announced them.
         quarantine: the file with the rejected records, if there are any.
-        details: what stages report (cache hits, costs, duplicates removed).
+        details: what stages report (cache hits, costs, duplicates removed); ``summaries`` in words.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -48,6 +48,7 @@ class Report(BaseModel):
     losses: tuple[Loss, ...] = ()
     quarantine: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
+    summaries: dict[str, str] = Field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -103,7 +104,7 @@ class Report(BaseModel):
         rows += [("resumed", self.resumed)] if self.resumed else []
         shown = {name: f"{rate:,.0f}/s" for name, rate in self.rates.items()}
         rows += [("stages", ", ".join(f"{name} {rate}" for name, rate in shown.items()))]
-        rows += [(name, str(value)) for name, value in self.details.items()]
+        rows += list(self.summaries.items())
         rows += [("published", "yes" if self.published else "no")]
         return rows
 

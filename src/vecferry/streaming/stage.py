@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from vecferry.ports import Cursor, Fields, Partition
+from vecferry.ports import Cursor, Fields, Partition, Source
 from vecferry.records import RecordBatch
 
 Effect: TypeAlias = Callable[[sqlite3.Connection], None]
@@ -104,6 +104,20 @@ class Stateful(Protocol):
 
     def restore(self, connection: sqlite3.Connection) -> None:
         """Make the tables if they are not there, and load what was committed."""
+        ...
+
+
+@runtime_checkable
+class LooksAtTarget(Protocol):
+    """A stage that also takes in what the target held before the job."""
+
+    @property
+    def against_target(self) -> bool:
+        """Whether this configuration does."""
+        ...
+
+    def bind_target(self, target: Source) -> None:
+        """Take it in, once in the life of a job; called after `Stateful.restore`, before the first pass."""
         ...
 
 
