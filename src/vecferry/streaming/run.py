@@ -17,7 +17,7 @@ from vecferry.streaming.read import Reading, read_parcels
 from vecferry.streaming.stage import Effect, Parcel, Rejection, Stage
 from vecferry.streaming.write import Writer
 
-COMMIT_EVERY = 0.5
+COMMIT_EVERY = 1.0
 """Seconds between two commits of the cursor. What was acknowledged since is written again after a
 crash, which changes nothing."""
 
