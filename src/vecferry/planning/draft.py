@@ -72,7 +72,7 @@ def draw_up(
 
 def _able(collection: Collection, port: Any, verb: str) -> Any:
     if not isinstance(collection.store, port):
-        raise PlanError(f"{collection.url} cannot {verb}; docs/stores.md says what each store can do")
+        raise PlanError(f"{collection.url} cannot {verb}; docs/stores/ says what each store can do")
     return collection.store
 
 
