@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 from vecferry.errors import ConfigurationError
@@ -131,3 +132,30 @@ def norms_of(payload: Mapping[str, Any]) -> Mapping[str, float]:
     envelope = payload.get(ENVELOPE)
     norms = envelope.get("norms") if isinstance(envelope, Mapping) else None
     return norms if isinstance(norms, Mapping) else {}
+
+
+class RecordByRecord:
+    """`Layout.encode` for layouts that write each record by itself."""
+
+    def encode(
+        self,
+        ids: Sequence[RecordId],
+        texts: Sequence[str | None],
+        metadata: Sequence[Mapping[str, Any]],
+        *,
+        foreign: Sequence[bool] | None = None,
+        norms: Sequence[Mapping[str, float]] | None = None,
+    ) -> list[Payload]:
+        rows = zip(ids, texts, metadata, foreign or repeat(False), norms or repeat(None), strict=False)
+        return [self.encode_one(*row) for row in rows]
+
+    def encode_one(
+        self,
+        id_: RecordId,
+        text: str | None,
+        metadata: Mapping[str, Any],
+        foreign: bool,
+        norms: Mapping[str, float] | None,
+    ) -> Payload:
+        """The payload of one record; see `Layout.encode`."""
+        raise NotImplementedError

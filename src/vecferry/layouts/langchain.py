@@ -8,15 +8,14 @@ What an app keeps beside these two keys travels in the record's metadata under `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
-from vecferry.layouts.base import Columns, norms_of
+from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import PAYLOAD_KEY, Payload, open_envelope, seal
 from vecferry.records import ENVELOPE, RecordId
 
 
-class LangChainLayout:
+class LangChainLayout(RecordByRecord):
     """The text under one key, the metadata as an object under another. LangChain demands a text."""
 
     name = "langchain"
@@ -29,19 +28,7 @@ class LangChainLayout:
     def path(self, key: str) -> tuple[str, ...]:
         return (self.metadata_key, key)
 
-    def encode(
-        self,
-        ids: Sequence[RecordId],
-        texts: Sequence[str | None],
-        metadata: Sequence[Mapping[str, Any]],
-        *,
-        foreign: Sequence[bool] | None = None,
-        norms: Sequence[Mapping[str, float]] | None = None,
-    ) -> list[Payload]:
-        rows = zip(ids, texts, metadata, foreign or repeat(False), norms or repeat(None), strict=False)
-        return [self._encode(*row) for row in rows]
-
-    def _encode(
+    def encode_one(
         self,
         id_: RecordId,
         text: str | None,

@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
 import orjson
 
-from vecferry.layouts.base import Columns, norms_of
+from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import PAYLOAD_KEY, Payload, open_envelope, seal
 from vecferry.records import ENVELOPE, RecordId
 
@@ -126,7 +125,7 @@ def _shorten_relations(extra: dict[str, Any]) -> None:
         del extra["relationships"]
 
 
-class LlamaIndexLayout:
+class LlamaIndexLayout(RecordByRecord):
     """Readable by LlamaIndex's vector stores.
 
     Args:
@@ -143,19 +142,7 @@ class LlamaIndexLayout:
     def path(self, key: str) -> tuple[str, ...]:
         return (key,)
 
-    def encode(
-        self,
-        ids: Sequence[RecordId],
-        texts: Sequence[str | None],
-        metadata: Sequence[Mapping[str, Any]],
-        *,
-        foreign: Sequence[bool] | None = None,
-        norms: Sequence[Mapping[str, float]] | None = None,
-    ) -> list[Payload]:
-        rows = zip(ids, texts, metadata, foreign or repeat(False), norms or repeat(None), strict=False)
-        return [self._encode(*row) for row in rows]
-
-    def _encode(
+    def encode_one(
         self,
         id_: RecordId,
         text: str | None,

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
-from vecferry.layouts.base import Columns, norms_of
+from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import Payload, open_envelope, seal
 from vecferry.records import ENVELOPE, RecordId
 
 
-class PlainLayout:
+class PlainLayout(RecordByRecord):
     """Every key where a filter expects it. The default where no framework is named."""
 
     name = "plain"
@@ -27,19 +26,7 @@ class PlainLayout:
     def path(self, key: str) -> tuple[str, ...]:
         return (key,)
 
-    def encode(
-        self,
-        ids: Sequence[RecordId],
-        texts: Sequence[str | None],
-        metadata: Sequence[Mapping[str, Any]],
-        *,
-        foreign: Sequence[bool] | None = None,
-        norms: Sequence[Mapping[str, float]] | None = None,
-    ) -> list[Payload]:
-        rows = zip(ids, texts, metadata, foreign or repeat(False), norms or repeat(None), strict=False)
-        return [self._encode(*row) for row in rows]
-
-    def _encode(
+    def encode_one(
         self,
         id_: RecordId,
         text: str | None,
