@@ -48,6 +48,11 @@ class Budget:
                 raise ConfigurationError(f"a budget is 0 or more US dollars, not {limit}")
 
 
+def dollars(amount: float) -> str:
+    """An amount for people: cents and four places, or two digits of what is smaller."""
+    return f"${amount:,.4f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """One line of the ledger: a month (``"2026-01"``), a provider, a model, a job."""
@@ -138,7 +143,8 @@ class Ledger:
         for limit, spent, what in limits:
             if usd > 0 and limit is not None and spent + usd > limit:
                 raise BudgetExceeded(
-                    f"the next call may cost ${usd:.4f}; with ${spent:.4f} spent that exceeds ${limit:.2f} "
+                    f"the next call may cost {dollars(usd)}; with {dollars(spent)} spent "
+                    f"that exceeds {dollars(limit)} "
                     f"for this {what}. It was not made: raise the budget and run the same call again"
                 )
 
