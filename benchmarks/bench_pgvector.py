@@ -1,6 +1,6 @@
 """Postgres: ours beside hand-written psycopg, on an embedded server in a temporary folder.
 
-    python benchmarks/bench_pgvector.py [384|1536|memory]
+    python benchmarks/bench_pgvector.py [384|1536|crossing|memory]
 
 The limit is what a careful person writes by hand with psycopg 3 for this one table: binary COPY from
 numpy, COPY of joined bytes with orjson, staging and one ON CONFLICT, ``get_copy_data`` into numpy. Both
@@ -12,11 +12,14 @@ from __future__ import annotations
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import orjson
 import psycopg
@@ -280,31 +283,79 @@ def speed(rows: int, dim: int) -> None:
         rig.close()
 
 
-def memory() -> None:
-    """The peak must not grow with the table: 100,000 rows, then 1,000,000."""
+def crossing(rows: int, dim: int) -> None:
+    """FAISS → Postgres through migrate(), beside the slower of its two ends alone: the writing."""
+    rig = Rig(rows, dim)
+    index = faiss.IndexFlatL2(dim)
+    index.add(rig.vectors)
+    path = f"{rig.folder}-index/index.faiss"
+    Path(path).parent.mkdir()
+    faiss.write_index(index, path)
+
+    def migrate() -> int:
+        report = vf.migrate(
+            f"faiss:{path}",
+            f"pgvector:{rig.folder}#ours",
+            target_options={"index": "none"},
+            batch_size=BATCH,
+            verify=False,
+            resume=False,
+            state_dir=f"{rig.folder}-index/job",
+        )
+        return report.written
+
+    try:
+        compare(
+            f"FAISS → Postgres, {rows:,} x {dim}",
+            Side(
+                "writing alone",
+                lambda: rig.write("ours", rig.int_batches(), "int", WriteMode.CREATE),
+                lambda: rig.raw.execute("drop table if exists ours"),
+            ),
+            Side("migrate()", migrate, lambda: rig.raw.execute("drop table if exists ours")),
+            goal=0.8,
+        )
+    finally:
+        rig.close()
+        shutil.rmtree(f"{rig.folder}-index", ignore_errors=True)
+
+
+def peak_of(rows: int) -> int:
+    """Peak resident MiB of a process that writes and reads ``rows`` rows of 128 components."""
     folder = tempfile.mkdtemp(prefix="vecferry-bench-")
     try:
-        peaks = []
-        for rows in (100_000, 1_000_000):
-            store = vf.connect(f"pgvector:{folder}#m{rows}", index="none").store
-            store.prepare(CollectionSchema(fields=(VectorField(dim=128),), id_type="int"), WriteMode.CREATE)
-            vectors = np.random.default_rng(0).standard_normal((2_000, 128), dtype=np.float32)
-            for start in range(0, rows, 2_000):
-                store.write(RecordBatch(np.arange(start, start + 2_000), {"": DenseColumn(vectors)}))
-            assert sum(len(batch) for batch in store.scan(batch_size=2_000)) == rows
-            store.close()
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-        print(f"peak memory after 100,000 rows {peaks[0]} MiB, after 1,000,000 rows {peaks[1]} MiB")
+        store = vf.connect(f"pgvector:{folder}#m", index="none").store
+        store.prepare(CollectionSchema(fields=(VectorField(dim=128),), id_type="int"), WriteMode.CREATE)
+        vectors = np.random.default_rng(0).standard_normal((2_000, 128), dtype=np.float32)
+        for start in range(0, rows, 2_000):
+            store.write(RecordBatch(np.arange(start, start + 2_000), {"": DenseColumn(vectors)}))
+        assert sum(len(batch) for batch in store.scan(batch_size=2_000)) == rows
+        store.close()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     finally:
         embedded.stop(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def memory() -> None:
+    """The peak must not grow with the table; each size in a process of its own."""
+    peaks = []
+    for rows in (100_000, 1_000_000):
+        command = [sys.executable, __file__, "peak", str(rows)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    verdict = "ok" if peaks[1] <= peaks[0] * 1.1 else "GROWS"
+    print(f"peak memory after 100,000 rows {peaks[0]} MiB, after 1,000,000 rows {peaks[1]} MiB  {verdict}")
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["384", "1536", "memory"]
+    chosen = sys.argv[1:] or ["384", "1536", "crossing", "memory"]
+    if chosen[0] == "peak":
+        print(peak_of(int(chosen[1])))
     if "384" in chosen:
         speed(100_000, 384)
     if "1536" in chosen:
         speed(50_000, 1536)
+    if "crossing" in chosen:
+        crossing(100_000, 384)
     if "memory" in chosen:
         memory()

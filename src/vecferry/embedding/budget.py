@@ -49,8 +49,10 @@ class Budget:
 
 
 def dollars(amount: float) -> str:
-    """An amount for people: cents and four places, or two digits of what is smaller."""
-    return f"${amount:,.4f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+    """An amount for people: whole cents, four places below a dollar, two digits below a cent."""
+    if amount == 0 or amount >= 1:
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}" if amount >= 0.01 else f"${amount:.2g}"
 
 
 @dataclass(frozen=True, slots=True)
