@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,29 +12,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vecferry import __version__
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, TargetExistsError
 from vecferry.ports import (
     Collection,
     OnProgress,
-    Progress,
     ShouldStop,
     StoreURL,
     WriteMode,
     ignore_progress,
     never_stop,
 )
-from vecferry.records import CollectionSchema
 from vecferry.registry import connect
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Catalog, Snapshot, SnapshotFile
 from vecferry.snapshots.comparing import SnapshotDiff, compare
 from vecferry.snapshots.journal import Journal
-from vecferry.snapshots.local import LocalObjects
-from vecferry.snapshots.objects import Conflict, Objects
+from vecferry.snapshots.objects import Conflict
 from vecferry.snapshots.opening import SnapshotSource, fetch, file_url, unknown_version
+from vecferry.snapshots.places import objects_at
 from vecferry.snapshots.placing import place_whole
-from vecferry.snapshots.s3 import S3Objects
+from vecferry.snapshots.saving import ByteCounter, entry_of, visible_files
 from vecferry.snapshots.workspace import Workspace
 
 ABANDONED = timedelta(days=1)
@@ -80,7 +75,7 @@ class SnapshotStore:
         should_stop: ShouldStop = never_stop,
     ) -> None:
         given = {"endpoint_url": endpoint_url, "region": region, "profile": profile}
-        self._objects = _objects(StoreURL.parse(url), given, should_stop)
+        self._objects = objects_at(StoreURL.parse(url), given, should_stop)
         self.url = self._objects.url
         self._temp_dir = Path(temp_dir) if temp_dir else None
 
@@ -149,7 +144,7 @@ class SnapshotStore:
             else:
                 count = opened.count()
             files = self._upload(place, journal, on_progress)
-            snapshot = _entry(journal.version, note, opened.url, scheme, schema, count, files, dedupe)
+            snapshot = entry_of(journal.version, note, opened.url, scheme, schema, count, files, dedupe)
             snapshot = snapshot.model_copy(update={"open_as": place.name if place.is_file() else ""})
             self._announce(snapshot)
             journal.done()
@@ -176,9 +171,9 @@ class SnapshotStore:
 
     def _upload(self, place: Path, journal: Journal, on_progress: OnProgress) -> tuple[SnapshotFile, ...]:
         version = journal.version
-        paths = [place] if place.is_file() else _visible(place)
+        paths = [place] if place.is_file() else visible_files(place)
         names = {p: p.name if place.is_file() else p.relative_to(place).as_posix() for p in paths}
-        advance = _Counter("save", sum(p.stat().st_size for p in paths), on_progress)
+        advance = ByteCounter("save", sum(p.stat().st_size for p in paths), on_progress)
         files = [(p, f"{version}/{name}") for p, name in names.items()]
         sums = self._objects.upload(files, advance, resumes=journal.resumes)
         return tuple(
@@ -216,7 +211,7 @@ class SnapshotStore:
     def open(self, version: str = "latest", *, on_progress: OnProgress = ignore_progress) -> Collection:
         """A version to be read: fetched and verified at the first use, removed by ``close()``."""
         snapshot = self.get(version)
-        advance = _Counter("fetch", snapshot.bytes, on_progress)
+        advance = ByteCounter("fetch", snapshot.bytes, on_progress)
         source = SnapshotSource(self._objects, snapshot, advance, self._temp_dir)
         return Collection(source, source.url)
 
@@ -237,7 +232,7 @@ class SnapshotStore:
         if target.exists() and not replace:
             raise TargetExistsError(f"{target} is there already; pass replace=True or name another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        advance = _Counter("fetch", snapshot.bytes, on_progress)
+        advance = ByteCounter("fetch", snapshot.bytes, on_progress)
         room = target.parent / f".{target.name}.fetching"
         with Workspace(snapshot.version, room) as workspace:
             place_whole(fetch(self._objects, snapshot, workspace.folder, advance), target)
@@ -289,7 +284,7 @@ class SnapshotStore:
     ) -> tuple[Problem, ...]:
         """Read every file of a version and compare its SHA-256. Empty if all is well."""
         snapshot = self.get(version)
-        advance = _Counter("verify", snapshot.bytes, on_progress)
+        advance = ByteCounter("verify", snapshot.bytes, on_progress)
         problems: tuple[Problem, ...] = ()
         with Workspace(parent=self._temp_dir) as workspace:
             for file in snapshot.files:
@@ -359,87 +354,6 @@ class SnapshotStore:
 
 _EXPORT = "snapshot.parquet"
 _OWN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
-
-
-class _Counter:
-    """Turns bytes moved into progress."""
-
-    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
-        self._stage, self._total, self._on_progress = stage, total, on_progress
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            self._on_progress(Progress(self._stage, self._done, self._total, bytes=self._done))
-
-
-def _objects(url: StoreURL, given: Mapping[str, str | None], should_stop: ShouldStop) -> Objects:
-    if url.scheme == "file":
-        path = f"/{url.path}" if url.netloc else url.path
-        if not path:
-            raise ConfigurationError("write file:PATH, such as file:./snapshots")
-        return LocalObjects(Path(path).expanduser().absolute())
-    if url.scheme != "s3" or not url.host:
-        raise ConfigurationError("snapshots lie in s3://BUCKET/PREFIX or file:PATH")
-    options = {name: value or url.options.get(name) for name, value in given.items()}
-    unknown = set(url.options) - set(given)
-    if unknown:
-        raise ConfigurationError(f"s3: has no option {sorted(unknown)[0]!r}; there are {', '.join(given)}")
-    return S3Objects(
-        url.host,
-        url.path,
-        endpoint_url=options["endpoint_url"],
-        region=options["region"],
-        profile=options["profile"],
-        should_stop=should_stop,
-    )
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The files of a folder but hidden ones; links are not followed out of it."""
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not path.is_symlink()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if any(path.relative_to(folder).as_posix() == MANIFEST for path in found):
-        raise ConfigurationError(f'{folder} holds a {MANIFEST} of its own; save it with format="parquet"')
-    return found
-
-
-def _entry(
-    version: str,
-    note: str,
-    source: str,
-    scheme: str,
-    schema: CollectionSchema,
-    count: int,
-    files: tuple[SnapshotFile, ...],
-    dedupe: Any,
-) -> Snapshot:
-    field = schema.fields[0] if schema.fields else None
-    statistics = dedupe.to_dict() if hasattr(dedupe, "to_dict") else dedupe
-    return Snapshot(
-        version=version,
-        created=catalog.now(),
-        note=note,
-        source=source,
-        format=scheme,
-        count=count,
-        dim=field.dim if field else None,
-        metric=str(field.metric) if field else None,
-        dtype=str(field.dtype) if field else None,
-        space=field.space.model_dump() if field and field.space else None,
-        layout=schema.layout,
-        bytes=sum(file.bytes for file in files),
-        files=files,
-        dedupe=statistics,
-        library=__version__,
-    )
 
 
 def _plain_path(target: Any, snapshot: Snapshot) -> str | None:
