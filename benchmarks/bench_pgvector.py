@@ -304,13 +304,19 @@ def crossing(rows: int, dim: int) -> None:
         )
         return report.written
 
+    def alone() -> int:
+        rig.write("ours", rig.int_batches(), "int", WriteMode.CREATE)
+        store = rig.store("ours")
+        store.prepare(rig.schema, WriteMode.RESUME)
+        store.finish()
+        store.close()
+        return rows
+
     try:
         compare(
             f"FAISS → Postgres, {rows:,} x {dim}",
             Side(
-                "writing alone",
-                lambda: rig.write("ours", rig.int_batches(), "int", WriteMode.CREATE),
-                lambda: rig.raw.execute("drop table if exists ours"),
+                "writing and finishing alone", alone, lambda: rig.raw.execute("drop table if exists ours")
             ),
             Side("migrate()", migrate, lambda: rig.raw.execute("drop table if exists ours")),
             goal=0.8,

@@ -9,6 +9,7 @@ the index is extended after fixed numbers of records.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -237,13 +238,17 @@ def _first_come(vectors: Array, threshold: float) -> tuple[Array, Array]:
     chosen = np.full(len(vectors), -1, dtype=np.int64)
     scores = np.zeros(len(vectors), dtype=np.float32)
     rows, columns = np.nonzero(vectors @ vectors.T >= threshold - _UNSURE)
-    rows, columns = rows[columns < rows], columns[columns < rows]
-    for row in np.unique(rows).tolist():
-        before = columns[rows == row]
+    earlier = columns < rows
+    rows, columns = rows[earlier], columns[earlier]
+    edges = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).tolist()  # the pairs come row by row
+    for start, stop in pairwise(edges):
+        row, before = int(rows[start]), columns[start:stop]
         before = before[chosen[before] < 0]
-        alike = (vectors[before].astype(np.float64) * vectors[row].astype(np.float64)).sum(axis=1)
-        if len(before) and alike.max() >= threshold - _ROUNDING:
-            best = int(alike.argmax())
+        if not len(before):
+            continue
+        alike = vectors[before].astype(np.float64) @ vectors[row].astype(np.float64)
+        best = int(alike.argmax())
+        if alike[best] >= threshold - _ROUNDING:
             chosen[row], scores[row] = before[best], alike[best]
     return chosen, scores
 
@@ -255,7 +260,7 @@ def _build(vectors: Array, threshold: float) -> Any:
     except ImportError:
         raise MissingDependencyError('Dedupe(by="similar")', "dedupe") from None
     n, dim = vectors.shape
-    lists = 2 ** int(np.log2(4 * np.sqrt(n)))
+    lists = 2 ** int(np.log2(2 * np.sqrt(n)))
     quantizer, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
     index: Any
     if dim % _SUBVECTOR:
