@@ -5,13 +5,13 @@ source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from vecferry.engines.crossing import Crossing, adapter_options, repeatable
 from vecferry.errors import SchemaMismatchError
-from vecferry.planning import Plan, field_names, read_settings
+from vecferry.planning import CallOptions, Options, Plan, field_names, read_settings
 from vecferry.planning.census import SAMPLE
 from vecferry.planning.inspection import Inspection, inspect_collection
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
@@ -32,7 +32,7 @@ def migrate(
     *,
     on_progress: OnProgress = ignore_progress,
     should_stop: ShouldStop = never_stop,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Report:
     """Ferry a collection from ``source`` to ``target`` and prove that it arrived.
 
@@ -59,9 +59,9 @@ def plan(
     target: Any,
     *,
     layout: str | None = None,
-    source_options: dict[str, Any] | None = None,
-    target_options: dict[str, Any] | None = None,
-    **options: Any,
+    source_options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
 ) -> Plan:
     """Look at both sides and say what `migrate` would do. Nothing is written.
 

@@ -139,3 +139,14 @@ def test_every_error_derives_from_the_root() -> None:
         if isinstance(value, type) and value.__module__ == errors.__name__:
             assert issubclass(value, vecferry.VecferryError), name
             assert name in (errors.__doc__ or ""), f"{name} is missing from the tree on top"
+
+
+def test_the_typed_arguments_are_those_that_are_checked() -> None:
+    from vecferry.planning import CallOptions, Options, Settings
+
+    assert set(Options.__annotations__) == set(Settings.model_fields)
+    assert set(CallOptions.__annotations__) - set(Options.__annotations__) == {
+        "layout",
+        "source_options",
+        "target_options",
+    }

@@ -58,31 +58,30 @@ def migrate(
 
     Exit status: 0 proved, 1 a difference, 2 could not be done, 130 stopped (run it again to go on)."""
     with errors_as_text(as_json=as_json), graceful_stop() as stop:
-        plan = vf.plan(
-            source,
-            target,
-            mode=mode,
-            where=parse_where(where) if where else None,
-            fields=field_names(field),
-            metric=metric,
-            layout=layout,
-            space=space,
-            embed=one_or_many(embed),
-            reembed=reembed,
-            long_text=long_text,
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap,
-            dedupe=one_or_many(dedupe),
-            lossy=lossy,
-            on_error=on_error,
-            max_rejected=share_or_count(max_rejected),
-            batch_size=batch_size,
-            resume=not fresh,
-            state_dir=state_dir,
-            publish=publish,
-            backup=backup,
-            verify=not unverified,
-        )
+        options: dict[str, Any] = {  # checked by plan() itself, with messages of its own
+            "mode": mode,
+            "where": parse_where(where) if where else None,
+            "fields": field_names(field),
+            "metric": metric,
+            "layout": layout,
+            "space": space,
+            "embed": one_or_many(embed),
+            "reembed": reembed,
+            "long_text": long_text,
+            "chunk_size": chunk_size,
+            "chunk_overlap": chunk_overlap,
+            "dedupe": one_or_many(dedupe),
+            "lossy": lossy,
+            "on_error": on_error,
+            "max_rejected": share_or_count(max_rejected),
+            "batch_size": batch_size,
+            "resume": not fresh,
+            "state_dir": state_dir,
+            "publish": publish,
+            "backup": backup,
+            "verify": not unverified,
+        }
+        plan = vf.plan(source, target, **options)
         if not (quiet or as_json):
             emit(plan, as_json=False)
         with bars(quiet=quiet or as_json) as listener:
@@ -108,9 +107,7 @@ def plan(
     """Say what a migration would do. Writes nothing."""
     extra: dict[str, Any] = {} if sample is None else {"sample": sample or None}
     with errors_as_text(as_json=as_json):
-        drawn = vf.plan(
-            source,
-            target,
+        options: dict[str, Any] = dict(
             mode=mode,
             where=parse_where(where) if where else None,
             fields=field_names(field),
@@ -120,6 +117,7 @@ def plan(
             embed=one_or_many(embed),
             **extra,
         )
+        drawn = vf.plan(source, target, **options)
         emit(drawn, as_json=as_json)
 
 

@@ -3,10 +3,12 @@
 from vecferry.planning.census import Census, find_duplicates, take_census
 from vecferry.planning.mapping import field_names, find_losses, fit_names, target_field
 from vecferry.planning.plan import Plan
-from vecferry.planning.settings import Settings, read_settings
+from vecferry.planning.settings import CallOptions, Options, Settings, read_settings
 
 __all__ = [
+    "CallOptions",
     "Census",
+    "Options",
     "Plan",
     "Settings",
     "field_names",

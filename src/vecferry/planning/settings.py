@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -94,6 +94,46 @@ class Settings(BaseModel):
             "long_text": [self.long_text, self.chunk_size, self.chunk_overlap],
             "dedupe": None if self.dedupe is None else repr(self.dedupe),
         }
+
+
+class Options(TypedDict, total=False):
+    """The same as keyword arguments, for editors and type checkers."""
+
+    mode: Literal["create", "upsert", "replace"]
+    where: Any
+    transform: Callable[..., Any] | None
+    fields: Sequence[str] | Mapping[str, str] | None
+    metric: Metric | str | None
+    space: Any
+    embed: Any
+    reembed: Literal["auto", "always", "never"]
+    embed_field: str | None
+    on_no_text: Literal["quarantine", "refuse"]
+    long_text: Literal["truncate", "split", "quarantine", "refuse"]
+    chunk_size: int | None
+    chunk_overlap: int | None
+    cache: Any
+    budget: Any
+    on_exhausted: Literal["stop", "restart"]
+    dedupe: Any
+    lossy: Literal["allow", "refuse"]
+    on_error: Literal["stop", "quarantine"]
+    max_rejected: int | float | None
+    batch_size: int | None
+    resume: bool
+    state_dir: str | Path | None
+    publish: Literal["auto", "manual"]
+    verify: bool
+    sample: int | None
+    backup: str | Path | None
+
+
+class CallOptions(Options, total=False):
+    """`Options`, and what goes to the adapters."""
+
+    layout: str | None
+    source_options: Mapping[str, Any] | None
+    target_options: Mapping[str, Any] | None
 
 
 def read_settings(options: Mapping[str, Any]) -> Settings:
