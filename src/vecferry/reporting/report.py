@@ -73,7 +73,8 @@ class Report(BaseModel):
         if self.verification is None:
             faults.append("nothing was verified; run vecferry.verify(source, target)")
         elif not self.verification.ok:
-            faults.append(f"the target differs: {self.verification.summary}")
+            move = "vecferry repair" if self.published else "the same call with resume=False"
+            faults.append(f"the target differs: {self.verification.summary}; mend it by {move}")
         return faults
 
     @property
