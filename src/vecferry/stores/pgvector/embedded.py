@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def server_uri(folder: str | Path) -> str:
     with _MUTEX:
         server = _SERVERS.get(root)
         if server is None or not server.get_postmaster_info().is_running():
-            server = _SERVERS[root] = _start(root)
+            with warnings.catch_warnings():
+                # The package asks platformdirs for a runtime folder that root has not got; it needs none here.
+                warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+                server = _SERVERS[root] = _start(root)
         uri: str = server.get_uri()
         return uri
 
