@@ -43,7 +43,7 @@ def server_uri(folder: str | Path) -> str:
         server = _SERVERS.get(root)
         if server is None or not server.get_postmaster_info().is_running():
             with warnings.catch_warnings():
-                # The package asks platformdirs for a runtime folder that root has not got; it needs none here.
+                # The package asks for a runtime folder that root has not got; it needs none here.
                 warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
                 server = _SERVERS[root] = _start(root)
         uri: str = server.get_uri()
