@@ -127,14 +127,29 @@ class _Neighbours:
         again = np.flatnonzero(chosen >= 0)
         entries[earlier[again]] = numbers[chosen[again]]
         scores[earlier[again]] = alike[again]
+        self._nearer(vectors, entries, scores, earlier[fresh], first)
         return entries, scores
+
+    @staticmethod
+    def _nearer(vectors: Array, entries: Array, scores: Array, kept: Array, first: int) -> None:
+        """What was kept earlier in this block may be nearer to a duplicate than what was kept before it."""
+        known = np.flatnonzero((entries >= 0) & (entries < first))
+        if not len(known) or not len(kept):
+            return
+        products = vectors[known] @ vectors[kept].T
+        products[kept >= known[:, None]] = -2.0
+        best = _earliest_best(products)
+        alike = products[np.arange(len(known)), best]
+        nearer = alike > scores[known] + _ROUNDING
+        entries[known[nearer]] = first + best[nearer]
+        scores[known[nearer]] = alike[nearer]
 
     def _before(self, vectors: Array) -> tuple[Array, Array]:
         """The nearest vector kept before this block, where it is near enough."""
         entries, scores = self._nearest_recent(vectors)
         if self._index is not None:
             numbers, alike = self._nearest_indexed(vectors)
-            better = alike > scores
+            better = alike > scores - _ROUNDING  # those in the index came first
             entries[better], scores[better] = numbers[better], alike[better]
         far = ~self._near(vectors, entries, scores)
         entries[far], scores[far] = NEW, 0.0
@@ -144,7 +159,7 @@ class _Neighbours:
         if not len(self._recent):
             return np.full(len(vectors), NEW), np.full(len(vectors), -2.0, dtype=np.float32)
         products = vectors @ self._recent.T
-        best = products.argmax(axis=1)
+        best = _earliest_best(products)
         return self._numbers[best], products[np.arange(len(vectors)), best]
 
     def _nearest_indexed(self, vectors: Array) -> tuple[Array, Array]:
@@ -233,6 +248,13 @@ class _Neighbours:
         self._samples.clear()
 
 
+def _earliest_best(products: Array) -> Array:
+    """The first column of each row that is as good as the best, whatever order BLAS has summed in."""
+    best: Array = products.max(axis=1, keepdims=True)
+    first: Array = np.argmax(products >= best - _ROUNDING, axis=1)
+    return first
+
+
 def _first_come(vectors: Array, threshold: float) -> tuple[Array, Array]:
     """Within one block: the kept row that each row duplicates, −1 if it is kept; and how alike."""
     chosen = np.full(len(vectors), -1, dtype=np.int64)
@@ -247,7 +269,7 @@ def _first_come(vectors: Array, threshold: float) -> tuple[Array, Array]:
         if not len(before):
             continue
         alike = vectors[before].astype(np.float64) @ vectors[row].astype(np.float64)
-        best = int(alike.argmax())
+        best = int(_earliest_best(alike[None])[0])
         if alike[best] >= threshold - _ROUNDING:
             chosen[row], scores[row] = before[best], alike[best]
     return chosen, scores
