@@ -159,7 +159,10 @@ class _Neighbours:
         if not len(self._recent):
             return np.full(len(vectors), NEW), np.full(len(vectors), -2.0, dtype=np.float32)
         products = vectors @ self._recent.T
-        best = _earliest_best(products)
+        best = products.argmax(axis=1)
+        alike = products[np.arange(len(vectors)), best]
+        near = np.flatnonzero(alike >= self.threshold - _UNSURE)  # only there does a tie matter
+        best[near] = _earliest_best(products[near])
         return self._numbers[best], products[np.arange(len(vectors)), best]
 
     def _nearest_indexed(self, vectors: Array) -> tuple[Array, Array]:
