@@ -442,3 +442,26 @@ def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
     assert repeatable({**call, "embed": "openai:m"}) is not None
     assert repeatable({**call, "embed": "openai:m?api_key=sk-1234567890"}) is None
     assert repeatable({**call, "embed": ["openai:m", "openai:m?api_key=sk-1234567890"]}) is None
+
+
+def test_a_resume_rewinds_the_target_to_the_committed_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vecferry.stores.jsonl import JsonlStore
+    from vecferry.streaming.checkpoint import peek_job
+
+    marks: list[Any] = []
+    rewind = JsonlStore.rewind
+
+    def watched(self: JsonlStore, mark: Any) -> None:
+        marks.append(mark)
+        rewind(self, mark)
+
+    monkeypatch.setattr(JsonlStore, "rewind", watched)
+    target = f"jsonl:{tmp_path / 'out.jsonl'}"
+    options: dict[str, Any] = {"state_dir": tmp_path / "job", "batch_size": 5}
+    with pytest.raises(JobStopped):
+        vf.migrate(fill(60), target, should_stop=lambda: True, **options)
+    committed = peek_job(tmp_path / "job")["mark"]
+    vf.migrate(fill(60), target, **options).check()
+    assert committed is not None and marks == [None, committed]
