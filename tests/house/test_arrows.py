@@ -14,12 +14,13 @@ import vecferry
 SRC = Path(vecferry.__file__).parent
 
 EDGE = {"errors", "records", "redaction"}
-CORE = EDGE | {"ports", "retry", "home"}
+CORE = EDGE | {"ports", "retry", "home", "pump"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"redaction"},
     "home": set(),
     "redaction": set(),
     "retry": {"errors"},
+    "pump": {"errors", "ports"},
     "records": {"errors"},
     "ports": EDGE,
     "registry": EDGE | {"ports"},

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from vecferry.errors import FatalStoreError, JobStopped, RejectedRecord, VecferryError
 from vecferry.ports import Cursor, Rewindable, ShouldStop, Sink, Source, never_stop
+from vecferry.pump import prefetch
 from vecferry.streaming.checkpoint import Counters, JobState, Progressing
-from vecferry.streaming.pump import prefetch
 from vecferry.streaming.quarantine import Quarantine
 from vecferry.streaming.read import Reading, read_parcels
 from vecferry.streaming.stage import Effect, Parcel, Rejection, Stage
