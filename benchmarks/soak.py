@@ -67,10 +67,11 @@ class Log:
 
 
 class Traffic:
-    """Writers and searchers at a steady rate; ``write_to`` and ``kb`` may be exchanged while it runs."""
+    """Writers and searchers at a steady rate."""
 
     def __init__(self, log: Log, write_to: Any, kb: FallbackCollection, rate: float) -> None:
-        self.log, self.write_to, self.kb = log, write_to, kb
+        self.log, self.kb = log, kb
+        self._write_to, self._writing = write_to, threading.Lock()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._steadily, args=(self._write_one, rate, 1)),
@@ -87,6 +88,11 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+    def write_through(self, writer: Any) -> None:
+        """Exchange what is written to; when it returns, no write that began the old way is under way."""
+        with self._writing:
+            self._write_to = writer
 
     def _steadily(self, act: Callable[[random.Random], None], rate: float, seed: int) -> None:
         dice, due = random.Random(seed), time.monotonic()
@@ -108,13 +114,10 @@ class Traffic:
             text = f"{id_} version {log.version}"
             gone = not fresh and dice.random() < 0.2
             log.busy.add(id_)
+        record = VectorRecord(id=id_, text=text, vector=vector_of(text), metadata={"v": 1})
         start = time.monotonic()
-        if gone:
-            self.write_to.delete([id_])
-        else:
-            self.write_to.write(
-                [VectorRecord(id=id_, text=text, vector=vector_of(text), metadata={"v": 1})]
-            )
+        with self._writing:
+            self._write_to.delete([id_]) if gone else self._write_to.write([record])
         with log.lock:
             log.slowest_write = max(log.slowest_write, time.monotonic() - start)
             log.busy.discard(id_)
@@ -178,7 +181,7 @@ def soak(
             until(0.25)
             say("write both sides, catch up")
             writer = DualWriter(old(), new(), Path(folder) / "journal")
-            traffic.write_to = writer
+            traffic.write_through(writer)
             report = sync(old(), new(), state=Path(folder) / "sync", writer=writer)
             say(f"caught up: {report}")
             for share, role in ((0.4, "new"), (0.6, "old"), (0.8, "new")):

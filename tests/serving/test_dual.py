@@ -231,6 +231,70 @@ class FileStore(MemoryStore):
         return gone
 
 
+class Waiting(FileStore):
+    """Says that a write is about to begin, waits to be let go, and may die instead of writing."""
+
+    dies = False
+
+    def write(self, batch: RecordBatch) -> Any:
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._path.with_suffix(".waits").touch()
+        while not self._path.with_suffix(".go").exists():
+            time.sleep(0.002)
+        return super().write(batch)
+
+
+def _write_once(folder: Path) -> None:
+    old, new = Waiting(folder / "old"), Waiting(folder / "new")
+    new.dies = True
+    with DualWriter(old, new, folder / "j") as writer:
+        writer.write([record(1, WordEmbedder(), "by the one that dies")])
+
+
+@pytest.mark.parametrize("settled_before", [False, True])
+def test_a_writer_that_dies_between_two_others_leaves_its_note(
+    words: WordEmbedder, tmp_path: Path, settled_before: bool
+) -> None:
+    """It wrote the leading side last and never reached the other; a later write of the same id did both."""
+    for side in ("old", "new"):
+        store = FileStore(tmp_path / side)
+        store.prepare(schema(words), WriteMode.UPSERT)
+        store.write(RecordBatch.from_records([record(1, words)]))
+    child = multiprocessing.get_context("fork").Process(target=_write_once, args=(tmp_path,))
+    child.start()
+    while not (tmp_path / "old.waits").exists():
+        time.sleep(0.002)
+    with DualWriter(FileStore(tmp_path / "old"), FileStore(tmp_path / "new"), tmp_path / "j") as writer:
+        writer.write([record(1, words, "by the other")])
+        assert writer.pending == 1
+        if settled_before:  # what is under way in a live process is that process's to settle
+            assert writer.replay() == 0
+        (tmp_path / "old.go").touch()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    sides = FileStore(tmp_path / "old"), FileStore(tmp_path / "new")
+    assert [contents(side)[1].text for side in sides] == ["by the one that dies", "by the other"]
+    with DualWriter(*sides, tmp_path / "j") as writer:
+        assert writer.replay() == 1
+        assert writer.pending == 0
+    assert [contents(side)[1].text for side in sides] == ["by the one that dies"] * 2
+    assert not list((tmp_path / "j.writers").iterdir()), "no sign of the living or the dead is left"
+
+
+def test_a_fault_that_is_no_store_s_leaves_the_ids_to_be_settled(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    for side in pair:
+        side.write_error = ZeroDivisionError("a bug in a driver")  # type: ignore[assignment]
+        with pytest.raises(ZeroDivisionError):
+            writer.write([record(1, words, "half way")])
+        side.write_error = None
+        assert writer.pending == 1
+        assert writer.replay() == 1
+        assert contents(pair[0]) == contents(pair[1])
+
+
 def _write_for_ever(folder: Path, log: Path) -> None:
     words = WordEmbedder()
     sides = FileStore(folder / "old"), FileStore(folder / "new")

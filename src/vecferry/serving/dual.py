@@ -90,7 +90,7 @@ class DualWriter:
         Raises:
             VecferryError: what the leading side raised. Its outcome is then settled by `replay`.
         """
-        if self._retry_missed and self.journal.pending(1, missed_only=True):
+        if self._retry_missed and self.journal.left(1):
             self.replay()
         written = 0
         for batch in _batches(records):
@@ -106,7 +106,7 @@ class DualWriter:
         seq, lead = self.journal.begin(ids)
         try:
             count = self._apply(lead, ids, batch)
-        except VecferryError:
+        except BaseException:
             # Whether some of it arrived is not known: the ids stay, and a replay settles them.
             self.figures.count("writes", side=lead, result="failed")
             self.journal.missed(ids, seq)
@@ -114,13 +114,15 @@ class DualWriter:
         other = NEW if lead == OLD else OLD
         try:
             self._apply(other, ids, batch)
-        except VecferryError:
+        except BaseException as error:
             self.figures.count("writes", side=other, result="missed")
             self.journal.missed(ids, seq)
+            if not isinstance(error, VecferryError):
+                raise
             return count
         disturbed = self.journal.done(ids, seq)
         if disturbed:  # two writes touched these at once: the leading side's word counts
-            self.mirror(disturbed)
+            self.mirror(disturbed, seq)
         return count
 
     def _apply(self, side: str, ids: Sequence[RecordId], batch: RecordBatch | None) -> int:
@@ -141,26 +143,30 @@ class DualWriter:
 
     # -- making up ------------------------------------------------------------------------------
 
-    def mirror(self, ids: Sequence[RecordId]) -> None:
+    def mirror(self, ids: Sequence[RecordId], seq: int | None = None) -> None:
         """Make the other side hold exactly what the leading side holds under these ids.
 
         Safe while others write: whoever is disturbed copies again.
+
+        Args:
+            seq: the journal's number of the caller's own write of these ids, which this settles.
 
         Raises:
             VecferryError: if a side fails; the ids then stay in the journal.
         """
         left = list(ids)
         for _ in range(_TURNS):
-            seq, lead = self.journal.renew(left)
+            seq, lead = self.journal.renew(left, seq)
             try:
                 self._copy(lead, left)
-            except VecferryError:
+            except BaseException:
                 self.journal.missed(left, seq)
                 raise
             left = self.journal.done(left, seq)
             if not left:
                 return
-        # Others write these ids all the time and settle them after their own write.
+        if seq is not None:  # others write these ids all the time
+            self.journal.missed(left, seq)
 
     def _copy(self, lead: str, ids: Sequence[RecordId]) -> None:
         other = NEW if lead == OLD else OLD
@@ -173,14 +179,14 @@ class DualWriter:
         if gone:
             self._apply(other, gone, None)
 
-    def replay(self, *, missed_only: bool = False) -> int:
-        """Settle everything in the journal; returns how many ids that were.
+    def replay(self) -> int:
+        """Settle what was missed and what dead processes left; returns how many ids that were.
 
         Raises:
             VecferryError: if a side fails; what is left stays in the journal.
         """
         settled, upto = 0, self.journal.seq  # what comes later belongs to writers that are alive
-        while ids := self.journal.pending(_CHUNK, upto=upto, missed_only=missed_only):
+        while ids := self.journal.left(_CHUNK, upto=upto):
             self.mirror(ids)
             settled += len(ids)
             self.figures.count("replayed", len(ids))
@@ -205,19 +211,15 @@ class DualWriter:
         if self.leading == role:
             return
         end = time.monotonic() + timeout
-        self.replay(missed_only=True)  # most of the work while writes still flow
+        self.replay()  # most of the work while writes still flow
         with self._gate(timeout):
-            grace = time.monotonic() + min(1.0, timeout / 4)
             while not self.journal.lead(role):
                 if time.monotonic() > end:
                     raise RetryableError(
                         f"{self.pending:,} records are not settled; see that both sides answer, then again"
                     )
-                if time.monotonic() > grace:
-                    self.replay()  # what a killed process left behind
-                else:
-                    self.replay(missed_only=True)
-                    time.sleep(0.005)
+                self.replay()
+                time.sleep(0.005)  # writes under way strike their notes off themselves
 
     @contextmanager
     def _gate(self, timeout: float) -> Iterator[None]:

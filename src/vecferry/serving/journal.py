@@ -1,8 +1,13 @@
 """What a pair of collections must still agree on: a small SQLite file that survives a crash.
 
-Before a write touches either side, its ids are noted here; they are struck off when both sides have the
+Before a write touches either side, its ids are noted here; a note is struck off when both sides have the
 same. Whatever stands here after a crash, or because the second side was away, is made up for from the first
 side, so only ids are kept, never contents. Several processes on one machine may share the file.
+
+Every write has notes of its own, and only their owner strikes them off while it is alive. A write that
+begins marks the notes that others have of its ids: whoever finds its note marked cannot know who came last,
+and copies from the leading side before it strikes the note off. So a writer that dies at any instant, also
+between two others, leaves a note behind.
 """
 
 from __future__ import annotations
@@ -16,13 +21,17 @@ from pathlib import Path
 
 from vecferry.errors import RetryableError
 from vecferry.records import RecordId, decode_id, encode_id
+from vecferry.serving.sign import Sign
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS pending (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, missed INTEGER NOT NULL)
-    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (
+    id TEXT, seq INTEGER, owner TEXT NOT NULL, missed INTEGER DEFAULT 0, disturbed INTEGER DEFAULT 0,
+    PRIMARY KEY (id, seq)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO state VALUES ('seq', 0), ('role', 'old'), ('gate', 0.0);
 """
+_LEFT = "(missed OR owner IN (SELECT owner FROM gone))"
 
 
 class Journal:
@@ -33,18 +42,22 @@ class Journal:
     """
 
     def __init__(self, path: Path | str) -> None:
-        if str(path) != ":memory:":
+        shared = str(path) != ":memory:"
+        if shared:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path = str(path)
+        self._sign = Sign(Path(f"{path}.writers") if shared else None)
         self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
         self._lock = threading.RLock()
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
+        self._db.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._sign.close()
 
     # -- writes ---------------------------------------------------------------------------------
 
@@ -65,36 +78,37 @@ class Journal:
                 raise RetryableError("a cut-over holds writes back; try again")
             time.sleep(0.005)
 
-    def renew(self, ids: Sequence[RecordId]) -> tuple[int, str]:
-        """As `begin`, through a shut gate: for whoever shut it, and to make up for what was missed."""
+    def renew(self, ids: Sequence[RecordId], seq: int | None = None) -> tuple[int, str]:
+        """As `begin`, through a shut gate: for whoever copies ids from the leading side.
+
+        What was missed or left by the dead is taken over, and the caller's own notes numbered ``seq``.
+        """
+        self._look_for_dead()
         with self._transaction():
+            query = f"DELETE FROM notes WHERE id = ? AND (seq = ? OR {_LEFT})"  # noqa: S608 - no input
+            self._db.executemany(query, [(key, seq) for key in _keys(ids)])
             return self._note(ids), str(self._get("role"))
 
     def done(self, ids: Sequence[RecordId], seq: int) -> list[RecordId]:
         """Strike ids off; returns those that another write touched meanwhile, still to be settled."""
-        disturbed = []
+        query = "DELETE FROM notes WHERE id = ? AND seq = ? AND NOT disturbed"
         with self._transaction():
-            for id_ in ids:
-                query = "DELETE FROM pending WHERE id = ? AND seq = ?"
-                if not self._db.execute(query, (encode_id(id_), seq)).rowcount:
-                    disturbed.append(id_)
-        return disturbed
+            keys = _keys(ids).items()
+            return [id_ for key, id_ in keys if not self._db.execute(query, (key, seq)).rowcount]
 
     def missed(self, ids: Sequence[RecordId], seq: int) -> None:
-        """These did not reach the second side; they stay noted."""
+        """The write has ended without reaching both sides: whoever copies may take its notes over."""
         with self._transaction():
-            rows = [(seq, encode_id(id_)) for id_ in ids]
-            query = "INSERT INTO pending VALUES (?2, ?1, 1) ON CONFLICT (id) DO UPDATE SET missed = 1"
-            self._db.executemany(query, rows)
+            query = "UPDATE notes SET missed = 1 WHERE id = ? AND seq = ?"
+            self._db.executemany(query, [(key, seq) for key in _keys(ids)])
 
-    def pending(
-        self, limit: int = 1000, *, upto: int | None = None, missed_only: bool = False
-    ) -> list[RecordId]:
-        """Ids not settled yet, oldest first; only writes numbered ``upto`` at most."""
-        query = "SELECT id FROM pending WHERE missed >= ? AND seq <= ? ORDER BY seq LIMIT ?"
-        values = (int(missed_only), 2**62 if upto is None else upto, limit)
+    def left(self, limit: int = 1000, *, upto: int | None = None) -> list[RecordId]:
+        """Ids that were missed or that the dead have left, oldest first; only numbers up to ``upto``."""
+        self._look_for_dead()
+        query = f"SELECT id FROM notes WHERE {_LEFT} AND seq <= ? GROUP BY id ORDER BY min(seq) LIMIT ?"  # noqa: S608
         with self._lock:
-            return [decode_id(text) for (text,) in self._db.execute(query, values)]
+            rows = self._db.execute(query, (2**62 if upto is None else upto, limit))
+            return [decode_id(text) for (text,) in rows]
 
     @property
     def seq(self) -> int:
@@ -104,7 +118,7 @@ class Journal:
 
     def __len__(self) -> int:
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM pending").fetchone()[0])
+            return int(self._db.execute("SELECT count(DISTINCT id) FROM notes").fetchone()[0])
 
     # -- roles ----------------------------------------------------------------------------------
 
@@ -127,7 +141,7 @@ class Journal:
     def lead(self, role: str) -> bool:
         """Let ``role`` lead if nothing is pending; false, and nothing changed, if something is."""
         with self._transaction():
-            if self._db.execute("SELECT 1 FROM pending LIMIT 1").fetchone():
+            if self._db.execute("SELECT 1 FROM notes LIMIT 1").fetchone():
                 return False
             self._set("role", role)
             return True
@@ -147,11 +161,18 @@ class Journal:
     def _note(self, ids: Sequence[RecordId]) -> int:
         seq = int(self._get("seq")) + 1
         self._set("seq", seq)
-        rows = [(encode_id(id_), seq) for id_ in ids]
-        self._db.executemany(
-            "INSERT INTO pending VALUES (?, ?, 0) ON CONFLICT (id) DO UPDATE SET seq = excluded.seq", rows
-        )
+        keys = _keys(ids)
+        self._db.executemany("UPDATE notes SET disturbed = 1 WHERE id = ?", [(key,) for key in keys])
+        rows = [(key, seq, self._sign.name) for key in keys]
+        self._db.executemany("INSERT INTO notes (id, seq, owner) VALUES (?, ?, ?)", rows)
         return seq
+
+    def _look_for_dead(self) -> None:
+        """Owners of notes that died: nobody comes back to strike these off."""
+        with self._lock:
+            owners = self._db.execute("SELECT DISTINCT owner FROM notes WHERE NOT missed").fetchall()
+            dead = [owner for owner in owners if not self._sign.alive(*owner)]
+            self._db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", dead)
 
     def _get(self, key: str) -> float | str:
         value: float | str = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0]
@@ -159,3 +180,8 @@ class Journal:
 
     def _set(self, key: str, value: float | str) -> None:
         self._db.execute("UPDATE state SET value = ? WHERE key = ?", (value, key))
+
+
+def _keys(ids: Sequence[RecordId]) -> dict[str, RecordId]:
+    """By their encoded form, each once."""
+    return {encode_id(id_): id_ for id_ in ids}
