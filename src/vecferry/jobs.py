@@ -253,28 +253,31 @@ def _rewrite(path: Path, left: Sequence[Rejection]) -> None:
 # -- repair -----------------------------------------------------------------------------------
 
 
-def repair(source: Any, target: Any) -> Verification:
+def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
     """Verify, copy the records that are missing or different, delete the surplus, verify again.
+
+    Args:
+        workers: see `vecferry.verify`.
 
     Raises:
         UnsupportedError: if the source cannot fetch by id, or the target cannot be written.
     """
-    origin, goal = connect(source), connect(target)
-    if not isinstance(origin.store, Fetchable):
-        raise UnsupportedError(f"{origin.url} cannot fetch by id; migrate it again with mode='replace'")
-    proof = verify(origin, goal, limit=_REPAIR_LIMIT)
-    if proof.ok:
-        return proof
-    wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
-    if wrong:
-        goal.store.prepare(goal.describe(), WriteMode.UPSERT)
-        for batch in _fetched(origin.store, wrong):
-            if Writer(goal.store).write(batch):
-                raise PlanError("the target refuses some of the records; see verify()")
-        goal.store.finish()
-    if proof.extra_ids:
-        goal.delete(list(proof.extra_ids))
-    return verify(origin, goal)
+    with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
+        if not isinstance(origin.store, Fetchable):
+            raise UnsupportedError(f"{origin.url} cannot fetch by id; migrate it again with mode='replace'")
+        proof = verify(origin, goal, limit=_REPAIR_LIMIT, workers=workers)
+        if proof.ok:
+            return proof
+        wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
+        if wrong:
+            goal.store.prepare(goal.describe(), WriteMode.UPSERT)
+            for batch in _fetched(origin.store, wrong):
+                if Writer(goal.store).write(batch):
+                    raise PlanError("the target refuses some of the records; see verify()")
+            goal.store.finish()
+        if proof.extra_ids:
+            goal.delete(list(proof.extra_ids))
+        return verify(origin, goal, workers=workers)
 
 
 def _fetched(store: Fetchable, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:

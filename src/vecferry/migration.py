@@ -84,6 +84,7 @@ def verify(
     should_stop: ShouldStop = never_stop,
     where: Any = None,
     fields: Any = None,
+    workers: int = 1,
     **options: Any,
 ) -> Verification:
     """Compare two collections record by record: ids, texts, metadata, vectors, search results.
@@ -91,6 +92,8 @@ def verify(
     Args:
         where: compare only the records of the source that pass this filter; others are no difference.
         fields: as in `migrate`.
+        workers: threads that read the target at once, where it comes in another order than the source. The
+            result is the same for any number.
         options: passed on to `vecferry.verifying.compare`.
 
     Raises:
@@ -115,6 +118,7 @@ def verify(
             goal.store,
             allow_extra=where is not None,
             directions=_without_lengths(origin.store, found, names),
+            workers=workers,
             on_progress=on_progress,
             should_stop=should_stop,
             **options,

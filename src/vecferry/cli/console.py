@@ -34,6 +34,7 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read the target at once to compare it.")]
 
 
 def emit(value: Any, *, as_json: bool) -> None:

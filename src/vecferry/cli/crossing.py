@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import vecferry as vf
-from vecferry.cli.console import DIFFERENT, AsJson, bars, emit, errors_as_text, graceful_stop
+from vecferry.cli.console import DIFFERENT, AsJson, Workers, bars, emit, errors_as_text, graceful_stop
 from vecferry.records import parse_where
 
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Where to read, such as faiss:./kb")]
@@ -51,6 +51,7 @@ def migrate(
     publish: Annotated[str, typer.Option(help="auto, or manual: stop before the swap.")] = "auto",
     backup: Annotated[str | None, typer.Option(help="Write the source to this place first.")] = None,
     unverified: Annotated[bool, typer.Option("--no-verify", help="Skip the proof.")] = False,
+    workers: Workers = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +81,7 @@ def migrate(
             "publish": publish,
             "backup": backup,
             "verify": not unverified,
+            "workers": workers,
         }
         plan = vf.plan(source, target, **options)
         if not (quiet or as_json):
@@ -126,6 +128,7 @@ def verify(
     target: To,
     where: Filter = None,
     field: FieldNames = None,
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compare two collections record by record. Exit status 1 on any difference."""
@@ -135,6 +138,7 @@ def verify(
             target,
             where=parse_where(where) if where else None,
             fields=field_names(field),
+            workers=workers,
             should_stop=stop,
         )
         emit(proof, as_json=as_json)

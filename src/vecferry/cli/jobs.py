@@ -12,6 +12,7 @@ from vecferry.cli.console import (
     DIFFERENT,
     FAILED,
     AsJson,
+    Workers,
     bars,
     emit,
     err,
@@ -124,10 +125,10 @@ def publish(job: JobName, as_json: AsJson = False) -> None:
         emit({"live": version.tag} if as_json else f"published: {version.tag}", as_json=as_json)
 
 
-def repair(source: str, target: str, as_json: AsJson = False) -> None:
+def repair(source: str, target: str, workers: Workers = 1, as_json: AsJson = False) -> None:
     """Verify, copy just the records that are missing or different, and verify again."""
     with errors_as_text(as_json=as_json):
-        done = api.repair(vf.connect(source), vf.connect(target))
+        done = api.repair(vf.connect(source), vf.connect(target), workers=workers)
         emit(done, as_json=as_json)
         if not done.ok:
             raise typer.Exit(DIFFERENT)

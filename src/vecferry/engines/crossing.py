@@ -230,7 +230,7 @@ class Crossing:
             total=total,
             resume=settings.resume,
             publish=settings.publish == "auto",
-            verify=partial(_compare, draft.target_schema) if settings.verify else None,
+            verify=partial(_compare, draft.target_schema, settings.workers) if settings.verify else None,
             fixed={
                 **sides,
                 "call": self.call,
@@ -318,8 +318,10 @@ def _check_space(unfinished: dict[str, Any], stage: Any) -> None:
         )
 
 
-def _compare(schema: CollectionSchema, expected: Any, target: Any, *, upserted: bool, **hooks: Any) -> Any:
-    return compare(expected, schema, target, allow_extra=upserted, **hooks)
+def _compare(
+    schema: CollectionSchema, workers: int, expected: Any, target: Any, *, upserted: bool, **hooks: Any
+) -> Any:
+    return compare(expected, schema, target, workers=workers, allow_extra=upserted, **hooks)
 
 
 def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:

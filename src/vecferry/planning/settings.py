@@ -37,6 +37,7 @@ class Settings(BaseModel):
         state_dir: the job's folder, instead of one under ``VECFERRY_HOME``.
         publish: ``auto`` after a verification without difference, or ``manual``.
         verify: compare the target with the source at the end. Without it ``Report.check`` fails.
+        workers: threads that read the target at once while it is compared; they change no result.
         sample: how many records the plan looks at; ``None`` for all.
         backup: write the source to this place (a path or a URL) first, then migrate from there.
     """
@@ -68,6 +69,7 @@ class Settings(BaseModel):
     state_dir: Path | None = None
     publish: Literal["auto", "manual"] = "auto"
     verify: bool = True
+    workers: int = Field(default=1, gt=0)
     sample: int | None = Field(default=50_000, gt=0)
     backup: str | Path | None = None
 
@@ -124,6 +126,7 @@ class Options(TypedDict, total=False):
     state_dir: str | Path | None
     publish: Literal["auto", "manual"]
     verify: bool
+    workers: int
     sample: int | None
     backup: str | Path | None
 

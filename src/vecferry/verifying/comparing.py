@@ -7,28 +7,33 @@ Three ways, chosen by themselves:
   file on disk, and the target is looked up in it. Exact in every case, also with ids that come twice.
 * **fetch**: the target may hold more than is expected (``allow_extra``) and can fetch by id: only the
   expected records are asked for.
+
+The target is read ahead in threads of its own (`vecferry.verifying.reading`): one in lockstep, ``workers``
+in the other two. One thread compares, so that what it finds does not depend on how many read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vecferry.errors import ConfigurationError
-from vecferry.ports import Cursor, Fetchable, Fields, ShouldStop, Sink, Source, never_stop
+from vecferry.errors import ConfigurationError, JobStopped
+from vecferry.ports import Fetchable, Fields, ShouldStop, Sink, Source, never_stop
 from vecferry.records import CollectionSchema, RecordBatch, VectorField, encode_id
-from vecferry.retry import RetryPolicy, reopened
+from vecferry.verifying import reading
+from vecferry.verifying.reading import Reader, Share, side_by_side, skip
 from vecferry.verifying.result import Verification
 from vecferry.verifying.search import SearchCheck
-from vecferry.verifying.spool import Spool
+from vecferry.verifying.spool import Overtaken, Spool
 from vecferry.verifying.tolerance import LOSSY, Tolerance, tolerance_of
 from vecferry.verifying.verifier import Verifier
 
-_BATCH = 2048
 _STRATEGIES = ("auto", "lockstep", "spool", "fetch")
 
 Expected = Callable[[], Iterator[RecordBatch]]
@@ -52,6 +57,7 @@ def compare(
     min_overlap: float = 0.5,
     limit: int = 100,
     strategy: str = "auto",
+    workers: int = 1,
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: ShouldStop = never_stop,
     state: Mapping[str, Any] | None = None,
@@ -75,21 +81,25 @@ def compare(
         min_overlap: a mean overlap below this fails. Approximate indexes are not held to more.
         limit: how many ids and differences are named, of each kind.
         strategy: ``auto``, ``lockstep``, ``spool`` or ``fetch``.
+        workers: threads that read the target at once, in a spool (each a partition of it) and when it is
+            asked by id. The result is the same for any number.
         on_progress: called with the number of expected records done.
         should_stop: asked after every batch; the result is then partial, with ``ok`` false.
         state, on_state: ``on_state`` gets a JSON value now and then; given back as ``state`` the
-            comparison goes on there. Only a lockstep has such points; a spool goes on by its file.
+            comparison goes on there. Only a lockstep has such points; the others go on by the spool's file.
         state_every: seconds between two such points.
         spool_folder: for the temporary file; by default the system's.
         spool_path: a file that survives a killed process; with the same path again a comparison that was
-            in the middle of a spool goes on there. It is removed at the end.
+            in the middle of a spool or of asking goes on there. It is removed at the end.
 
     Raises:
-        ConfigurationError: for an unknown strategy.
+        ConfigurationError: for an unknown strategy, or no worker.
         RetryableError, CorruptDataError: as the two sides raise them.
     """
     if strategy not in _STRATEGIES:
         raise ConfigurationError(f"strategy is one of {', '.join(_STRATEGIES)}, not {strategy!r}")
+    if workers < 1:
+        raise ConfigurationError(f"workers={workers}: at least one thread has to read")
     return _Comparison(
         expected=expected,
         schema=expected_schema,
@@ -99,6 +109,7 @@ def compare(
         allow_extra=allow_extra,
         search=(sample_queries, k, min_overlap),
         limit=limit,
+        workers=workers,
         hooks=(on_progress, should_stop, on_state),
         state_every=state_every,
         spool=(spool_folder, spool_path),
@@ -119,6 +130,7 @@ class _Comparison:
         allow_extra: bool,
         search: tuple[int, int, float],
         limit: int,
+        workers: int,
         hooks: tuple[Any, ...],
         state_every: float,
         spool: tuple[Path | None, Path | None],
@@ -131,16 +143,19 @@ class _Comparison:
         self.saved = time.monotonic()
         self.search = search
         self.on_progress, self.should_stop, self.on_state = hooks
-        self.retry = RetryPolicy()
+        self.reader = Reader(target, self.fields, workers, self.should_stop)
         self.start = time.monotonic()
         self.stopped = False
         self._fresh()
 
     def _fresh(self) -> None:
-        self.verifier = Verifier(self.schema, self.rules, fields=self.fields, limit=self.limit)
+        self.verifier = self._verifier()
         queries, k, _ = self.search
         self.check = SearchCheck(self.schema, self.target, queries=queries, k=k)
         self.done = 0
+
+    def _verifier(self) -> Verifier:
+        return Verifier(self.schema, self.rules, fields=self.fields, limit=self.limit)
 
     def run(self, strategy: str, state: Mapping[str, Any] | None) -> Verification:
         if strategy == "fetch" or (strategy == "auto" and self.allow_extra):
@@ -150,17 +165,27 @@ class _Comparison:
         spooled = self.spool_path is not None and self.spool_path.exists()
         if strategy in ("auto", "lockstep") and not spooled:
             try:
-                self._lockstep(state)
+                self._until_stopped(lambda: self._lockstep(state))
                 return self._result("lockstep")
             except _OutOfStep:
                 self._fresh()
         strategy = "fetch" if strategy == "fetch" else "spool"
         with Spool(self.schema, list(self.rules), self.spool_folder, path=self.spool_path) as spool:
-            self._fill(spool)
-            if not self.stopped:
-                (self._fetch if strategy == "fetch" else self._look_up)(spool)
+            look = self._fetch if strategy == "fetch" else self._look_up
+            for step in (self._fill, look):
+                if not self.stopped:
+                    self._until_stopped(partial(step, spool))
             spool.keep = self.stopped
         return self._result(strategy)
+
+    def _until_stopped(self, step: Callable[[], None]) -> None:
+        """A stop that ends a wait for a store is as good as one between two batches."""
+        try:
+            step()
+        except JobStopped as stop:
+            if type(stop) is not JobStopped or not self.should_stop():
+                raise
+            self.stopped = True
 
     def _result(self, strategy: str) -> Verification:
         proofs, notes = ([], ["stopped before the end"]) if self.stopped else self.check.proofs()
@@ -181,7 +206,7 @@ class _Comparison:
         self.stopped = self.stopped or self.should_stop()
         return self.stopped
 
-    # -- lockstep -----------------------------------------------------------------------------
+    # -- where to go on -----------------------------------------------------------------------
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -198,32 +223,24 @@ class _Comparison:
         self.check.restore(state.get("search", {}))
         self.done = state["done"]
 
-    def _found(self, after: Cursor | None) -> Iterator[RecordBatch]:
-        """The target's records, through faults that pass."""
-
-        def open_stream(cursor: Cursor | None, size: int) -> Iterator[RecordBatch]:
-            return self.target.scan(after=cursor, batch_size=size, fields=self.fields)
-
-        return reopened(open_stream, after, _BATCH, self.retry.backoff(should_stop=self.should_stop))
-
     # -- lockstep -----------------------------------------------------------------------------
 
     def _lockstep(self, state: Mapping[str, Any] | None) -> None:
-        after: Cursor | None = None
         if state is not None:
             self._restore(state)
-            after = state["after"]
-        expected = _skip(self.expected(), self.done)
-        for a, b in _side_by_side(expected, self._found(after)):
-            if a is None or b is None or not _same_ids(a, b):
-                raise _OutOfStep
-            self.check.observe(a)
-            self.verifier.pair(a, b)
-            if self._stop(len(a)):
-                return
-            # The cursor of the target stands behind the batch that `b` is the end of.
-            if self.on_state is not None and b.cursor is not None and self._due():
-                self.on_state({**self._state(), "after": b.cursor})
+        found = self.reader.whole(state["after"] if state is not None else None)
+        with closing(skip(self.expected(), self.done)) as expected, closing(found):
+            for a, b in side_by_side(expected, found):
+                if a is None or b is None or not _same_ids(a, b):
+                    raise _OutOfStep
+                self.check.observe(a)
+                self.verifier.pair(a, b)
+                stopped = self._stop(len(a))
+                # The cursor of the target stands behind the batch that `b` is the end of.
+                if self.on_state is not None and b.cursor is not None and (stopped or self._due()):
+                    self.on_state({**self._state(), "after": b.cursor})
+                if stopped:
+                    return
 
     # -- spool --------------------------------------------------------------------------------
 
@@ -232,49 +249,74 @@ class _Comparison:
         saved = spool.saved()
         if saved is not None:
             self._restore(saved)
-            if "after" in saved:
+            if saved["filled"]:
                 return
-        for batch in _skip(self.expected(), self.done):
-            self.check.observe(batch)
-            spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
-            if self._stop(len(batch)) or self._due():
-                spool.save(self._state())
-            if self.stopped:
-                return
+        with closing(skip(self.expected(), self.done)) as expected:
+            for batch in expected:
+                self.check.observe(batch)
+                spool.put(batch, text=self.fields.text, metadata=self.fields.metadata)
+                if self._stop(len(batch)) or self._due():
+                    self._save(spool, filled=False)
+                if self.stopped:
+                    return
         spool.index()
-        spool.save({**self._state(), "after": None})
+        self._save(spool)
+
+    def _save(self, spool: Spool, *, filled: bool = True, **more: Any) -> None:
+        spool.save({**self._state(), "filled": filled, **more})
 
     def _look_up(self, spool: Spool) -> None:
-        """Look up every record of the target."""
-        saved = spool.saved() or {}
-        for batch in self._found(saved.get("after")):
-            kept, first, unknown, again = spool.take(batch)
-            if first:
-                self.verifier.pair(kept, batch.take(first))
-            if unknown and not self.allow_extra:
-                self.verifier.surplus(batch.take(unknown))
-            if again:
-                self.verifier.doubled(batch.take(again))
-            if batch.cursor is not None and (self._stop(0) or self._due()):
-                spool.save({**self._state(), "after": batch.cursor})
-            if self.stopped:
-                return
-        for batch in spool.unseen(_BATCH):
+        """Look up every record of the target, several shares of it at once."""
+        saved = (spool.saved() or {}).get("shares")
+        shares = [Share.restore(s) for s in saved] if saved else self.reader.split(self.done)
+        try:
+            self._look_up_shares(spool, shares)
+        except Overtaken:
+            # Which of two copies came first is known only by the order of the whole.
+            self.verifier = self._verifier()
+            spool.forget()
+            self._look_up_shares(spool, [Share()])
+        for batch in () if self.stopped else spool.unseen(reading.BATCH):
             self.verifier.missing(batch)
 
+    def _look_up_shares(self, spool: Spool, shares: Sequence[Share]) -> None:
+        self._save_shares(spool, shares)
+        with closing(self.reader.shares(shares)) as batches:
+            for number, batch in batches:
+                self._look_up_batch(spool, number, batch)
+                shares[number].cursor = batch.cursor
+                if self._stop(0) or self._due():
+                    self._save_shares(spool, shares)
+                if self.stopped:
+                    return
+        self.verifier.share = 0
+
+    def _save_shares(self, spool: Spool, shares: Sequence[Share]) -> None:
+        self._save(spool, shares=[share.state() for share in shares])
+
+    def _look_up_batch(self, spool: Spool, share: int, batch: RecordBatch) -> None:
+        kept, first, unknown, again = spool.take(batch, share)
+        self.verifier.share = share
+        if first:
+            self.verifier.pair(kept, batch.take(first))
+        if unknown and not self.allow_extra:
+            self.verifier.surplus(batch.take(unknown))
+        if again:
+            self.verifier.doubled(batch.take(again))
+
+    # -- fetch --------------------------------------------------------------------------------
+
     def _fetch(self, spool: Spool) -> None:
-        """Ask the target for every record that is expected, by id."""
-        assert isinstance(self.target, Fetchable)
-        target = self.target
-        for batch in spool.unseen(_BATCH):
-            ids = batch.id_list
-            found = self.retry.call(
-                lambda ids=ids: target.fetch(ids, fields=self.fields),  # type: ignore[misc]
-                should_stop=self.should_stop,
-            )
-            self._match(batch, found)
-            if self._stop(0):
-                return
+        """Ask the target for every record that is expected, by id, several batches at once."""
+        saved = spool.saved() or {}
+        asked = spool.unseen(reading.BATCH, saved.get("after"))
+        with closing(self.reader.fetched(asked)) as answers:
+            for batch, found in answers:
+                self._match(batch, found)
+                if self._stop(0) or self._due():
+                    self._save(spool, after=batch.cursor)
+                if self.stopped:
+                    return
 
     def _match(self, batch: RecordBatch, found: RecordBatch) -> None:
         where: dict[str, int] = {}
@@ -317,34 +359,6 @@ def _rules(
             )
         )
     return rules
-
-
-def _side_by_side(
-    left: Iterator[RecordBatch], right: Iterator[RecordBatch]
-) -> Iterator[tuple[RecordBatch | None, RecordBatch | None]]:
-    """Both streams cut into pieces of equal length; ``None`` where one has ended before the other."""
-    a, b = _next(left), _next(right)
-    while a is not None and b is not None:
-        n = min(len(a), len(b))
-        whole = b if n == len(b) else None
-        yield a.slice(0, n), b.slice(0, n).replace(cursor=whole.cursor if whole is not None else None)
-        a = a.slice(n, len(a)) if n < len(a) else _next(left)
-        b = b.slice(n, len(b)) if n < len(b) else _next(right)
-    if a is not None or b is not None:
-        yield a, b
-
-
-def _next(stream: Iterator[RecordBatch]) -> RecordBatch | None:
-    return next((batch for batch in stream if len(batch)), None)
-
-
-def _skip(stream: Iterator[RecordBatch], rows: int) -> Iterator[RecordBatch]:
-    for batch in stream:
-        if rows >= len(batch):
-            rows -= len(batch)
-            continue
-        yield batch.slice(rows, len(batch))
-        rows = 0
 
 
 def _same_ids(a: RecordBatch, b: RecordBatch) -> bool:

@@ -31,8 +31,14 @@ from vecferry.verifying.pairs import columns
 _ASK = 500
 
 
+class Overtaken(Exception):
+    """An id that comes twice was found in a later share before it was found in this one."""
+
+
 class Spool:
     """Records on disk: 16 bytes of key, the canonical form and the raw vectors of each.
+
+    It belongs to the thread that made it.
 
     Args:
         schema: whose vector fields are kept, those of ``names``.
@@ -123,12 +129,17 @@ class Spool:
             "AND rowid NOT IN (SELECT max(rowid) FROM r GROUP BY key HAVING count(*) > 1)"
         )
 
-    def take(self, batch: RecordBatch) -> tuple[RecordBatch, list[int], list[int], list[int]]:
-        """Look up the ids of ``batch``.
+    def take(
+        self, batch: RecordBatch, share: int = 0
+    ) -> tuple[RecordBatch, list[int], list[int], list[int]]:
+        """Look up the ids of ``batch``, which belongs to the share of that number.
 
         Returns:
             The kept records found for the first time, the rows of ``batch`` they belong to, the rows
             whose ids are unknown, and the rows whose ids were found before.
+
+        Raises:
+            Overtaken: if an id was found before in a later share.
         """
         keys = [id_key(i) for i in batch.id_list]
         found = self._find(list(dict.fromkeys(keys)))
@@ -139,22 +150,29 @@ class Spool:
         for row, key in enumerate(keys):
             if key not in found:
                 unknown.append(row)
+            elif found[key][2] > share + 1:
+                raise Overtaken
             elif found[key][2] or key in taken:
                 again.append(row)
             else:
                 taken.add(key)
                 first.append(row)
-        rowids = [(found[keys[row]][0],) for row in first]
-        self._db.executemany("UPDATE r SET seen = 1 WHERE rowid = ?", rowids)
+        seen = [(share + 1, found[keys[row]][0]) for row in first]
+        self._db.executemany("UPDATE r SET seen = ? WHERE rowid = ?", seen)
         kept = self._batch([found[keys[row]][1:] for row in first])
         return kept, first, unknown, again
 
-    def unseen(self, size: int) -> Iterator[RecordBatch]:
-        """What was never taken, in the order of `put`."""
-        names = ", ".join(["doc", "seen", *self._columns])
-        found = self._db.execute(f"SELECT {names} FROM r WHERE seen = 0 ORDER BY rowid")  # noqa: S608
-        while rows := found.fetchmany(size):
-            yield self._batch(rows)
+    def forget(self) -> None:
+        """As if nothing had been taken yet."""
+        self._db.execute("UPDATE r SET seen = 0")
+
+    def unseen(self, size: int, after: int | None = None) -> Iterator[RecordBatch]:
+        """What was never taken, in the order of `put`. Each batch has a cursor to go on ``after``."""
+        names = ", ".join(["doc", "rowid", *self._columns])
+        query = f"SELECT {names} FROM r WHERE seen = 0 AND rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608
+        while rows := self._db.execute(query, (after or 0, size)).fetchall():
+            after = rows[-1][1]
+            yield self._batch(rows).replace(cursor=after)
 
     def _find(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         names = ", ".join(["key", "rowid", "doc", "seen", *self._columns])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ class Verifier:
         rules: the `Tolerance` of each vector field that counts.
         fields: whether texts and metadata count.
         limit: how many ids and differences are named.
+
+    Attributes:
+        share: which share of the target the next records come from. Whatever order the shares come in,
+            what is named of them is named share after share.
     """
 
     def __init__(
@@ -35,9 +40,9 @@ class Verifier:
     ) -> None:
         self.schema, self.rules, self.fields, self.limit = schema, dict(rules), fields, limit
         self.expected, self.found = Digest(), Digest()
-        self.named: dict[str, list[str]] = {"missing": [], "extra": [], "doubled": []}
         self.counts = {"missing": 0, "extra": 0, "doubled": 0, "different": 0}
-        self.differences: list[Difference] = []
+        self.share = 0
+        self._named = {kind: _Firsts(limit) for kind in self.counts}
         self._vectors = {name: _Tally() for name in self.rules}
 
     # -- taking records -----------------------------------------------------------------------
@@ -87,18 +92,15 @@ class Verifier:
         return measured.faults
 
     def _differs(self, id_: RecordId, faults: Sequence[tuple[str, str, float | None]]) -> None:
-        self.counts["different"] += 1
-        if self.counts["different"] <= self.limit:
-            key = encode_id(id_)
-            self.differences += [
-                Difference(id=key, place=place, reason=reason, deviation=deviation)
-                for place, reason, deviation in faults
-            ]
+        key = encode_id(id_)
+        self._note("different", [[[key, *fault] for fault in faults]])
 
     def _name(self, kind: str, ids: Sequence[RecordId]) -> None:
-        self.counts[kind] += len(ids)
-        room = self.limit - len(self.named[kind])
-        self.named[kind] += [encode_id(i) for i in ids[: max(room, 0)]]
+        self._note(kind, list(map(encode_id, ids)))
+
+    def _note(self, kind: str, entries: Sequence[Any]) -> None:
+        self.counts[kind] += len(entries)
+        self._named[kind].add(self.share, entries)
 
     # -- state and result ---------------------------------------------------------------------
 
@@ -107,18 +109,17 @@ class Verifier:
         return {
             "expected": self.expected.state(),
             "found": self.found.state(),
-            "named": self.named,
+            "named": {kind: firsts.state() for kind, firsts in self._named.items()},
             "counts": self.counts,
-            "differences": [difference.model_dump() for difference in self.differences],
             "vectors": {name: vars(tally) for name, tally in self._vectors.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored `state`."""
         self.expected, self.found = Digest.restore(state["expected"]), Digest.restore(state["found"])
-        self.named = {kind: list(ids) for kind, ids in state["named"].items()}
         self.counts = dict(state["counts"])
-        self.differences = [Difference(**difference) for difference in state["differences"]]
+        for kind, entries in state["named"].items():
+            self._named[kind].restore(entries)
         for name, tally in state["vectors"].items():
             self._vectors[name] = _Tally(**tally)
 
@@ -126,6 +127,8 @@ class Verifier:
         """The proof as it stands. ``ok`` in ``more`` can only make it worse."""
         clean = not any(self.counts.values()) and self.expected.hex == self.found.hex
         fine = more.pop("ok", True)
+        named = {kind: tuple(firsts) for kind, firsts in self._named.items()}
+        faults = [fault for record in named.pop("different") for fault in record]
         return Verification(
             ok=clean and fine,
             strategy=strategy,
@@ -133,13 +136,38 @@ class Verifier:
             target_count=self.found.count,
             digest_expected=self.expected.hex,
             digest_target=self.found.hex,
-            **{kind: tuple(ids) for kind, ids in self.named.items()},
+            **named,
             **{f"{kind}_count": count for kind, count in self.counts.items()},
-            different=tuple(self.differences),
+            different=tuple(Difference(**dict(zip(_FAULT, fault, strict=True))) for fault in faults),
             vectors={n: tally.proof(str(self.rules[n])) for n, tally in self._vectors.items()},
             buckets=tuple(self.expected.differing(self.found)),
             **more,
         )
+
+
+_FAULT = ("id", "place", "reason", "deviation")
+
+
+class _Firsts:
+    """The first few entries of each share, and so the first few of all."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._shares: dict[int, list[Any]] = {}
+
+    def add(self, share: int, entries: Sequence[Any]) -> None:
+        kept = self._shares.setdefault(share, [])
+        kept += entries[: self._limit - len(kept)]
+
+    def __iter__(self) -> Iterator[Any]:
+        entries = (entry for share in sorted(self._shares) for entry in self._shares[share])
+        return islice(entries, self._limit)
+
+    def state(self) -> list[Any]:
+        return sorted(self._shares.items())
+
+    def restore(self, state: Sequence[Any]) -> None:
+        self._shares = {share: list(entries) for share, entries in state}
 
 
 class _Tally:
@@ -164,7 +192,8 @@ class _Tally:
             compared=self.compared,
             identical=self.identical,
             max_deviation=self.worst,
-            mean_deviation=self.total / self.compared if self.compared else 0.0,
+            # To six digits: the last bits of a sum depend on the order of its terms.
+            mean_deviation=float(f"{self.total / self.compared:.6g}") if self.compared else 0.0,
             tolerance=tolerance,
             faults=self.faults,
         )
