@@ -22,7 +22,10 @@ class Fetchable(Protocol):
     """Reads records by id."""
 
     def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
-        """The records found, in the order of ``ids``; unknown ids are left out."""
+        """The records found, in the order of ``ids``; unknown ids are left out.
+
+        May be called from several threads at once, and while a scan is open.
+        """
         ...
 
 

@@ -68,7 +68,8 @@ class Source(Protocol):
         """About ``want`` disjoint shares that together hold every record; at least one.
 
         A record that exists throughout the scan is in exactly one share, also when the call is
-        repeated later and gives other bounds: the *bounds handed to* `scan` decide.
+        repeated later and gives other bounds: the *bounds handed to* `scan` decide. Several shares may
+        be scanned at the same time, each in a thread of its own.
         """
         ...
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,22 @@ class StoreContract:
             assert not list(read(full.scan(partition=part, after=after)))
         assert sorted(seen) == sorted(encode_id(r.id) for r in sample_records())
 
+    def test_partitions_are_scanned_side_by_side(self, full: Any) -> None:
+        parts = list(full.partitions(4))
+        meeting = Barrier(len(parts))
+
+        def keys(part: Any) -> list[str]:
+            batches = iter(full.scan(partition=part, batch_size=2))
+            meeting.wait(30)  # nobody begins before all are here
+            first = next(batches, None)
+            meeting.wait(30)  # and all are open at once
+            found = [] if first is None else first.id_list
+            return [encode_id(i) for i in [*found, *(i for b in batches for i in b.id_list)]]
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            seen = [key for found in pool.map(keys, parts) for key in found]
+        assert sorted(seen) == sorted(encode_id(r.id) for r in sample_records())
+
     def test_only_the_wanted_fields_are_read(self, full: Any) -> None:
         batch = next(iter(full.scan(fields=Fields.IDS)))
         assert not batch.vectors and batch.texts is None and batch.metadata is None
@@ -244,6 +262,22 @@ class StoreContract:
             {encode_id(r.id): r for r in batch.records()},
             [sample_records(unit=not self.exact)[i] for i in (9, 3, 24)],
         )
+
+    def test_several_threads_fetch_at_once(self, full: Any) -> None:
+        if not able(full, Fetchable):
+            pytest.skip("cannot fetch")
+        meeting = Barrier(4)
+
+        def fetch(start: int) -> list[Any]:
+            meeting.wait(30)
+            return [full.fetch([i, i - 1]).id_list for i in range(start, 25, 4)]
+
+        scan = iter(full.scan(batch_size=2))
+        next(scan)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(fetch, range(1, 5)))
+        assert found == [[[i, i - 1] for i in range(start, 25, 4)] for start in range(1, 5)]
+        assert sum(map(len, scan)) == 23
 
     def test_search_finds_the_record_itself_first(self, full: Any) -> None:
         if not able(full, Searchable):
