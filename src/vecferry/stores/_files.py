@@ -218,17 +218,22 @@ class FileStore(ABC):
         if self._writing is None:
             return
         self._log.mark()
+        pending = Pending(self, self._log, self._writing)
+        if not pending.changes_nothing:
+            self._swap_in(pending)
+        self._writing = self._index = None
+        self._log.remove()
+        self.room.sweep()
+
+    def _swap_in(self, pending: Pending) -> None:
         draft = self._log.folder / "draft" / self.path.name
         shutil.rmtree(draft.parent, ignore_errors=True)
         try:
             draft.parent.mkdir()
-            self._build(draft, Pending(self, self._log, self._writing))
+            self._build(draft, pending)
             replace_whole(draft, self.room.target)
         except OSError as error:
             raise as_store_error(error, self.path) from error
-        self._writing = self._index = None
-        self._log.remove()
-        self.room.sweep()
 
     def close(self) -> None:
         """Close the log; what is in it stays resumable."""
@@ -346,6 +351,11 @@ class Pending:
         self.base = store if log.about["keep"] else None
         gone = np.concatenate([self.entries["key"], store._dropped])
         self._gone = KeyIndex([(gone, np.zeros(len(gone), dtype=np.int64))])
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the old content is the new: so it is when a finish is repeated."""
+        return self.base is not None and not len(self.entries) and not len(self.store._dropped)
 
     @property
     def untouched(self) -> bool:

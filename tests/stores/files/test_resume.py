@@ -141,6 +141,25 @@ def test_a_crash_at_any_instant_of_finish(
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("expected", ["int", "mixed"])
+def test_finished_twice_the_bytes_are_the_same(name: str, expected: str, tmp_path: Path) -> None:
+    """A process may die behind `finish` and before anybody has noted that."""
+    schema = sample_schema().model_copy(update={"id_type": expected})
+    store = make(tmp_path, name)
+    store.prepare(schema, WriteMode.CREATE)
+    for batch in batches(sample_records(60), [25, 20]):
+        store.write(batch)
+    mark = store.mark()
+    store.finish()
+    once = content(store.path)
+    again = make(tmp_path, name)
+    again.prepare(schema, WriteMode.RESUME)
+    again.rewind(mark)
+    again.finish()
+    assert content(again.path) == once
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_the_last_of_one_id_wins(name: str, tmp_path: Path) -> None:
     store = make(tmp_path, name)
     first, second = sample_records(25), sample_records(10, seed=9)
