@@ -4,6 +4,7 @@ Reads one JSON object a line on stdin, forks, and the child does what it says::
 
     {"do": "migrate", "source", "target", "options", "pause", "die"}
     {"do": "rollback" | "prune", "target", "die"}
+    {"do": "repair", "source", "target", "die"}
 
 The child prints one line for each progress event, then its outcome; the pid comes first. ``die`` is the
 number of the step at which it kills itself: a step is the instant before, and the instant after, each
@@ -35,7 +36,7 @@ from vecferry.streaming import run  # noqa: E402
 from vecferry.streaming.checkpoint import JobState  # noqa: E402
 
 run.COMMIT_EVERY = 0.0  # after every batch, so that a resume begins in the middle
-STEPS = ("prepare", "write", "mark", "rewind", "finish", "publish", "rollback", "prune")
+STEPS = ("prepare", "write", "mark", "rewind", "finish", "publish", "rollback", "prune", "delete")
 
 
 def say(**event: Any) -> None:
@@ -100,8 +101,9 @@ def child(order: dict[str, Any]) -> None:
             report = vf.migrate(order["source"], order["target"], on_progress=listen, **order["options"])
             say(outcome="ok" if report.ok else "different", resumed=report.resumed, steps=steps.count)
         else:
-            getattr(import_module("vecferry.jobs"), order["do"])(order["target"])
-            say(outcome="ok", steps=steps.count)
+            sides = [order[side] for side in ("source", "target") if side in order]
+            result = getattr(import_module("vecferry.jobs"), order["do"])(*sides)
+            say(outcome="ok" if getattr(result, "ok", True) else "different", steps=steps.count)
     except Exception as error:  # noqa: BLE001 - told to the test
         say(outcome="error", type=type(error).__name__, message=str(error))
         os._exit(1)
