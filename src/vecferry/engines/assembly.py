@@ -22,7 +22,7 @@ from vecferry.streaming.transform import Apply, Check, Fit
 
 if TYPE_CHECKING:
     from vecferry.dedupe import DedupeStage
-    from vecferry.embedding import Choice, EmbedStage, Survey
+    from vecferry.embedding import Choice, EmbedReport, EmbedStage, Survey
 
 log = logging.getLogger("vecferry.job")
 
@@ -53,33 +53,32 @@ class Assembly:
         if self.embed is not None:
             self.embed.listen(should_stop, lambda event: log.warning("embedding: %s", event))
 
-    def summaries(self, state: JobState) -> dict[str, str]:
-        """What the stages have to report, for people."""
-        found = {stage.name: str(stage.report(state.connection)) for stage in self.dedupe}
-        if self.embed is not None:
-            report = self.embed.report()
-            cost = "" if report.usd is None else f", ${report.usd:,.4f}"
-            found["embedding"] = (
-                f"{report.embedded:,} texts in {report.space}, {report.hit_rate:.0%} from the cache, "
-                f"{report.tokens:,} tokens{cost}"
-            )
-        return found
+    def reports(self, state: JobState) -> dict[str, Any]:
+        """What the stages have to report: ``summaries`` for people, ``details`` as JSON.
 
-    def details(self, state: JobState) -> dict[str, Any]:
-        """What the stages have to report, as JSON; duplicates are also listed in a file of the job."""
-        found: dict[str, Any] = {}
-        if self.embed is not None:
-            report = self.embed.report()
-            found["embedding"] = {
-                **{k: v for k, v in asdict(report).items() if k not in ("space", "switches")},
-                "space": str(report.space),
-                "switches": [str(switch) for switch in report.switches],
-            }
+        Duplicates are also listed in a file of the job.
+        """
+        summaries: dict[str, str] = {}
+        details: dict[str, Any] = {}
         for stage in self.dedupe:
             audit = state.folder / f"{stage.name}-removed.jsonl"
             stage.write_audit(state.connection, audit)
-            found[stage.name] = {**stage.report(state.connection).to_dict(), "audit": str(audit)}
-        return found
+            report = stage.report(state.connection)
+            summaries[stage.name] = str(report)
+            details[stage.name] = {**report.to_dict(), "audit": str(audit)}
+        if self.embed is not None:
+            summaries["embedding"], details["embedding"] = _embedded(self.embed.report())
+        return {"summaries": summaries, "details": details}
+
+
+def _embedded(report: EmbedReport) -> tuple[str, dict[str, Any]]:
+    cost = "" if report.usd is None else f", ${report.usd:,.4f}"
+    summary = (
+        f"{report.embedded:,} texts in {report.space}, {report.hit_rate:.0%} from the cache, "
+        f"{report.tokens:,} tokens{cost}"
+    )
+    shown = {"space": str(report.space), "switches": [str(switch) for switch in report.switches]}
+    return summary, {**asdict(report), **shown}
 
 
 def choose_embedder(settings: Settings, *, fingerprint: str | None, start: int = 0) -> Choice | None:

@@ -261,8 +261,7 @@ class Crossing:
             verification=outcome.verification,
             losses=draft.losses,
             quarantine=str(quarantine) if counters.rejected else None,
-            details=assembly.details(state),
-            summaries=assembly.summaries(state),
+            **assembly.reports(state),
         )
 
     # -- restart and backup -------------------------------------------------------------------
