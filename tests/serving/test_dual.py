@@ -79,6 +79,19 @@ def test_the_journal_survives_the_process(
     assert contents(pair[0]) == contents(pair[1])
 
 
+def test_a_side_that_stays_away_refuses_no_write(
+    pair: tuple[Moody, Moody], words: WordEmbedder, tmp_path: Path
+) -> None:
+    with DualWriter(*pair, tmp_path / "j", retry_missed=True) as writer:
+        pair[1].write_error = RetryableError("down")
+        assert [writer.write([record(n, words, "meanwhile")]) for n in range(3)] == [1, 1, 1]
+        assert writer.pending == 3
+        pair[1].write_error = None
+        writer.write([record(9, words)])
+        assert writer.pending == 0
+    assert contents(pair[0]) == contents(pair[1])
+
+
 def test_a_leading_side_that_fails_refuses_the_write(
     writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ class DualWriter:
             VecferryError: what the leading side raised. Its outcome is then settled by `replay`.
         """
         if self._retry_missed and self.journal.left(1):
-            self.replay()
+            with suppress(VecferryError):  # still away: no reason to refuse this write
+                self.replay()
         written = 0
         for batch in _batches(records):
             self._both(batch.id_list, batch)
