@@ -9,6 +9,7 @@ the index is extended after fixed numbers of records.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from vecferry.dedupe.features import Features
 from vecferry.dedupe.matchers import APART, NEW, Verdicts, by_group
+from vecferry.dedupe.nearby import ROUNDING, UNSURE, Nearby, near_enough
 from vecferry.dedupe.spill import Rows
 from vecferry.errors import MissingDependencyError
 from vecferry.records.vectors import Array
@@ -25,19 +27,18 @@ EXACT = 4096
 _BLOCK = 2048
 _GROWTH = 8
 _CANDIDATES = 4
-_SUBVECTOR = 4
+_SUBVECTORS = (8, 4)
 _SAMPLE_EVERY = 251
-_SAMPLES_AT_ONCE = 32
+_SAMPLES_AT_ONCE = 128
 _SAMPLE_BLOCK = 8192
-_ROUNDING = 1e-6
-_UNSURE = 1e-5
+_LAST = np.iinfo(np.int64).max
 _LEAST_RECALL = 0.998
 
 
 class SimilarMatcher:
     """Cosine at least ``threshold``, give or take 1e-6, the rounding of float32 vectors.
 
-    Beyond `EXACT` vectors it holds about ``dim / 8 + 24`` bytes a kept vector in memory, and the vectors
+    Beyond `EXACT` vectors it holds about ``dim / 16 + 24`` bytes a kept vector in memory, and the vectors
     themselves in a temporary file.
     """
 
@@ -99,7 +100,7 @@ class _Neighbours:
         self._index: Any = None
         self._trained = 0
         self._indexed: list[Array] = []
-        self._recent = np.empty((0, kept.width), np.float32)
+        self._recent = Nearby(kept.width, threshold)
         self._numbers = np.empty(0, np.int64)
 
     # -- deciding -----------------------------------------------------------------------------
@@ -117,91 +118,56 @@ class _Neighbours:
         return entries, scores
 
     def _match(self, vectors: Array) -> tuple[Array, Array]:
-        entries, scores = self._before(vectors)
-        earlier = np.flatnonzero(entries == NEW)
-        chosen, alike = _first_come(vectors[earlier], self.threshold)
-        fresh = np.flatnonzero(chosen < 0)
-        first = self._remember(vectors[earlier[fresh]])
-        numbers = np.full(len(earlier), NEW, dtype=np.int64)
-        numbers[fresh] = np.arange(first, first + len(fresh))
-        again = np.flatnonzero(chosen >= 0)
-        entries[earlier[again]] = numbers[chosen[again]]
-        scores[earlier[again]] = alike[again]
-        self._nearer(vectors, entries, scores, earlier[fresh], first)
+        entries, scores = self._nearest_indexed(vectors)
+        rows, columns, alike = self._recent.near(vectors)
+        inside = columns >= len(self._recent)
+        for row, column, cosine in _best(rows[~inside], columns[~inside], alike[~inside]):
+            if entries[row] == NEW or cosine > scores[row] + ROUNDING:  # those in the index came first
+                entries[row], scores[row] = self._numbers[column], cosine
+        block = columns[inside] - len(self._recent)
+        first = len(self._kept)
+        twins = _within(rows[inside], block, alike[inside], entries, scores)
+        fresh = np.flatnonzero(entries == NEW)
+        places = np.array(list(twins.values()), dtype=np.int64)
+        entries[list(twins)] = first + np.searchsorted(fresh, places)
+        self._kept.append(vectors[fresh])
+        self._recent.keep(fresh)
+        self._number(first, len(fresh))
         return entries, scores
-
-    @staticmethod
-    def _nearer(vectors: Array, entries: Array, scores: Array, kept: Array, first: int) -> None:
-        """What was kept earlier in this block may be nearer to a duplicate than what was kept before it."""
-        known = np.flatnonzero((entries >= 0) & (entries < first))
-        if not len(known) or not len(kept):
-            return
-        products = vectors[known] @ vectors[kept].T
-        products[kept >= known[:, None]] = -2.0
-        best = _earliest_best(products)
-        alike = products[np.arange(len(known)), best]
-        nearer = alike > scores[known] + _ROUNDING
-        entries[known[nearer]] = first + best[nearer]
-        scores[known[nearer]] = alike[nearer]
-
-    def _before(self, vectors: Array) -> tuple[Array, Array]:
-        """The nearest vector kept before this block, where it is near enough."""
-        entries, scores = self._nearest_recent(vectors)
-        if self._index is not None:
-            numbers, alike = self._nearest_indexed(vectors)
-            better = alike > scores - _ROUNDING  # those in the index came first
-            entries[better], scores[better] = numbers[better], alike[better]
-        far = ~self._near(vectors, entries, scores)
-        entries[far], scores[far] = NEW, 0.0
-        return entries, scores
-
-    def _nearest_recent(self, vectors: Array) -> tuple[Array, Array]:
-        if not len(self._recent):
-            return np.full(len(vectors), NEW), np.full(len(vectors), -2.0, dtype=np.float32)
-        products = vectors @ self._recent.T
-        best = products.argmax(axis=1)
-        alike = products[np.arange(len(vectors)), best]
-        near = np.flatnonzero(alike >= self.threshold - _UNSURE)  # only there does a tie matter
-        best[near] = _earliest_best(products[near])
-        return self._numbers[best], products[np.arange(len(vectors)), best]
 
     def _nearest_indexed(self, vectors: Array) -> tuple[Array, Array]:
+        """The nearest vector in the index, where it is near enough."""
+        entries = np.full(len(vectors), NEW, dtype=np.int64)
+        if self._index is None:
+            return entries, np.zeros(len(vectors), dtype=np.float32)
         _, places = self._index.search(vectors, _CANDIDATES)
-        rows, column = np.nonzero(places >= 0)
         members = self._members()
-        numbers = np.full(len(vectors), NEW, dtype=np.int64)
-        scores = np.full(len(vectors), -2.0, dtype=np.float32)
-        if len(rows):
-            found = members[places[rows, column]]
-            exact = np.einsum("ij,ij->i", vectors[rows], self._kept.take(found))
-            order = np.argsort(exact, kind="stable")
-            numbers[rows[order]], scores[rows[order]] = found[order], exact[order]
-        self._measure(vectors, scores, members)
-        return numbers, scores
-
-    def _near(self, vectors: Array, entries: Array, scores: Array) -> Array:
-        """Whether each is near enough; close calls are counted again in float64, free of BLAS's order."""
+        numbers = members[places]  # where a place is -1 this is some vector, compared as any other
+        found = self._kept.take(numbers.ravel()).reshape(*numbers.shape, -1)
+        exact = np.einsum("ijk,ik->ij", found, vectors)
+        scores = exact.max(axis=1)
+        best = np.where(exact >= scores[:, None] - ROUNDING, numbers, _LAST).argmin(axis=1)
+        every = np.arange(len(vectors))
         near = scores >= self.threshold
-        unsure = np.flatnonzero(np.abs(scores - self.threshold) < _UNSURE)
-        if len(unsure):
-            pairs = vectors[unsure].astype(np.float64), self._kept.take(entries[unsure]).astype(np.float64)
-            near[unsure] = (pairs[0] * pairs[1]).sum(axis=1) >= self.threshold - _ROUNDING
-        return near & (entries >= 0)
+        unsure = np.flatnonzero(np.abs(scores - self.threshold) < UNSURE)
+        near[unsure] = near_enough(vectors[unsure], found[unsure, best[unsure]], self.threshold)
+        entries[near] = numbers[every, best][near]
+        self._measure(vectors, scores, members)
+        return entries, np.where(near, scores, 0.0).astype(np.float32)
 
     # -- remembering --------------------------------------------------------------------------
 
-    def _remember(self, vectors: Array) -> int:
-        first = self._kept.append(vectors)
-        self._recent = np.concatenate([self._recent, vectors])
-        self._numbers = np.concatenate([self._numbers, np.arange(first, first + len(vectors))])
-        return first
+    def _number(self, first: int, count: int) -> None:
+        self._numbers = np.concatenate([self._numbers, np.arange(first, first + count)])
 
     def load(self, vectors: Array, ordinals: Array) -> None:
         """Remember vectors kept by an earlier run, extending the index where that run did."""
         blocks = ordinals // _BLOCK
         for block in np.unique(blocks):
             self.see(int(block) * _BLOCK)
-            self._remember(vectors[blocks == block])
+            again = vectors[blocks == block]
+            self._recent.add(again)
+            self._number(self._kept.append(again), len(again))
 
     def see(self, seen: int) -> None:
         """So many records were looked at: extend the index if that completes a block."""
@@ -212,11 +178,12 @@ class _Neighbours:
             return
         self._indexed.append(self._numbers)
         if total >= _GROWTH * self._trained:
-            self._index = _build(self._kept.take(self._members()), self.threshold)
+            self._index = _build(self._kept.ascending(self._members()), self.threshold)
             self._trained = total
         else:
-            self._index.add(self._recent)
-        self._recent, self._numbers = self._recent[:0], self._numbers[:0]
+            self._index.add(self._recent.vectors)
+        self._recent.clear()
+        self._numbers = self._numbers[:0]
 
     def _members_count(self) -> int:
         return sum(map(len, self._indexed))
@@ -230,7 +197,7 @@ class _Neighbours:
     def _measure(self, vectors: Array, scores: Array, members: Array) -> None:
         """Put every 251st record aside, to compare it with everything and know the recall of the index."""
         for row in np.flatnonzero((np.arange(len(vectors)) + self.seen) % _SAMPLE_EVERY == 0):
-            self._samples.append((vectors[row], float(scores[row]), len(members)))
+            self._samples.append((vectors[row].copy(), float(scores[row]), len(members)))
         if len(self._samples) >= _SAMPLES_AT_ONCE:
             self.evaluate()
 
@@ -242,40 +209,48 @@ class _Neighbours:
         best = np.full(len(probes), -2.0)
         members = self._members()
         for start in range(0, int(sizes.max()), _SAMPLE_BLOCK):
-            products = self._kept.take(members[start : start + _SAMPLE_BLOCK]) @ probes.T
+            products = self._kept.ascending(members[start : start + _SAMPLE_BLOCK]) @ probes.T
             products[np.arange(start, start + len(products))[:, None] >= sizes] = -2.0
             np.maximum(best, products.max(axis=0), out=best)
-        due = best >= self.threshold + _ROUNDING
+        due = best >= self.threshold + ROUNDING
         self.sample_all += int(due.sum())
-        self.sample_found += int((due & (scores >= self.threshold - _ROUNDING)).sum())
+        self.sample_found += int((due & (scores >= self.threshold - ROUNDING)).sum())
         self._samples.clear()
 
 
-def _earliest_best(products: Array) -> Array:
-    """The first column of each row that is as good as the best, whatever order BLAS has summed in."""
-    best: Array = products.max(axis=1, keepdims=True)
-    first: Array = np.argmax(products >= best - _ROUNDING, axis=1)
-    return first
-
-
-def _first_come(vectors: Array, threshold: float) -> tuple[Array, Array]:
-    """Within one block: the kept row that each row duplicates, −1 if it is kept; and how alike."""
-    chosen = np.full(len(vectors), -1, dtype=np.int64)
-    scores = np.zeros(len(vectors), dtype=np.float32)
-    rows, columns = np.nonzero(vectors @ vectors.T >= threshold - _UNSURE)
-    earlier = columns < rows
-    rows, columns = rows[earlier], columns[earlier]
-    edges = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).tolist()  # the pairs come row by row
+def _runs(rows: Array) -> Iterator[tuple[int, int, int]]:
+    """Each row of a sorted list, with the slice in which it stands."""
+    edges = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).tolist()
     for start, stop in pairwise(edges):
-        row, before = int(rows[start]), columns[start:stop]
-        before = before[chosen[before] < 0]
-        if not len(before):
+        yield int(rows[start]), start, stop
+
+
+def _earliest_best(alike: Array) -> int:
+    """The first that is as good as the best, whatever order BLAS has summed in."""
+    return int(np.argmax(alike >= alike.max() - ROUNDING))
+
+
+def _best(rows: Array, columns: Array, alike: Array) -> Iterator[tuple[int, int, float]]:
+    """The best column of each row, and its cosine."""
+    for row, start, stop in _runs(rows):
+        best = start + _earliest_best(alike[start:stop])
+        yield row, int(columns[best]), float(alike[best])
+
+
+def _within(rows: Array, columns: Array, alike: Array, entries: Array, scores: Array) -> dict[int, int]:
+    """Within one block: the earlier kept row that each row duplicates.
+
+    In ``entries`` such a row counts as removed, by a number to be filled in; ``scores`` has its cosine.
+    """
+    twins: dict[int, int] = {}
+    for row, start, stop in _runs(rows):
+        stays = np.flatnonzero(entries[columns[start:stop]] == NEW)
+        if not len(stays):
             continue
-        alike = vectors[before].astype(np.float64) @ vectors[row].astype(np.float64)
-        best = int(_earliest_best(alike[None])[0])
-        if alike[best] >= threshold - _ROUNDING:
-            chosen[row], scores[row] = before[best], alike[best]
-    return chosen, scores
+        best = start + int(stays[_earliest_best(alike[start:stop][stays])])
+        if entries[row] == NEW or alike[best] > scores[row] + ROUNDING:
+            twins[row], entries[row], scores[row] = int(columns[best]), 0, alike[best]
+    return twins
 
 
 def _build(vectors: Array, threshold: float) -> Any:
@@ -288,11 +263,12 @@ def _build(vectors: Array, threshold: float) -> Any:
     lists = 2 ** int(np.log2(2 * np.sqrt(n)))
     quantizer, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
     index: Any
-    if dim % _SUBVECTOR:
+    share = next((share for share in _SUBVECTORS if dim % share == 0), None)
+    if share is None:
         codec = faiss.ScalarQuantizer.QT_8bit
         index = faiss.IndexIVFScalarQuantizer(quantizer, dim, lists, codec, metric)
     else:
-        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, dim // _SUBVECTOR, 4, metric)
+        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, dim // share, 4, metric)
         index.by_residual = False
         index.pq.cp.niter, index.pq.cp.seed = 4, 1
     index.cp.niter, index.cp.seed = 6, 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from vecferry.records.vectors import Array
+
+_FIRST_MAP = 1 << 20
 
 
 class Rows:
@@ -15,9 +17,11 @@ class Rows:
 
     def __init__(self, dtype: Any, width: int) -> None:
         self.dtype, self.width = np.dtype(dtype), width
-        self._file = tempfile.TemporaryFile(prefix="vecferry-rows-")  # noqa: SIM115 - lives with the object
+        self._row = self.dtype.itemsize * width
+        # It lives with the object, hence no `with`.
+        self._file = tempfile.TemporaryFile(prefix="vecferry-rows-", buffering=0)  # noqa: SIM115
         self._count = 0
-        self._view: Array = np.empty((0, width), self.dtype)
+        self._map: Array = np.empty((0, width), self.dtype)
 
     def __len__(self) -> int:
         return self._count
@@ -25,19 +29,28 @@ class Rows:
     def append(self, values: Array) -> int:
         """Add rows and return the number of the first."""
         first = self._count
-        self._file.seek(0, 2)
-        self._file.write(np.ascontiguousarray(values, dtype=self.dtype).tobytes())
+        self._file.seek(first * self._row)
+        rest = memoryview(np.ascontiguousarray(values, dtype=self.dtype).tobytes())
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
         self._count += len(values)
         return first
 
     def view(self) -> Array:
         """All rows ``(n, width)``, memory-mapped: pages are read when touched and can be dropped."""
-        if len(self._view) != self._count:
-            self._file.flush()
-            shape = (self._count, self.width)
-            self._view = cast(Array, np.memmap(self._file, dtype=self.dtype, mode="r", shape=shape))
-        return self._view
+        if self._count > len(self._map):
+            # Mapped ahead of what is written (the rest is a hole), so that pages once mapped stay so.
+            rows = max(2 * self._count, _FIRST_MAP // max(1, self._row))
+            self._file.truncate(rows * self._row)
+            self._map = np.memmap(self._file, dtype=self.dtype, mode="r", shape=(rows, self.width))
+        return self._map[: self._count]
 
     def take(self, rows: Array) -> Array:
         """A copy of the given rows."""
         return np.asarray(self.view()[rows]) if self._count else np.empty((0, self.width), self.dtype)
+
+    def ascending(self, rows: Array) -> Array:
+        """Rows of ascending numbers, not copied where they lie side by side."""
+        if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+            return np.asarray(self.view()[int(rows[0]) : int(rows[-1]) + 1])
+        return self.take(rows)

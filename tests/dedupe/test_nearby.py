@@ -1,0 +1,64 @@
+"""The pairs that are found through bounds are those of an exhaustive comparison."""
+
+import numpy as np
+import pytest
+
+from vecferry.dedupe.nearby import Nearby
+from vecferry.dedupe.shingles import signatures
+
+
+def unit(values):
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def some(kind, n):
+    """Unit vectors with near pairs among them: most length in few directions, in all, or no variety."""
+    random = np.random.default_rng(4)
+    values = random.normal(size=(n, 256))
+    if kind == "few directions":
+        values = random.normal(size=(n, 20)) @ random.normal(size=(20, 256)) + 0.3 * values
+    if kind == "all alike":
+        values = random.normal(size=256) + 0.05 * values
+    values[n // 2 :: 3] = values[: len(values[n // 2 :: 3])] + 0.02 * random.normal(size=256)
+    return unit(values)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.98])
+@pytest.mark.parametrize("kind", ["few directions", "all directions", "all alike"])
+@pytest.mark.parametrize("step", [300, 1500])
+def test_near_pairs_are_those_of_an_exhaustive_comparison(kind, step, threshold):
+    vectors = some(kind, 1500)
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    nearby, kept = Nearby(256, threshold), np.empty(0, np.int64)
+    for start in range(0, len(vectors), step):
+        block = np.arange(start, min(start + step, len(vectors)))
+        before = np.concatenate([kept, block])
+        rows, columns, alike = nearby.near(vectors[block])
+        assert list(zip(rows, columns, strict=True)) == sorted(zip(rows, columns, strict=True))
+        here = exact[np.ix_(block, before)]
+        earlier = np.arange(len(before))[None, :] < len(kept) + np.arange(len(block))[:, None]
+        assert np.allclose(alike, here[rows, columns], atol=2e-6)
+        found = np.zeros_like(earlier)
+        found[rows, columns] = True
+        close = np.abs(here - threshold) < 3e-6
+        assert ((found == (earlier & (here >= threshold))) | close).all()
+        stay = np.arange(0, len(block), 2)
+        nearby.keep(stay)
+        kept = np.concatenate([kept, block[stay]])
+        assert np.array_equal(nearby.vectors, vectors[kept])
+
+
+def test_signatures_estimate_the_similarity_of_shingles():
+    random = np.random.default_rng(0)
+    texts = [[f"w{n}" for n in random.integers(0, 30, size)] for size in (1, 2, 3, 4, 40, 400, 5000)]
+    texts += [text[: len(text) * 9 // 10] for text in texts] + [[]]
+    shingles = [{tuple(text[i : i + 3]) for i in range(max(1, len(text) - 2))} for text in texts]
+    made = signatures(texts)
+    for i, one in enumerate(shingles[:-1]):
+        for j, other in enumerate(shingles[:-1]):
+            if texts[i] and texts[j]:
+                true = len(one & other) / len(one | other)
+                assert abs((made[i] == made[j]).mean() - true) < 5 * 0.045
+                assert (true == 1) == (made[i] == made[j]).all() or true > 0.97
+    assert not made[-1].any()
+    assert np.array_equal(signatures(texts[3:]), made[3:])
