@@ -46,7 +46,7 @@ test-slow: $(VENV)/.test  ## the heavy tests too
 	$(PYTEST) -q -m slow
 
 chaos: $(VENV)/.test  ## kill -9, hundreds of times, on every pair of stores
-	VECFERRY_CHAOS_KILLS=100 $(PYTEST) -q -m chaos -n 2
+	VECFERRY_CHAOS_KILLS=100 $(PYTEST) -q -m chaos -n 2 --timeout 3600
 
 test-servers: $(VENV)/.test  ## the embedding tests against a real OpenAI-compatible server
 	$(BIN)/python tests/servers/infinity.py run $(PYTEST) -q tests/embedding -k infinity
