@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 import vecferry as vf
 from vecferry.cli import app
+from vecferry.stores.jsonl import JsonlStore
 from vecferry.testing import sample_records
+from vecferry.verifying import reading
 
 
 def run(*words: str) -> Any:
@@ -52,6 +54,27 @@ def test_a_difference_exits_with_one(source: str, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["missing"] == ["i:3"]
     assert run("repair", source, target).exit_code == 0
     assert run("verify", source, target).exit_code == 0
+
+
+def test_several_threads_may_compare(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words reach the threads: in small batches and another order, the target comes in eight shares."""
+    monkeypatch.setattr(reading, "BATCH", 3)
+    target = f"jsonl:{tmp_path / 'out.jsonl'}"
+    with vf.connect(source) as origin, vf.connect(target) as goal:
+        goal.write(list(origin.fetch(list(range(30))[::-1])))
+    asked: list[int] = []
+    partitions = JsonlStore.partitions
+    monkeypatch.setattr(
+        JsonlStore, "partitions", lambda store, want: asked.append(want) or partitions(store, want)
+    )
+    for command in ("verify", "repair"):
+        result = run(command, source, target, "--workers", "2")
+        assert result.exit_code == 0, result.output
+        assert asked.count(2 * 4) == 1, asked
+        asked.clear()
+    again = tmp_path / "again.jsonl"
+    assert run("migrate", source, f"jsonl:{again}", "--workers", "2").exit_code == 0
+    assert run("verify", source, target, "--workers", "0").exit_code == 2
 
 
 def test_an_impossible_call_exits_with_two_and_names_the_next_move(source: str, tmp_path: Path) -> None:
