@@ -3,10 +3,10 @@
 Knows no index format: vectors are the business of the store that reads and writes the index file.
 """
 
-from vecferry.layouts.folders.found import CARD, NAMES, Found, find
+from vecferry.layouts.folders.found import CARD, INDEX_NAME, NAMES, Found, find
 from vecferry.layouts.folders.langchain import write_langchain
 from vecferry.layouts.folders.lines import Entry, LineFile, dumps, encode_lines
-from vecferry.layouts.folders.llamaindex import VECTORS, read_simple
+from vecferry.layouts.folders.llamaindex import DOCSTORE, VECTORS, others_in, read_simple
 from vecferry.layouts.folders.llamaindex_write import write_llamaindex, write_simple_vectors
 from vecferry.layouts.folders.own import JSONL, PARQUET, write_parquet
 from vecferry.layouts.folders.raw import write_raw
@@ -14,6 +14,8 @@ from vecferry.layouts.folders.sidecar import Numbering, Sidecar
 
 __all__ = [
     "CARD",
+    "DOCSTORE",
+    "INDEX_NAME",
     "JSONL",
     "NAMES",
     "PARQUET",
@@ -26,6 +28,7 @@ __all__ = [
     "dumps",
     "encode_lines",
     "find",
+    "others_in",
     "read_simple",
     "write_langchain",
     "write_llamaindex",

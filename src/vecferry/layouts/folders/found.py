@@ -11,7 +11,9 @@ from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError
 from vecferry.layouts.folders.langchain import read_langchain
 from vecferry.layouts.folders.llamaindex import (
     DOCSTORE,
+    GRAPH,
     ID_MAP,
+    IMAGES,
     INDEX_STORE,
     VECTORS,
     read_llamaindex,
@@ -34,11 +36,11 @@ NAMES = (
     "raw-jsonl",
     "none",
 )
+INDEX_NAME = "index"
+"""What LangChain calls an index that is given no name."""
 _SUFFIXES = (".faiss", ".index", ".bin")
 _RAW_STEMS = ("metadata", "meta", "docs", "documents", "records")
-_LLAMA_FILES = frozenset(
-    {"graph_store.json", "image__vector_store.json", DOCSTORE, INDEX_STORE, ID_MAP, VECTORS}
-)
+_LLAMA_FILES = frozenset({GRAPH, IMAGES, DOCSTORE, INDEX_STORE, ID_MAP, VECTORS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Found:
         return readers.get(self.layout, read_raw)(self.sidecar, numbering)
 
 
-def find(path: Path, *, layout: str | None = None, index_name: str = "index") -> Found:
+def find(path: Path, *, layout: str | None = None, index_name: str = INDEX_NAME) -> Found:
     """The collection in a folder, or around an index file.
 
     Args:
@@ -124,10 +126,14 @@ def _llamaindex(folder: Path) -> Found | None:
 
 
 def _index_in(folder: Path, index_name: str) -> Path:
-    for name in (f"{index_name}.faiss", "faiss.index", "index.bin"):
+    named = index_name != INDEX_NAME
+    for name in (f"{index_name}.faiss", *(() if named else ("faiss.index", "index.bin"))):
         if (folder / name).is_file():
             return folder / name
     candidates = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    if named:
+        there = f"there is {', '.join(path.name for path in candidates) or 'no index at all'}"
+        raise NotFoundError(f"{folder} holds no {index_name}.faiss; {there}")
     if len(candidates) == 1:
         return candidates[0]
     if candidates:

@@ -33,6 +33,8 @@ from vecferry.records import ENVELOPE
 VECTORS = "default__vector_store.json"
 DOCSTORE = "docstore.json"
 INDEX_STORE = "index_store.json"
+IMAGES = "image__vector_store.json"
+GRAPH = "graph_store.json"
 ID_MAP = "id_map.json"
 
 
@@ -159,6 +161,21 @@ def _mapped_names(folder: Path, numbering: Numbering) -> list[str]:
         raise CorruptDataError(
             f"{path} does not name every vector of the index; restore the folder from a backup"
         ) from error
+
+
+def others_in(folder: Path) -> str | None:
+    """What a persist folder keeps beside its one vector index, in words; ``None`` if that is all."""
+    held = {
+        "several indexes": (INDEX_STORE, "index_store/data", 1),
+        "vectors of images": (IMAGES, "embedding_dict", 0),
+        "a graph": (GRAPH, "graph_dict", 0),
+    }
+    for what, (name, wanted, most) in held.items():
+        path = folder / name
+        sections = JsonWalk(path).sections() if path.is_file() else ()
+        if sum(section == wanted and key is not None for section, key, _ in sections) > most:
+            return f"{what} ({name})"
+    return None
 
 
 def _id_map(path: Path) -> dict[str, Any]:

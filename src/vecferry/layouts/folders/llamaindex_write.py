@@ -16,7 +16,15 @@ import orjson
 
 from vecferry.layouts.envelope import seal
 from vecferry.layouts.folders.lines import Entry, dumps
-from vecferry.layouts.folders.llamaindex import DOCSTORE, EXCLUDED, ID_MAP, INDEX_STORE, VECTORS
+from vecferry.layouts.folders.llamaindex import (
+    DOCSTORE,
+    EXCLUDED,
+    GRAPH,
+    ID_MAP,
+    IMAGES,
+    INDEX_STORE,
+    VECTORS,
+)
 from vecferry.layouts.llamaindex import build_node, document_of
 from vecferry.records import ENVELOPE
 from vecferry.records.ids import ID_NAMESPACE
@@ -24,13 +32,15 @@ from vecferry.records.vectors import Array
 
 _INDEX_ID = str(uuid5(ID_NAMESPACE, "llamaindex index struct"))
 _EMPTY: dict[str, dict[str, Any]] = {
-    "graph_store.json": {"graph_dict": {}},
-    "image__vector_store.json": {
+    GRAPH: {"graph_dict": {}},
+    IMAGES: {
         "embedding_dict": {},
         "text_id_to_ref_doc_id": {},
         "metadata_dict": {},
     },
 }
+_TYPES = {"ImageNode": "2", "IndexNode": "3", "Document": "4", "ImageDocument": "4", "Node": "5"}
+"""LlamaIndex's ``ObjectType`` of a class, by which it chooses the class to load."""
 
 Entries = Callable[[], Iterable[Entry]]
 NameOf = Callable[[Any], str]
@@ -124,7 +134,8 @@ def _write_docstore(path: Path, nodes: Callable[[], Iterator[_Node]]) -> None:
         for node in nodes():
             if node.document is not None:
                 documents.setdefault(node.document, []).append(node.name)
-            yield node.name, {"__data__": node.body, "__type__": "1"}
+            kind = _TYPES.get(str(node.body["class_name"]), "1")
+            yield node.name, {"__data__": node.body, "__type__": kind}
 
     def info() -> Iterator[tuple[str, Any]]:
         for document, ids in documents.items():

@@ -16,6 +16,7 @@ import numpy as np
 from vecferry.errors import ConfigurationError
 from vecferry.layouts.folders import (
     CARD,
+    DOCSTORE,
     JSONL,
     PARQUET,
     VECTORS,
@@ -33,21 +34,22 @@ from vecferry.stores.faiss.flat import flat_header, id_block, mapped_header
 from vecferry.stores.faiss.stage import Stage
 from vecferry.stores.faiss.vectors import import_faiss
 
-INDEX_NAMES = {
-    "plain": "index.faiss",
-    "langchain": "index.faiss",
-    "llamaindex": VECTORS,
-    "llamaindex-map": VECTORS,
-    "llamaindex-simple": VECTORS,
-    "raw-pkl": "faiss.index",
-    "raw-json": "faiss.index",
-    "raw-jsonl": "faiss.index",
-}
 _TEXT_IDS = ("langchain", "llamaindex", "llamaindex-map", "llamaindex-simple")
 _LOSSY = re.compile(
     r"(?<![A-Za-z])(SQ|PQ|OPQ|PCA|RQ|PRQ|LSQ|PLSQ|Residual|LSH|ITQ|SH|RR|RaBitQ|ZnLattice|L2norm)"
 )
 _TRAIN_PER_LIST = 64
+
+
+def file_names(layout: str, stem: str = "index") -> tuple[str, str]:
+    """What the index and the sidecar are called in a new folder; ``stem`` counts for LangChain's."""
+    if layout == "langchain":
+        return f"{stem}.faiss", f"{stem}.pkl"
+    if layout.startswith("llamaindex"):
+        return VECTORS, DOCSTORE
+    if layout.startswith("raw-"):
+        return "faiss.index", f"metadata.{layout[4:]}"
+    return "index.faiss", JSONL
 
 
 def index_metric(metric: Metric, layout: str) -> Metric:
@@ -87,7 +89,8 @@ def build(stage: Stage, folder: Path) -> int:
     kept = stage.kept()
     count = stage.rows if kept is None else len(kept)
     layout, name_of = stage.plan.layout, namer(stage.id_types())
-    index = folder / INDEX_NAMES[layout]
+    index_name, sidecar_name = stage.plan.files or file_names(layout)
+    index, sidecar = folder / index_name, folder / sidecar_name
 
     def entries() -> Iterator[Entry]:
         return stage.entries(kept)
@@ -101,9 +104,9 @@ def build(stage: Stage, folder: Path) -> int:
     if layout.startswith("llamaindex"):
         write_llamaindex(folder, entries, name_of, layout)
     elif layout == "langchain":
-        write_langchain(folder / "index.pkl", entries, name_of)
+        write_langchain(sidecar, entries, name_of)
     elif layout.startswith("raw-"):
-        write_raw(folder / f"metadata.{layout[4:]}", entries)
+        write_raw(sidecar, entries)
     else:
         _write_own(stage, kept, folder, entries)
     (folder / CARD).write_bytes(_card(stage, count))

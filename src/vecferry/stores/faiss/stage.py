@@ -41,6 +41,7 @@ class Plan:
         layout: how the folder will look.
         factory: FAISS's factory string.
         gap: bytes left free before the first vector, for the header of a Flat index.
+        files: the names of index and sidecar, where they are not the usual ones of the layout.
         base: the mark behind the records an upsert began with; ``None`` until they are copied.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     sidecar: str
     gap: int
     base: dict[str, int] | None = None
+    files: tuple[str, str] | None = None
 
     @property
     def field(self) -> VectorField:

@@ -15,7 +15,7 @@ from vecferry.errors import (
     NotFoundError,
     TargetExistsError,
 )
-from vecferry.layouts.folders import NAMES, find
+from vecferry.layouts.folders import INDEX_NAME, NAMES, find
 from vecferry.ports import (
     Capabilities,
     Cursor,
@@ -67,7 +67,7 @@ class FaissStore:
         index: str | None = None,
         sidecar: str = "jsonl",
         metric: str | None = None,
-        index_name: str = "index",
+        index_name: str = INDEX_NAME,
         tag: str | None = None,
     ) -> None:
         self.url = f"faiss:{path}"
@@ -75,7 +75,7 @@ class FaissStore:
         self._options = {"layout": layout, "index": index, "sidecar": sidecar, "metric": metric}
         _one_of("layout", layout, NAMES)
         _one_of("sidecar", sidecar, ("jsonl", "parquet"))
-        self._wish = Wish(layout, index, sidecar)
+        self._wish = Wish(layout, index, sidecar, index_name)
         self._metric = Metric(name) if (name := _one_of("metric", metric, tuple(Metric))) else None
         self._index_name = index_name
         self._room = StagingRoom(self.target)
@@ -222,6 +222,8 @@ class FaissStore:
         gone = set(snapshot.positions_of(list(ids)))
         if not gone:
             return 0
+        if self._tag is None:
+            look_at(self.target, self._index_name)
         self._close_stage()
         self._begin(self._wish.plan(self.describe(), self.url, self.target.name, snapshot), None)
         self._copy(snapshot, lambda position: position not in gone)

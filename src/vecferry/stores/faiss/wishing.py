@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, UnsupportedError
-from vecferry.layouts.folders import Found, find
+from vecferry.layouts.folders import INDEX_NAME, Found, find, others_in
 from vecferry.ports import Capabilities, check_fits
 from vecferry.records import CollectionSchema, DType, Kind, Metric
-from vecferry.stores.faiss.building import header_of, losses_of, make_index
+from vecferry.stores.faiss.building import file_names, header_of, losses_of, make_index
 from vecferry.stores.faiss.snapshot import Snapshot
 from vecferry.stores.faiss.stage import Plan
 
@@ -35,6 +35,7 @@ class Wish:
     layout: str | None = None
     factory: str | None = None
     sidecar: str = "jsonl"
+    index_name: str = INDEX_NAME
 
     def capabilities(self) -> Capabilities:
         """FAISS stores float32 and bits; smaller numbers are kept as float32, which holds them exactly, and
@@ -57,12 +58,13 @@ class Wish:
 
         Raises:
             SchemaMismatchError, SpaceMismatchError: if ``schema`` does not fit ``old`` or this store.
-            UnsupportedError: if ``old`` is a lossy index.
+            UnsupportedError: if ``old`` is a lossy index, or lies among what writing it anew would lose.
             ConfigurationError: for an option that does not work for this collection.
         """
         schema = schema.model_copy(update={"name": name, "losses": ()})
         layout, factory, sidecar = self.layout or "plain", self.factory or "Flat", self.sidecar
         if old is not None:
+            _check_alone(old.found, url)
             have = old.schema(name)
             check_fits(have, schema, url)
             layout = self.layout or (have.layout if have.layout != "none" else "plain")
@@ -71,6 +73,13 @@ class Wish:
             schema = have.model_copy(update={"losses": (), "fields": (old.field,)})
         if layout == "none":
             raise ConfigurationError(f'{url}: layout "none" is for reading; leave it out')
+        if Path(self.index_name).name != self.index_name:
+            raise ConfigurationError(f"{url}: an index name is the name of a file, not {self.index_name!r}")
+        if old is None and self.index_name != INDEX_NAME and layout != "langchain":
+            raise ConfigurationError(
+                f"{url}: #{self.index_name} names one of LangChain's indexes; add ?layout=langchain or leave "
+                "the name out"
+            )
         if layout == "llamaindex-simple":
             factory = "Flat"
         _check_field(schema, Wish(layout, factory).capabilities(), url)
@@ -78,7 +87,20 @@ class Wish:
         if factory != "Flat":
             make_index(factory, field.dim or 1, Metric.L2)
         gap = len(header_of(field.metric, layout, field.dim or 0, 0))
-        return Plan(schema.model_dump(mode="json"), layout, factory, sidecar, gap)
+        files = file_names(layout, self.index_name)
+        if old is not None and old.found.sidecar and old.found.layout == layout != "plain":
+            files = old.found.index.name, old.found.sidecar.name  # by which the app finds them
+        return Plan(schema.model_dump(mode="json"), layout, factory, sidecar, gap, files=files)
+
+
+def _check_alone(found: Found, url: str) -> None:
+    """Whether the folder holds nothing that is no part of the collection, and would be lost."""
+    more = others_in(found.folder) if found.layout.startswith("llamaindex") else None
+    if more is not None:
+        raise UnsupportedError(
+            f"{url} also holds {more}, which would be lost; change it with LlamaIndex, or migrate to a new "
+            "target"
+        )
 
 
 def _check_field(schema: CollectionSchema, can: Capabilities, url: str) -> None:
