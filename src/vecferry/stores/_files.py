@@ -11,15 +11,13 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from vecferry.errors import (
-    NotFoundError,
-    TargetExistsError,
-)
+from vecferry.errors import ConfigurationError, NotFoundError, TargetExistsError
 from vecferry.ports import (
     Capabilities,
     Cursor,
@@ -139,6 +137,19 @@ class FileStore(ABC):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(self.path).parts)
         return path.name.endswith(self.suffixes) and not hidden and path.is_file()
 
+    def _refuse_strangers(self) -> None:
+        """A folder is swapped whole: no files of others may lie in it, but for ``_SUCCESS`` and such."""
+        strangers = (
+            str(path.relative_to(self.path))
+            for path in (self.path.rglob("*") if self.path.is_dir() else ())
+            if path.is_file() and not path.name.startswith(("_", ".")) and not self._is_data(path)
+        )
+        if names := ", ".join(islice(strangers, 3)):
+            raise ConfigurationError(
+                f"{self.url} also holds {names}, which no collection needs and a swap would take away; "
+                "name another folder or move these files"
+            )
+
     def _stamp(self) -> Any:
         return [(str(p), s.st_size, s.st_mtime_ns, s.st_ino) for p in self.files() for s in (p.stat(),)]
 
@@ -168,6 +179,7 @@ class FileStore(ABC):
             raise as_store_error(error, self.path) from error
 
     def _prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
+        (self._front or self)._refuse_strangers()
         if mode is WriteMode.RESUME:
             self._resume(schema)
             return
@@ -282,6 +294,8 @@ class FileStore(ABC):
         fields: Fields = Fields.ALL,
     ) -> list[list[VectorRecord]]:
         """As `search`, for several queries in one pass."""
+        if not vectors:
+            return []
         target = self.describe().field(field)
         for vector in vectors:
             check_query(vector, target)

@@ -137,6 +137,23 @@ def test_row_groups_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [i for b in whole.scan() for i in b.id_list] == list(range(20, 40))
 
 
+@pytest.mark.parametrize("mode", [WriteMode.CREATE, WriteMode.UPSERT, WriteMode.REPLACE])
+@pytest.mark.parametrize("data", [True, False])
+def test_a_folder_with_other_files_in_it_is_never_swapped_away(
+    tmp_path: Path, mode: WriteMode, data: bool
+) -> None:
+    (tmp_path / "work" / "notes").mkdir(parents=True)
+    store = ParquetStore(tmp_path / "work")
+    if data:
+        written(store.path / "a.parquet", sample_records(3))
+    (store.path / "notes" / "precious.txt").write_text("mine")
+    sink = store.shadow("t") if store.stages(mode) else store
+    with pytest.raises(ConfigurationError, match=r"precious\.txt.*another folder"):
+        sink.prepare(schema_of(RecordBatch.from_records(sample_records(1))), mode)
+    (store.path / "notes" / "precious.txt").rename(store.path / "_SUCCESS")
+    sink.prepare(schema_of(RecordBatch.from_records(sample_records(1))), WriteMode.REPLACE)
+
+
 def test_a_foreign_file_in_the_usual_shape(tmp_path: Path) -> None:
     table = pa.table(
         {
