@@ -172,6 +172,16 @@ def test_bad_calls_name_the_next_move(source: str, target: str, options: Any, er
     assert len(str(caught.value)) > 20
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_nothing_is_proved_too(tmp_path: Path, name: str) -> None:
+    target = f"{name.partition('.')[2]}:{tmp_path / name}"
+    for mode, found in (("create", 0), ("replace", 0), ("upsert", 3)):
+        if found:
+            vf.connect(target).write(sample_records(found))
+        report = vf.migrate(fill(3), target, mode=mode, where={"i": -1}).check()
+        assert (report.written, vf.connect(target).count()) == (0, found)
+
+
 def test_an_existing_target_is_left_alone() -> None:
     target = MemoryStore()
     vf.Collection(target).write(sample_records(3))
@@ -183,8 +193,18 @@ def test_an_existing_target_is_left_alone() -> None:
 def test_source_and_target_must_differ(tmp_path: Path) -> None:
     same = f"jsonl:{tmp_path / 'a.jsonl'}"
     vf.migrate(fill(3), same).check()
-    with pytest.raises(PlanError, match="same collection"):
-        vf.migrate(same, same, mode="upsert")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (same, f"jsonl:{tmp_path}/link/a.jsonl", f"jsonl:{tmp_path}/../{tmp_path.name}/a.jsonl"):
+        with pytest.raises(PlanError, match="same collection"):
+            vf.migrate(same, other, mode="replace", where={"i": 1})
+
+
+def test_neither_side_may_lie_inside_the_other(tmp_path: Path) -> None:
+    inner, outer = f"jsonl:{tmp_path / 'a.jsonl'}", f"jsonl:{tmp_path}"
+    vf.migrate(fill(3), inner).check()
+    for source, target in ((inner, outer), (outer, f"jsonl:{tmp_path / 'b.jsonl'}")):
+        with pytest.raises(PlanError, match="inside the other"):
+            vf.migrate(source, target, mode="replace")
 
 
 def test_a_source_without_vectors_asks_for_a_model() -> None:

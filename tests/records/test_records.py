@@ -337,6 +337,13 @@ def test_urls(text: str, parts: tuple[Any, ...]) -> None:
     assert (url.scheme, url.path, url.host, url.fragment) == parts
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert StoreURL.parse("parquet:~/a").path == "/home/ann/a"
+    assert str(StoreURL.parse("faiss:~/kb#x")) == "faiss:/home/ann/kb#x"
+    assert StoreURL.parse("faiss:./~/kb").path == "./~/kb"
+
+
 @given(st.text("abcXYZ0189", min_size=8, max_size=20))
 def test_a_secret_is_never_shown(secret: str) -> None:
     url = StoreURL.parse(f"qdrant://user:q{secret}@host:1/c?api_key=q{secret}&timeout=3")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from vecferry.engines.assembly import (
     Assembly,
@@ -89,13 +92,16 @@ class Crossing:
     def plan(self) -> Plan:
         """Open both sides, compare, close. Nothing is written."""
         with self._opened():
-            if self.source.store is self.target.store or self._same_place():
-                raise PlanError(f"source and target are the same collection ({self.source.url})")
+            self._refuse_one_place()
             return self._draw()
 
-    def _same_place(self) -> bool:
+    def _refuse_one_place(self) -> None:
         a, b = self.source.url, self.target.url
-        return not _ephemeral(self.source) and _absolute(a) == _absolute(b)
+        here, there = _place(a), _place(b)
+        if self.source.store is self.target.store or (here and here == there):
+            raise PlanError(f"source and target are the same collection ({a}); name another target")
+        if here and there and here[0] == there[0] and _nested(here[1], there[1]):
+            raise PlanError(f"one of {a} and {b} lies inside the other; name a target elsewhere")
 
     def _draw(self) -> Plan:
         folder = self._folder()
@@ -362,6 +368,24 @@ def adapter_options(call: dict[str, Any]) -> dict[str, Any]:
 
 def _ephemeral(collection: Collection) -> bool:
     return collection.url.startswith(_EPHEMERAL) or ":" not in collection.url
+
+
+def _place(url: str) -> tuple[str, Path, str] | None:
+    """Scheme, path and the rest of a URL, equal for two names of one place: links are followed.
+
+    The path of a server's collection is the root; what lives in this process only has no place.
+    """
+    scheme, colon, rest = url.partition(":")
+    if not colon or url.startswith(_EPHEMERAL):
+        return None
+    if rest.startswith("//"):
+        return scheme, Path("/"), rest
+    path = re.split("[?#]", rest, maxsplit=1)[0]
+    return scheme, Path(os.path.realpath(unquote(path))), rest.removeprefix(path)
+
+
+def _nested(a: Path, b: Path) -> bool:
+    return a in b.parents or b in a.parents
 
 
 def _absolute(url: str) -> str:

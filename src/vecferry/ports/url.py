@@ -3,13 +3,15 @@
     scheme:PATH[?option=value&…][#collection]                 faiss:./kb?layout=langchain
     scheme://[user[:password]@]host[:port]/path[?…][#…]       qdrant://localhost:6333/questions
 
-A path is taken as it is, but for ``?``, ``#`` and ``%``, which are written ``%3F``, ``%23`` and ``%25``.
+A path is taken as it is, but for ``?``, ``#`` and ``%``, which are written ``%3F``, ``%23`` and ``%25``,
+and for ``~/``, which is the home folder: behind a colon a shell leaves that alone.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
 from vecferry.errors import ConfigurationError
@@ -66,7 +68,7 @@ class StoreURL:
                 hide(value)
         common = {"scheme": scheme, "fragment": unquote(fragment), "options": options}
         if not rest.startswith("//"):
-            return cls(path=unquote(rest), **common)  # type: ignore[arg-type]
+            return cls(path=_at_home(unquote(rest)), **common)  # type: ignore[arg-type]
         authority, _, path = rest[2:].partition("/")
         login, at, address = authority.rpartition("@")
         user, colon, password = login.partition(":")
@@ -100,6 +102,10 @@ class StoreURL:
     def hides(self) -> bool:
         """Whether ``str(url)`` leaves something out."""
         return bool(self.password) or any(map(is_secret, self.options))
+
+
+def _at_home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def _quoted(text: str, more: str = "") -> str:
