@@ -1,72 +1,158 @@
-"""The verification against merely reading both sides.
+"""The verification: against merely reading both sides, with one and two readers, and its memory.
 
-python benchmarks/bench_verify.py [rows]
+    python benchmarks/bench_verify.py [speed|workers|memory]
+
+``workers`` reads an embedded Postgres on this very machine, where server and comparison share the cores,
+and a file that answers late, as a store far away does.
 """
 
 from __future__ import annotations
 
-import resource
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_files import BATCH, make_batches, write
 from common import Side, compare
 
-from vecferry.records import RecordBatch, schema_of
+import vecferry as vf
+from vecferry.ports import WriteMode
+from vecferry.records import CollectionSchema, RecordBatch
 from vecferry.stores.parquet import ParquetStore
+from vecferry.stores.pgvector import embedded
 from vecferry.verifying import compare as verify
 
+LATE = 0.25
+"""Seconds for which a store far away lets a batch be waited for."""
 
-def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    folder = Path(tempfile.mkdtemp())
-    batches = make_batches(rows)
-    schema = schema_of(batches[0])
-    ours, same, other = (ParquetStore(folder / f"{name}.parquet") for name in "abc")
-    write(ours, batches)
-    write(same, batches)
-    order = np.random.default_rng(1).permutation(rows)
-    write(other, list(RecordBatch.concat(batches).take(order).split(BATCH)))
-    del batches
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def read(*stores: ParquetStore) -> int:
-        return sum(len(b) for store in stores for b in store.scan(batch_size=BATCH)) // len(stores)
+class FarAway(ParquetStore):
+    """Each batch comes late. Requests of several threads are under way at the same time."""
 
-    def prove(target: ParquetStore, queries: int) -> int:
-        proof = verify(lambda: ours.scan(batch_size=BATCH), schema, target, sample_queries=queries)
+    def scan(self, **options: Any) -> Iterator[RecordBatch]:
+        for batch in super().scan(**options):
+            time.sleep(LATE)
+            yield batch
+
+    def fetch(self, ids: Any, **options: Any) -> RecordBatch:
+        time.sleep(LATE)
+        return super().fetch(ids, **options)
+
+
+class Rig:
+    """The same records in one order, and in another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ours, self.same, self.other = (ParquetStore(folder / f"{name}.parquet") for name in "abc")
+
+    def fill(self, rows: int) -> None:
+        batches = make_batches(rows)
+        write(self.ours, batches)
+        write(self.same, batches)
+        order = np.random.default_rng(1).permutation(rows)
+        write(self.other, list(RecordBatch.concat(batches).take(order).split(BATCH)))
+
+    @property
+    def schema(self) -> CollectionSchema:
+        return self.ours.describe()
+
+    def prove(self, target: Any, queries: int = 0, **options: Any) -> int:
+        expected = partial(self.other.scan, batch_size=BATCH)
+        proof = verify(expected, self.schema, target, sample_queries=queries, **options)
         assert proof.ok, proof
         return proof.expected_count
 
-    reading = Side("reading both sides", lambda: read(ours, same))
-    compare(
-        "verify, same order, no searches",
-        reading,
-        Side("compare", lambda: prove(same, 0)),
-        goal=0.5,
-        rounds=3,
-    )
-    compare(
-        "verify, same order, 10 exact searches",
-        reading,
-        Side("compare", lambda: prove(same, 10)),
-        goal=0.25,
-        rounds=3,
-    )
-    compare(
-        "verify, shuffled target, through the spool",
-        Side("reading both sides", lambda: read(ours, other)),
-        Side("compare", lambda: prove(other, 0)),
-        goal=0.1,
-        rounds=3,
-    )
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
-    print(f"peak memory grew by {grown / 1024:.0f} MiB over the data itself")
-    shutil.rmtree(folder)
+
+def read(*stores: ParquetStore) -> int:
+    return sum(len(b) for store in stores for b in store.scan(batch_size=BATCH)) // len(stores)
+
+
+def speed(rig: Rig, rows: int) -> None:
+    rig.fill(rows)
+    both = Side("reading both sides", partial(read, rig.other, rig.other))
+    title = f"verify, {rows:,} x 384, "
+    same, exact = partial(rig.prove, rig.other), partial(rig.prove, rig.other, 10)
+    compare(f"{title}same order, no searches", both, Side("compare", same), goal=0.5)
+    compare(f"{title}same order, 10 exact searches", both, Side("compare", exact), goal=0.25)
+    spooled = Side("compare", partial(rig.prove, rig.ours))
+    compare(f"{title}shuffled, through the spool", both, spooled, goal=0.1, rounds=4)
+
+
+def workers(rig: Rig, rows: int) -> None:
+    rig.fill(rows)
+    server = tempfile.mkdtemp(prefix="vecferry-bench-")
+    try:
+        with vf.connect(f"pgvector:{server}#items", index="none") as target:
+            target.store.prepare(rig.schema, WriteMode.CREATE)
+            for batch in rig.ours.scan(batch_size=BATCH):
+                target.store.write(batch)
+            target.store.finish()
+            for strategy in ("spool", "fetch"):
+                one_and_two(rig, f"verify Postgres here, {rows:,} x 384", target.store, strategy)
+    finally:
+        embedded.stop(server)
+        shutil.rmtree(server, ignore_errors=True)
+    one_and_two(rig, f"verify a store far away, {rows:,} x 384", FarAway(rig.ours.path), "spool")
+
+
+def one_and_two(rig: Rig, title: str, target: Any, strategy: str) -> None:
+    how: dict[str, Any] = {"strategy": strategy, "allow_extra": strategy == "fetch"}
+    one, two = (Side(f"workers={n}", partial(rig.prove, target, workers=n, **how)) for n in (1, 2))
+    compare(f"{title}, {strategy}", one, two, goal=0.9, rounds=4)
+
+
+def peak() -> int:
+    """The peak resident KiB of this very process; ``ru_maxrss`` would carry over from its parent."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
+def memory(rig: Rig, sizes: tuple[int, int]) -> None:
+    """How much the peak grows over that of a process that only opened both sides, in each way."""
+    grown: dict[str, list[int]] = {}
+    for rows in sizes:
+        rig.fill(rows)
+        for way in ("lockstep", "spool"):
+            command = [sys.executable, __file__, "peak", str(rig.folder), way]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            grown.setdefault(way, []).append(int(done.stdout) // 1024)
+    for way, (small, large) in grown.items():
+        verdict = "ok" if large <= small * 1.1 + 8 else "GROWS"
+        shown = f"{small} MiB at {sizes[0]:,} records, {large} MiB at {sizes[1]:,}"
+        print(f"{way}: the peak grew by {shown}  {verdict}")
+
+
+def grown_by(rig: Rig, way: str) -> int:
+    target = rig.other if way == "lockstep" else rig.ours
+    next(iter(rig.other.scan(batch_size=BATCH)))
+    next(iter(target.scan(batch_size=BATCH)))
+    before = peak()
+    rig.prove(target, workers=2, strategy=way)
+    return peak() - before
+
+
+def main(chosen: list[str]) -> None:
+    if chosen[0] == "peak":
+        print(grown_by(Rig(Path(chosen[1])), chosen[2]))
+        return
+    folder = Path(tempfile.mkdtemp())
+    try:
+        if "speed" in chosen:
+            speed(Rig(folder), 50_000)
+        if "workers" in chosen:
+            workers(Rig(folder), 40_000)
+        if "memory" in chosen:
+            memory(Rig(folder), (40_000, 160_000))
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["speed", "workers", "memory"])

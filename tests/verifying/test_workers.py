@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 
 import vecferry as vf
 from servers.postgres import postgres
+from vecferry import jobs
 from vecferry.errors import ConfigurationError, FatalStoreError, RetryableError
 from vecferry.ports import Fields, Partition
 from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord, encode_id
 from vecferry.stores.memory import MemoryStore
+from vecferry.testing import sample_records
 from vecferry.verifying import Verification, compare, reading
 
 __all__ = ["postgres"]
@@ -340,3 +343,31 @@ def watched(store: Any, backends: set[int], together: threading.Barrier) -> Iter
 
     with patch.object(type(store._server), "raw", noted):
         yield
+
+
+# -- every kind of store ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pgvector", "qdrant", "parquet", "faiss"])
+def test_migrate_verify_and_repair_by_three_threads(kind: str, postgres: Any, tmp_path: Path) -> None:
+    url = {
+        "pgvector": str(postgres.url("kb")) if kind == "pgvector" else "",
+        "qdrant": f"qdrant:{tmp_path / 'q'}#kb",
+        "parquet": f"parquet:{tmp_path / 'p'}",
+        "faiss": f"faiss:{tmp_path / 'f'}",
+    }[kind]
+    source, rows = f"jsonl:{tmp_path / 'in.jsonl'}", sample_records(120, unit=True)
+    with vf.connect(source) as origin:
+        origin.write(rows[::-1])
+    with patch.object(reading, "BATCH", 10):
+        for mode, where in (("create", {"n": {"$lt": 40}}), ("upsert", None)):
+            job = tmp_path / mode
+            report = vf.migrate(source, url, mode=mode, where=where, workers=3, state_dir=job)  # type: ignore[arg-type]
+            report.check()
+        assert report.verification.strategy == "fetch"
+        with vf.connect(url) as goal:
+            goal.delete([rows[5].id])
+            goal.write([rows[7].replace(text="another")])
+        found = vf.verify(source, url, workers=3, strategy="spool")
+        assert found.missing_ids == [5] and found.different_ids == [7]
+        assert jobs.repair(source, url, workers=3).ok
