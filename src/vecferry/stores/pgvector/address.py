@@ -64,6 +64,17 @@ class TableName:
         return ".".join(p if plain.fullmatch(p) else '"' + p.replace('"', '""') + '"' for p in parts)
 
 
+def _settle(connection: psycopg.Connection[Any]) -> bool:
+    """Transactions and UTF-8 on a connection of the application; returns whether it was in autocommit."""
+    autocommit = connection.autocommit
+    if autocommit:
+        connection.autocommit = False
+    if connection.info.encoding != "utf-8":
+        connection.execute("SET client_encoding TO 'UTF8'")
+        connection.commit()
+    return autocommit
+
+
 class Server:
     """Connections to one database. Made lazily; `close` may be called at any time and undone by use.
 
@@ -71,7 +82,7 @@ class Server:
         url: for display, without secrets.
         folder: of the embedded server, or
         parameters: for libpq, or
-        engine: an SQLAlchemy engine of the application, which stays the application's.
+        engine: an SQLAlchemy engine of the application (an async one too), which stays the application's.
     """
 
     def __init__(
@@ -84,11 +95,14 @@ class Server:
     ) -> None:
         self.url = url
         self._folder, self._parameters = folder, parameters or {}
-        self._given = engine
+        self._given: sa.Engine | None = None
         self._engine: sa.Engine | None = None
-        if engine is not None and engine.dialect.driver == "psycopg":
-            self._engine = engine
-        elif engine is not None:  # psycopg2, asyncpg: the same address by the driver that we need
+        if engine is None:
+            return
+        engine = getattr(engine, "sync_engine", engine)
+        if engine.dialect.driver == "psycopg" and not engine.dialect.is_async:
+            self._given = self._engine = engine
+        else:  # psycopg2, asyncpg: the same address by the driver that we need
             address = engine.url.set(drivername="postgresql")
             self._parameters = {"conninfo": address.render_as_string(hide_password=False)}
 
@@ -130,14 +144,19 @@ class Server:
 
     def connect(self) -> psycopg.Connection[Any]:
         """A new connection outside the pool."""
-        if self._given is not None and self._engine is self._given:
-            arguments = self._given.dialect.create_connect_args(self._given.url)[1]
-            return psycopg.connect(**arguments)
+        if self._given is not None:
+            borrowed = self._given.raw_connection()  # as the application makes them: connect_args, events
+            connection = borrowed.driver_connection
+            assert isinstance(connection, psycopg.Connection)
+            borrowed.detach()
+            _settle(connection)
+            return connection
         parameters = dict(self._parameters)
         if self._folder is not None:
             parameters["conninfo"] = server_uri(self._folder)
         parameters.setdefault("application_name", "vecferry")
-        return psycopg.connect(**parameters)
+        # Rows are read and written as UTF-8 bytes, whatever encoding the database has.
+        return psycopg.connect(**parameters, client_encoding="UTF8")
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -153,7 +172,11 @@ class Server:
             connection = borrowed.driver_connection
             assert isinstance(connection, psycopg.Connection)
             try:
+                autocommit = _settle(connection)
                 yield connection
+                if autocommit:  # as the application's engine has it
+                    connection.rollback()
+                    connection.autocommit = True
             except BaseException:
                 borrowed.invalidate()
                 raise

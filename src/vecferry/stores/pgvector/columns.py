@@ -38,8 +38,8 @@ class PgColumn:
 
     ``dim`` is the dimension of a vector column, ``None`` where it is not fixed. ``element`` is the
     type of an array's elements. ``category`` is ``pg_type.typcategory``,
-    ``sql_type`` the type as a cast names it. ``writable`` is false for
-    generated columns; ``required`` says that an insert must give a value.
+    ``sql_type`` the type as a cast names it. ``writable`` is false where the server generates the value;
+    ``defaulted`` says that it may not be NULL and has a default, which stands in for a missing value.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PgColumn:
     sql_type: str = "text"
     nullable: bool = True
     writable: bool = True
-    required: bool = False
+    defaulted: bool = False
 
     @property
     def is_vector(self) -> bool:

@@ -33,7 +33,11 @@ def copy_rows(
     with selectors.DefaultSelector() as selector:
         selector.register(pgconn.socket, selectors.EVENT_READ)
         _await_copy(pgconn, selector)
-        buffer = _without_header(_first_message(pgconn, selector))
+        first = _first_message(pgconn, selector)
+        if not first:  # the server gave up before the first row, and says why
+            _finish(pgconn, selector)
+            return
+        buffer = _without_header(first)
         ends = [len(buffer)] if len(buffer) > _TRAILER else []
         get, wait, consume = pgconn.get_copy_data, _waiter(pgconn, selector), pgconn.consume_input
         while True:  # one turn a row: nothing else may stand in it

@@ -61,10 +61,10 @@ class TableWriter:
         """All of the batch in one transaction; see `vecferry.ports.Sink.write`."""
         if not len(batch):
             return WriteReceipt(0)
-        rows = self._rows.encode(_last_of_each(batch))
+        shares = [self._rows.encode(share) for share in self._rows.alike(_last_of_each(batch))]
         with translated(str(self._table)):
             try:
-                self._send(rows)
+                self._send(shares)
             except (
                 psycopg.DataError,
                 psycopg.IntegrityError,
@@ -76,7 +76,7 @@ class TableWriter:
             except BaseException:
                 self.close()
                 raise
-        return WriteReceipt(len(batch), len(rows.data))
+        return WriteReceipt(len(batch), sum(len(rows.data) for rows in shares))
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back. Twice is as once."""
@@ -86,17 +86,23 @@ class TableWriter:
 
     # -- the two ways -------------------------------------------------------------------------
 
-    def _send(self, rows: Rows) -> None:
+    def _send(self, shares: list[Rows]) -> None:
         connection = self._connected()
         if self._tries:
             try:
-                self._copy(connection, self._table.quoted, rows)
+                for rows in shares:
+                    self._copy(connection, self._table.quoted, rows)
                 connection.commit()
             except psycopg.errors.UniqueViolation:
                 connection.rollback()
                 self._tries -= 1
             else:
                 return
+        for rows in shares:
+            self._merge(connection, rows)
+        connection.commit()
+
+    def _merge(self, connection: psycopg.Connection[Any], rows: Rows) -> None:
         self._stage(connection, rows.columns)
         self._copy(connection, STAGE, rows)
         if self._upsert.replaces:
@@ -104,7 +110,6 @@ class TableWriter:
         merged = connection.execute(self._upsert.merge(rows.columns, rows.absent)).rowcount
         if merged < rows.count and self.map.fixed:
             raise self._of_others(connection)
-        connection.commit()
 
     def _copy(self, connection: psycopg.Connection[Any], into: sql.Identifier, rows: Rows) -> None:
         columns = sql.SQL(", ").join(map(sql.Identifier, rows.columns))

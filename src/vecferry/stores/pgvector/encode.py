@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -172,6 +174,31 @@ def json_document(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def exact_json(value: Any) -> bytes:
+    """A value of a json column of its own as bytes; numbers keep every digit, as they do when read.
+
+    Raises:
+        TypeError, ValueError: for what is no JSON value.
+    """
+    return orjson.dumps(_fragments(value))
+
+
+def _fragments(value: Any) -> Any:
+    """With the numbers that orjson would refuse or round written out."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _fragments(item) for key, item in value.items()}
+    if kind in (list, tuple):
+        return [_fragments(item) for item in value]
+    if (kind is float and not math.isfinite(value)) or (kind is Decimal and not value.is_finite()):
+        raise ValueError(f"{value!r}, which JSON does not hold")
+    if kind is Decimal or (kind is int and not -(2**63) <= value < 2**64):
+        return orjson.Fragment(str(value))
+    if kind not in _NESTED:
+        raise TypeError(f"a {kind.__name__}, which JSON does not hold")
+    return value
 
 
 def _plain(value: Any) -> bool:

@@ -55,6 +55,7 @@ _TABLE: dict[str, tuple[Make, str]] = {
     "42704": (FatalStoreError, EXTENSION_HINT),
     "42501": (FatalStoreError, "ask the owner to GRANT this privilege"),
     "42": (SchemaMismatchError, "check the mapping, the filter or the select"),
+    "2BP01": (FatalStoreError, "drop what depends on it first, such as a view, or keep it"),
     "0A000": (FatalStoreError, "the server does not support this"),
     "25006": (FatalStoreError, "the server or the transaction is read-only"),
     "54": (RejectedRecord, "beyond a limit of the server"),

@@ -75,7 +75,7 @@ def fill_column(
         store: a `PgVectorStore`, or a collection of one.
         column: the vector column; added to the table if it is not there.
         text: the column of the text; by default the one that the store reads.
-        where: which rows (a filter, an SQLAlchemy expression, SQL text).
+        where: which of the store's rows (a filter, an SQLAlchemy expression, SQL text).
         half: make a new column ``halfvec`` instead of ``vector``.
         same_space: says that vectors already in the column, of which nothing is recorded, are of the
             embedder's space.
@@ -126,7 +126,8 @@ class _Job:
             clause[column].is_(None),
             clause[self.text].is_not(None),
             *filters.fixed(relation, rows),
-            *filters.conditions(relation, rows, where, {}),
+            *filters.conditions(relation, rows, store.settings.where, store.settings.params),
+            *filters.conditions(relation, rows, where, store.settings.params),
         ]
 
     def one_pass(
@@ -264,6 +265,7 @@ def _ready(
         raise SchemaMismatchError(f"{store.name} is not a table; fill the table itself")
     if (text or rows.text) is None:
         raise SchemaMismatchError(f"{store.name} has no known text column; name it with text=…")
+    store._check_key(relation, rows)
     with store._server.raw() as connection:
         if column not in relation.columns:
             _add_column(connection, relation.table, column, space.dim, half=half)

@@ -18,6 +18,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.elements import Grouping
 
 from vecferry.errors import ConfigurationError, SchemaMismatchError
 from vecferry.records import ENVELOPE, Where, check_where, to_json
@@ -69,10 +70,15 @@ def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, A
     """
     if where is None:
         return []
+    if hasattr(where, "__clause_element__"):  # an attribute of a model, such as a boolean or a hybrid
+        where = where.__clause_element__()
     if isinstance(where, str):
-        return [sa.text(f"({where})").bindparams(**params)]
+        where = sa.text(where)
     if isinstance(where, sa.ClauseElement):
-        return [rebound(where.params(params) if params else where, relation.clause)]
+        bound: Any = where.params(params) if params else where
+        # SQLAlchemy joins text as it is: an OR in it would swallow the conditions beside it.
+        bound = Grouping(bound) if isinstance(bound, sa.TextClause) else bound
+        return [rebound(bound, relation.clause)]
     return [_portable(relation, rows, check_where(where))]
 
 

@@ -15,6 +15,7 @@ from vecferry.ports import OnProgress, Progress
 from vecferry.records import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.stores.pgvector.address import Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
+from vecferry.stores.pgvector.errors import translated
 from vecferry.stores.pgvector.mapping import vector_columns
 from vecferry.stores.pgvector.reflect import PgIndex, Relation
 from vecferry.stores.pgvector.settings import Settings
@@ -153,7 +154,8 @@ def _build_one(
         _drop_invalid(connection, table, plan)
     for workers in (_workers(), 0):
         try:
-            with server.raw() as connection:
+            # Of its own, so that no setting of the build stays on a connection of the application.
+            with translated(server.url), server.connect() as connection:
                 _create(server, connection, table, plan, settings, workers, concurrently=concurrently)
             return
         except Exception as error:
@@ -172,7 +174,6 @@ def _create(
     *,
     concurrently: bool,
 ) -> None:
-    connection.rollback()
     connection.autocommit = concurrently  # CONCURRENTLY runs outside a transaction
     scope = sql.SQL("SESSION" if concurrently else "LOCAL")
     for name, value in {
@@ -183,9 +184,6 @@ def _create(
         connection.execute(sql.SQL("SET {} {} = {}").format(scope, sql.SQL(name), sql.Literal(value)))
     with _watched(server, connection, settings.on_progress, plan.column):
         connection.execute(plan.statement(table, concurrently=concurrently))
-    if concurrently:
-        connection.execute("RESET ALL")
-        connection.autocommit = False
     connection.commit()
 
 

@@ -33,6 +33,7 @@ _DEPENDENTS = """
     SELECT conrelid::regclass::text FROM pg_constraint
     WHERE contype = 'f' AND confrelid = to_regclass(%s) AND conrelid <> confrelid LIMIT 1
 """
+_SECURED = "SELECT 1 FROM pg_class WHERE oid = to_regclass(%s) AND relrowsecurity"
 _GRANTS = """
     SELECT a.privilege_type, a.is_grantable, a.grantee, CASE WHEN a.grantee = 0 THEN NULL ELSE r.rolname END
     FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
@@ -194,6 +195,10 @@ def _check_free(connection: psycopg.Connection[Any], table: TableName) -> None:
     if row:
         raise UnsupportedError(
             f"{row[0]} has a foreign key to {table}, which would stay with the old table; use mode='upsert'"
+        )
+    if connection.execute(_SECURED, [table.quoted.as_string(connection)]).fetchone():
+        raise UnsupportedError(
+            f"{table} has row level security, which the new table would not have; use mode='upsert'"
         )
 
 

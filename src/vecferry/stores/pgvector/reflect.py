@@ -15,17 +15,19 @@ from vecferry.stores.pgvector.columns import PgColumn
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.memo import Memo, parse_memo
 
+# The modifier −1 asks for a name that cuts nothing: a cast to ``character`` or ``bit`` keeps one of them.
 _TYPES = """
-    SELECT t.oid, t.typname, t.typcategory, e.typname, format_type(t.oid, NULL)
+    SELECT t.oid, t.typname, t.typcategory, e.typname, format_type(t.oid, -1)
     FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
     WHERE t.oid = ANY(%s)
 """
 _TABLE = """
-    SELECT c.oid, c.relkind, c.reltuples::bigint, n.nspname, obj_description(c.oid, 'pg_class')
+    SELECT c.oid, c.relkind, c.reltuples::bigint, n.nspname, obj_description(c.oid, 'pg_class'),
+           c.relkind = 'r' AND EXISTS (SELECT 1 FROM pg_inherits h WHERE h.inhparent = c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)
 """
 _ATTRIBUTES = """
-    SELECT attname, attnotnull, attgenerated <> '', attidentity <> '' OR atthasdef
+    SELECT attname, attnotnull, attgenerated <> '' OR attidentity = 'a', attidentity <> '' OR atthasdef
     FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
 """
 _INDEXES = """
@@ -70,6 +72,8 @@ class Relation:
             or ``s`` for a select.
         estimate: rows by the server's statistics, −1 if never analysed.
         dims: of dense columns without a fixed dimension, where all rows have the same.
+        inherited: whether other tables inherit from it: their rows are read too, which no index of its own
+            covers.
     """
 
     clause: sa.FromClause
@@ -80,6 +84,7 @@ class Relation:
     indexes: tuple[PgIndex, ...] = ()
     memo: Memo | None = None
     dims: dict[str, int] = field(default_factory=dict)
+    inherited: bool = False
 
     @property
     def is_table(self) -> bool:
@@ -90,9 +95,12 @@ class Relation:
         return next((i.columns for i in self.indexes if i.primary), ())
 
     def is_unique(self, names: tuple[str, ...]) -> bool:
-        """Whether an index of the table itself guarantees that no two rows agree in these columns."""
-        have = set(names)
-        return any(
+        """Whether an index of the table itself guarantees that no two rows agree in these columns.
+
+        A column that may be NULL takes no part: any number of rows may agree in that.
+        """
+        have = {name for name in names if name in self.columns and not self.columns[name].nullable}
+        return not self.inherited and any(
             index.unique and index.valid and index.columns and set(index.columns) <= have
             for index in self.indexes
         )
@@ -113,7 +121,7 @@ def reflect_table(connection: psycopg.Connection[Any], name: TableName) -> Relat
     row = connection.execute(_TABLE, [name.quoted.as_string(connection)]).fetchone()
     if row is None:
         raise NotFoundError(f"there is no table {name}; check its name, schema and the search path")
-    oid, kind, estimate, schema, comment = row
+    oid, kind, estimate, schema, comment, inherited = row
     table = TableName(name.name, schema)
     flags = {n: rest for n, *rest in connection.execute(_ATTRIBUTES, [oid])}
     columns = {}
@@ -123,10 +131,11 @@ def reflect_table(connection: psycopg.Connection[Any], name: TableName) -> Relat
             column,
             nullable=not notnull,
             writable=not generated,
-            required=notnull and not default and not generated,
+            defaulted=notnull and default and not generated,
         )
     clause = sa.table(name.name, *(sa.column(n) for n in columns), schema=schema)
-    return Relation(clause, columns, table, kind, estimate, _indexes(connection, oid), parse_memo(comment))
+    indexes, memo = _indexes(connection, oid), parse_memo(comment)
+    return Relation(clause, columns, table, kind, estimate, indexes, memo, inherited=inherited)
 
 
 def reflect_select(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import numpy as np
-import orjson
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
 
@@ -22,7 +20,14 @@ from vecferry.stores.pgvector.encode import Cells
 from vecferry.stores.pgvector.frameworks import CODECS
 from vecferry.stores.pgvector.reading import code_id
 from vecferry.stores.pgvector.reflect import Relation
-from vecferry.stores.pgvector.values import INT_RANGES, binary_dumper, exactly, loosely, writable_binary
+from vecferry.stores.pgvector.values import (
+    binary_dumper,
+    exactly,
+    fits_id,
+    loosely,
+    text_fault,
+    writable_binary,
+)
 
 _INT_BYTES = {"int2": 2, "int4": 4, "int8": 8}
 
@@ -44,8 +49,11 @@ class RowWriter:
         self.relation, self.map, self.made = relation, rows, made
         self._transformer = Transformer()
         self._codec = CODECS[rows.layout]() if rows.layout in CODECS else None
+        columns = relation.columns
+        self._typed = {key: columns[name] for key, name in rows.typed.items() if columns[name].writable}
         self.as_text = frozenset(
-            name for name in (*rows.typed.values(), *rows.id) if not writable_binary(relation.columns[name])
+            [c.name for c in self._typed.values() if not writable_binary(c)]
+            + [name for name in rows.id if columns[name].id_kind == "str" and columns[name].category != "S"]
         )
 
     def encode(self, batch: RecordBatch) -> Rows:
@@ -77,9 +85,10 @@ class RowWriter:
         return self._codec.encode(batch) if self._codec else batch
 
     def _columns(self) -> list[str]:
-        m = self.map
-        extra = [column for column in (m.text, m.json) if column]
-        return [*m.id, *m.vectors.values(), *extra, *m.typed.values(), *m.fixed]
+        m, known = self.map, self.relation.columns
+        parts = [*m.vectors.values(), *(column for column in (m.text, m.json) if column)]
+        typed = [column.name for column in self._typed.values() if not column.defaulted]
+        return [*m.id, *(name for name in parts if known[name].writable), *typed, *m.fixed]
 
     def _check_fields(self, batch: RecordBatch) -> None:
         for name, column in batch.columns():
@@ -107,6 +116,7 @@ class RowWriter:
             isinstance(batch.ids, np.ndarray)
             and isinstance(column, DenseColumn)
             and (id_.type, len(self.map.id), target.type, self.map.fixed) == ("int8", 1, "vector", {})
+            and target.writable
             and column.mask is None
             and column.values.dtype == np.float32
         )
@@ -123,11 +133,13 @@ class RowWriter:
         cells = self._id_cells(batch)
         for name, column in batch.columns():
             target = self.relation.columns[self.map.vectors[name]]
+            if not target.writable:
+                continue
             if VECTOR_TYPES[target.type][0] is Kind.SPARSE:
                 cells[target.name] = encode.sparse_cells(column, target.dim or MAX_SPARSE_DIM)  # type: ignore[arg-type]
             else:
                 cells[target.name] = encode.dense_cells(column, target.type, target.dim)  # type: ignore[arg-type]
-        if self.map.text and batch.texts is not None:
+        if self.map.text and batch.texts is not None and self.relation.columns[self.map.text].writable:
             cells[self.map.text] = encode.text_cells(batch.texts)
         if batch.metadata is not None:
             cells.update(self._metadata_cells(batch.metadata))
@@ -163,7 +175,7 @@ class RowWriter:
         if len(parts) != len(self.map.id):
             return False
         return all(
-            _fits_id(part, self.relation.columns[n]) for part, n in zip(parts, self.map.id, strict=True)
+            fits_id(part, self.relation.columns[n]) for part, n in zip(parts, self.map.id, strict=True)
         )
 
     def _no_place(self, wrong: Sequence[RecordId]) -> RejectedRecord:
@@ -177,14 +189,16 @@ class RowWriter:
     # -- metadata -----------------------------------------------------------------------------
 
     def _metadata_cells(self, metadata: Sequence[dict[str, Any]]) -> dict[str, Cells]:
-        typed = self.map.typed
         cells: dict[str, Cells] = {}
-        if typed:
+        if self.map.typed:
             metadata = [dict(row) for row in metadata]
-        for key, name in typed.items():
-            column = self.relation.columns[name]
-            if column.writable:
-                cells[name] = self._value_cells([self._take(row, key, column) for row in metadata], column)
+        for key in self.map.typed.keys() - self._typed.keys():
+            for row in metadata:
+                row.pop(key, None)  # the server generates it anew
+        for key, column in self._typed.items():
+            values = [self._take(row, key, column) for row in metadata]
+            if not (column.defaulted and all(value is None for value in values)):
+                cells[column.name] = self._value_cells(values, column)
         if self.map.json:
             plain = encode.metadata_documents if self._codec is None else _documents
             documents = plain(metadata)
@@ -194,15 +208,26 @@ class RowWriter:
 
     def _take(self, row: dict[str, Any], key: str, column: PgColumn) -> Any:
         """The value for a typed column; one that would change in it stays in the json column."""
-        value = row.get(key)
+        return row.pop(key) if self._goes(row.get(key), column) else None
+
+    def _goes(self, value: Any, column: PgColumn) -> bool:
         keeps = exactly if self.made else loosely
-        if value is None or (self.map.json and not keeps(value, column)):
-            return None
-        return row.pop(key)
+        return value is not None and (not self.map.json or keeps(value, column))
+
+    def alike(self, batch: RecordBatch) -> list[RecordBatch]:
+        """Shares of a batch that leave the same columns to their defaults: a statement each."""
+        defaulted = [(key, column) for key, column in self._typed.items() if column.defaulted]
+        if batch.metadata is None or not defaulted:
+            return [batch]
+        shares: dict[tuple[bool, ...], list[int]] = {}
+        for row, data in enumerate(batch.metadata):
+            given = tuple(self._goes(data.get(key), column) for key, column in defaulted)
+            shares.setdefault(given, []).append(row)
+        return [batch] if len(shares) == 1 else [batch.take(share) for share in shares.values()]
 
     def _value_cells(self, values: list[Any], column: PgColumn) -> Cells:
         if column.is_json:
-            documents = [None if v is None else orjson.dumps(v) for v in values]
+            documents = [None if v is None else encode.exact_json(v) for v in values]
             return encode.json_cells(documents, binary=column.type == "jsonb")
         if column.type in _INT_BYTES:
             return encode.int_cells(values, _INT_BYTES[column.type])
@@ -251,23 +276,23 @@ class RowWriter:
     def rejected(self, batch: RecordBatch, reason: str) -> RejectedRecord:
         """The refusal with the ids at fault, found by looking at each record."""
         faults: dict[int, str] = dict.fromkeys(batch.non_finite(), "a vector holds NaN or an infinity")
-        for row, fault in enumerate(map(_text_fault, batch.text_list)):
+        for row, fault in enumerate(map(text_fault, batch.text_list)):
             if fault:
                 faults.setdefault(row, f"the text holds {fault}")
         for row, data in enumerate(batch.metadata_list):
             fault = _metadata_fault(data)
             if fault:
                 faults.setdefault(row, f"the metadata holds {fault}")
-            for key, name in self.map.typed.items():
-                if data.get(key) is not None and not loosely(data[key], self.relation.columns[name]):
-                    type_ = self.relation.columns[name].sql_type
-                    faults.setdefault(row, f"metadata {key!r} does not fit column {name} {type_}")
+            for key, column in self._typed.items():
+                if data.get(key) is not None and not loosely(data[key], column):
+                    type_ = column.sql_type
+                    faults.setdefault(row, f"metadata {key!r} does not fit column {column.name} {type_}")
         faults.update(self._vector_faults(batch))
         for row, id_ in enumerate(batch.id_list):
             if not self.map.coded_ids and not self._fits_key(id_):
                 faults.setdefault(row, "the id does not fit the key")
             if any(
-                isinstance(p, str) and _text_fault(p) for p in (id_ if isinstance(id_, tuple) else (id_,))
+                isinstance(p, str) and text_fault(p) for p in (id_ if isinstance(id_, tuple) else (id_,))
             ):
                 faults.setdefault(row, "the id holds a NUL character or a lone surrogate")
         ids = batch.id_list
@@ -292,23 +317,6 @@ class RowWriter:
 def _documents(metadata: Sequence[dict[str, Any]]) -> list[bytes]:
     """Of what the layout has already brought into pure JSON."""
     return [encode.json_document(row) for row in metadata]
-
-
-def _fits_id(value: Any, column: PgColumn) -> bool:
-    if column.id_kind == "int":
-        limit = INT_RANGES[column.type]
-        return type(value) is int and -limit <= value < limit
-    return isinstance(value, UUID if column.id_kind == "uuid" else str)
-
-
-def _text_fault(text: str | None) -> str:
-    if text and "\0" in text:
-        return "a NUL character"
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        return "a lone surrogate"
-    return ""
 
 
 def _metadata_fault(data: dict[str, Any]) -> str:

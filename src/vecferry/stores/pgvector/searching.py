@@ -35,6 +35,7 @@ from vecferry.stores.pgvector.reading import RowReader, code_id
 from vecferry.stores.pgvector.reflect import Relation
 from vecferry.stores.pgvector.settings import Settings
 from vecferry.stores.pgvector.snapshot import begin_read
+from vecferry.stores.pgvector.values import fits_id, text_fault
 
 OPERATORS = {
     Metric.COSINE: "<=>",
@@ -220,7 +221,7 @@ def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) ->
         parts: Any = (
             (code_id(id_, rows.coded_ids),) if rows.coded_ids else id_ if isinstance(id_, tuple) else (id_,)
         )
-        if len(parts) == len(columns) and all(_is_of(p, c) for p, c in zip(parts, columns, strict=True)):
+        if len(parts) == len(columns) and all(_may_be(p, c) for p, c in zip(parts, columns, strict=True)):
             keys.append([str(part) for part in parts])
     if not keys:
         return sa.false()
@@ -232,12 +233,5 @@ def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) ->
     return sa.tuple_(*(relation.clause.c[c.name] for c in columns)).in_(values)
 
 
-def _is_of(part: Any, column: PgColumn) -> bool:
-    from uuid import UUID
-
-    kind = {"int": int, "uuid": UUID}.get(column.id_kind, str)
-    return (
-        isinstance(part, kind)
-        and (not isinstance(part, int) or -(2**63) <= part < 2**63)
-        and "\0" not in str(part)
-    )
+def _may_be(part: Any, column: PgColumn) -> bool:
+    return fits_id(part, column) and not (isinstance(part, str) and text_fault(part))

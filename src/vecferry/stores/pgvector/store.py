@@ -73,7 +73,7 @@ class PgVectorStore:
         settings: Settings | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(server, sa.Engine):
+        if not isinstance(server, Server):
             shown = server.url.render_as_string(hide_password=True)
             server = Server(shown, engine=server)
         self.settings = replace(settings or Settings(), **options)
@@ -329,7 +329,7 @@ class PgVectorStore:
         return [
             *filters.fixed(relation, rows),
             *filters.conditions(relation, rows, base, self.settings.params),
-            *filters.conditions(relation, rows, where, {}),
+            *filters.conditions(relation, rows, where, self.settings.params),
         ]
 
     def _check_key(self, relation: Relation, rows: RowMap) -> None:

@@ -61,9 +61,9 @@ _FUNCTION = """
 """
 _READ = """
     SELECT transaction, seq, id FROM {journal}
-    WHERE (transaction, seq) > (%s, %s)
+    WHERE (transaction, seq) > ({transaction}, {seq})
     AND transaction < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-    ORDER BY transaction, seq LIMIT %s
+    ORDER BY transaction, seq LIMIT {limit}
 """
 _NOW = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
@@ -114,8 +114,14 @@ class Journal:
         cursor = list(after)
         while True:
             with self._server.raw() as connection:
-                query = sql.SQL(_READ).format(journal=self.name.quoted)
-                entries = connection.execute(query, [*cursor, batch_size]).fetchall()
+                transaction, seq = map(sql.Literal, cursor)
+                query = sql.SQL(_READ).format(
+                    journal=self.name.quoted,
+                    transaction=transaction,
+                    seq=seq,
+                    limit=sql.Literal(batch_size),
+                )
+                entries = connection.execute(query).fetchall()
                 connection.commit()
             if not entries:
                 return
@@ -129,8 +135,8 @@ class Journal:
     def forget(self, before: Cursor) -> int:
         """Delete the entries up to a cursor that every reader has passed; returns how many."""
         with self._server.raw() as connection:
-            query = sql.SQL("DELETE FROM {} WHERE (transaction, seq) <= (%s, %s)").format(self.name.quoted)
-            gone = connection.execute(query, list(before)).rowcount
+            query = sql.SQL("DELETE FROM {} WHERE (transaction, seq) <= ({}, {})")
+            gone = connection.execute(query.format(self.name.quoted, *map(sql.Literal, before))).rowcount
             connection.commit()
         return gone
 

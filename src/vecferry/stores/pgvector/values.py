@@ -13,6 +13,7 @@ from psycopg.pq import Format
 
 from vecferry.stores.pgvector.columns import PgColumn
 from vecferry.stores.pgvector.decode import EPOCH_ENDS
+from vecferry.stores.pgvector.encode import exact_json
 
 INT_RANGES = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 _SAME: dict[str, type] = {
@@ -25,6 +26,24 @@ _SAME: dict[str, type] = {
     "varchar": str,
     "float8": float,
 }
+
+
+def fits_id(value: Any, column: PgColumn) -> bool:
+    """Whether a part of an id can stand in a key column of the application."""
+    if column.id_kind == "int":
+        return type(value) is int and _in_range(value, column)
+    return isinstance(value, UUID if column.id_kind == "uuid" else str)
+
+
+def text_fault(text: str | None) -> str:
+    """What keeps a text from Postgres, if anything does."""
+    if text and "\0" in text:
+        return "a NUL character"
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    return ""
 
 
 def writable_binary(column: PgColumn) -> bool:
@@ -51,7 +70,7 @@ def loosely(value: Any, column: PgColumn) -> bool:
     if column.category == "A":
         return isinstance(value, list | tuple) or (isinstance(value, str) and not column.native)
     if column.is_json:
-        return True
+        return _is_json(value)
     if column.type in INT_RANGES:
         return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, column)
     if column.type in ("float4", "float8", "numeric"):
@@ -67,6 +86,14 @@ def loosely(value: Any, column: PgColumn) -> bool:
 
 
 _ENDS = ("infinity", "-infinity")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        exact_json(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _in_range(value: int, column: PgColumn) -> bool:
