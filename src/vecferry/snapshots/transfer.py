@@ -25,6 +25,7 @@ from vecferry.snapshots.s3 import WORKERS, S3Objects
 PART = 8 << 20
 _MOST_PARTS = 10_000
 _BLOCK = 1 << 20
+_PIECE = 1 << 18
 
 
 def part_size(size: int) -> int:
@@ -60,16 +61,14 @@ def upload_files(
     s3: S3Objects, files: Sequence[tuple[Path, str]], advance: Advance, *, resumes: bool
 ) -> dict[str, str]:
     """See `Objects.upload`."""
-    sums: dict[str, str] = {}
     uploads = [_Upload(s3, path, key, advance) for path, key in files]
     try:
         run_all([partial(upload.begin, resumes=resumes) for upload in uploads])
-        run_all([task for upload in uploads for task in upload.tasks(sums)])
-        run_all([upload.complete for upload in uploads])
+        run_all([task for upload in uploads for task in upload.tasks()])
     finally:
         for upload in uploads:
             upload.close()
-    return sums
+    return {key: upload.sha256 for (_, key), upload in zip(files, uploads, strict=True)}
 
 
 class _Upload:
@@ -86,25 +85,37 @@ class _Upload:
         self._known: dict[int, tuple[str, int]] = {}
         self._doubtful = self._tried = False
         self._lock = threading.Lock()
+        self._digest = _Digest()
 
-    def tasks(self, sums: dict[str, str]) -> list[Callable[[], Any]]:
-        """What is to be done, each independent of the others. Also computes the SHA-256."""
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was sent, hexadecimal, when all `tasks` are done."""
+        return self._digest.hexdigest()
 
-        def checksum() -> None:
-            sums[self._key] = sha256_of(self._path)
+    def tasks(self) -> list[Callable[[], Any]]:
+        """What is to be done, each independent of the others, best begun in this order.
 
-        if self._size <= self._step:
-            return [lambda: sums.__setitem__(self._key, self._whole())]
-        if self._id is None:
-            return [checksum, lambda: self._advance(self._size)]
-        known = self._known
-        count = -(-self._size // self._step)
-        return [checksum, *(partial(self._part, n, known.get(n)) for n in range(1, count + 1))]
+        The last one to end also puts the parts together, while those of the next file are on their way.
+        """
+        work: list[Callable[[], None]] = [self._whole]
+        if self._size > self._step:
+            one = self._known_part if self._id is None else self._part
+            work = [partial(one, number) for number in range(-(-self._size // self._step))]
+        self._left = len(work)
+        return [partial(self._do, task) for task in work]
+
+    def _do(self, task: Callable[[], None]) -> None:
+        task()
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._complete()
 
     def close(self) -> None:
         self._file.close()
 
-    def complete(self) -> None:
+    def _complete(self) -> None:
         """Put the parts together, and check that the file stayed as it was."""
         if _stamp(self._file) != self._stamp or _stamp_of(self._path) != self._stamp:
             raise CorruptDataError(f"{self._path.name} changed while it was uploaded; save again")
@@ -131,11 +142,31 @@ class _Upload:
         answer = self._s3.call("list_multipart_uploads", Prefix=key)
         return [upload for upload in answer.get("Uploads", ()) if upload["Key"] == key]
 
-    def _whole(self) -> str:
-        data = os.pread(self._file.fileno(), self._size, 0)
-        self._s3.call("put_object", Key=self._s3.key(self._key), Body=data)
+    def _whole(self) -> None:
+        data = self._read(0)
+        self._send("put_object", data)
         self._advance(len(data))
-        return sha256(data).hexdigest()
+
+    def _read(self, number: int) -> bytes:
+        """Part ``number``, counted from 0; its share of the checksum is taken on the way."""
+        start = number * self._step
+        data = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+        self._digest.add(number, data)
+        return data
+
+    def _send(self, operation: str, data: bytes, **arguments: Any) -> dict[str, Any]:
+        def send() -> dict[str, Any]:
+            request = getattr(self._s3.client, operation)
+            body = _Body(data) if len(data) > _PIECE else data
+            key = self._s3.key(self._key)
+            answer: dict[str, Any] = request(Bucket=self._s3.bucket, Key=key, Body=body, **arguments)
+            return answer
+
+        return self._s3.attempt(send)
+
+    def _known_part(self, number: int) -> None:
+        """The server has it; only the checksum is wanted."""
+        self._advance(len(self._read(number)))
 
     def _is_there(self) -> bool:
         """Whether an interrupted save had put this very file together already.
@@ -186,18 +217,71 @@ class _Upload:
                 return known
             arguments["PartNumberMarker"] = answer["NextPartNumberMarker"]
 
-    def _part(self, number: int, known: tuple[str, int] | None) -> None:
-        start = (number - 1) * self._step
-        data = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+    def _part(self, number: int) -> None:
+        data, known = self._read(number), self._known.get(number + 1)
         etag = known[0] if known and known == (f'"{_md5(data).hexdigest()}"', len(data)) else None
         if etag is None:
-            answer = self._s3.call(
-                "upload_part", Key=self._s3.key(self._key), UploadId=self._id, PartNumber=number, Body=data
-            )
+            answer = self._send("upload_part", data, UploadId=self._id, PartNumber=number + 1)
             etag = answer["ETag"]
         with self._lock:
-            self._parts[number] = etag
+            self._parts[number + 1] = etag
         self._advance(len(data))
+
+
+class _Body:
+    """Bytes as a file that is read in small pieces, none of them copied.
+
+    botocore asks the server whether it wants a file before sending it, so that a refusal (slow down) comes
+    before the bytes; and small pieces are still in the processor's cache when they leave.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = memoryview(data), 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self)}[whence]
+        return self._at
+
+    def read(self, _size: int = -1) -> memoryview:
+        """The next piece, empty at the end, whatever size is asked for."""
+        piece = self._data[self._at : self._at + _PIECE]
+        self._at += len(piece)
+        return piece
+
+
+class _Digest:
+    """The SHA-256 of parts that come in any order, each read once. Nobody waits for anybody."""
+
+    def __init__(self) -> None:
+        self._sha, self._next, self._busy = sha256(), 0, False
+        self._waiting: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def add(self, number: int, data: bytes) -> None:
+        """Take in part ``number``, now or when those before it have come."""
+        with self._lock:
+            self._waiting[number] = data
+            if self._busy:
+                return
+            self._busy = True
+        while (due := self._due()) is not None:
+            self._sha.update(due)
+
+    def _due(self) -> bytes | None:
+        with self._lock:
+            part = self._waiting.pop(self._next, None)
+            self._busy = part is not None
+            self._next += self._busy
+            return part
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
 
 
 def _md5(data: bytes = b"") -> Any:
