@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vecferry.ports import WriteMode
+from vecferry.ports import Changes, WriteMode
 from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.retry import RetryPolicy
 from vecferry.stores.memory import MemoryStore
@@ -71,3 +72,57 @@ class Moody(MemoryStore):
 @pytest.fixture
 def words() -> WordEmbedder:
     return WordEmbedder()
+
+
+@pytest.fixture
+def source(words: WordEmbedder) -> Moody:
+    return fill(Moody(), words)
+
+
+@pytest.fixture
+def target(words: WordEmbedder) -> Moody:
+    return fill(Moody(), words, [])
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "sync.sqlite3"
+
+
+def tracked(source: MemoryStore, words: WordEmbedder) -> Any:
+    """A store that keeps a log of changes, as a database with triggers does."""
+
+    class Tracked(Moody):
+        log: list[tuple[str, Any]]
+        tracking = False
+
+        def write(self, batch: RecordBatch) -> Any:
+            if self.tracking:
+                self.log.extend(("upsert", i) for i in batch.id_list)
+            return super().write(batch)
+
+        def delete(self, ids: Any) -> int:
+            if self.tracking:
+                self.log.extend(("delete", i) for i in ids)
+            return super().delete(ids)
+
+        def track(self) -> int:
+            self.tracking = True
+            return len(self.log)
+
+        def changes(self, after: int, *, batch_size: int = 1024) -> Iterator[Changes]:
+            while after < len(self.log):
+                part = self.log[after : after + batch_size]
+                after += len(part)
+                ids = [i for what, i in part if what == "upsert"]
+                found = self.fetch(list(dict.fromkeys(ids)))
+                gone = [i for what, i in part if what == "delete" and i not in found.id_list]
+                yield Changes(after, found, gone)
+
+        def untrack(self) -> None:
+            self.tracking = False
+            self.log.clear()
+
+    store = Tracked()
+    store.log = []
+    return fill(store, words)

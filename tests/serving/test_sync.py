@@ -23,67 +23,13 @@ from vecferry.errors import (
     SpaceMismatchError,
     UnsupportedError,
 )
-from vecferry.ports import Changes, WriteMode
+from vecferry.ports import WriteMode
 from vecferry.records import RecordBatch, VectorRecord
 from vecferry.serving import DualWriter, sync, untrack
 from vecferry.serving.syncstate import SyncState, content_digests
 from vecferry.stores.memory import MemoryStore
 
-from .conftest import QUICK, Moody, WordEmbedder, contents, fill, record, schema
-
-
-@pytest.fixture
-def source(words: WordEmbedder) -> Moody:
-    return fill(Moody(), words)
-
-
-@pytest.fixture
-def target(words: WordEmbedder) -> Moody:
-    return fill(Moody(), words, [])
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "sync.sqlite3"
-
-
-def tracked(source: MemoryStore, words: WordEmbedder) -> Any:
-    """A store that keeps a log of changes, as a database with triggers does."""
-
-    class Tracked(Moody):
-        log: list[tuple[str, Any]]
-        tracking = False
-
-        def write(self, batch: RecordBatch) -> Any:
-            if self.tracking:
-                self.log.extend(("upsert", i) for i in batch.id_list)
-            return super().write(batch)
-
-        def delete(self, ids: Any) -> int:
-            if self.tracking:
-                self.log.extend(("delete", i) for i in ids)
-            return super().delete(ids)
-
-        def track(self) -> int:
-            self.tracking = True
-            return len(self.log)
-
-        def changes(self, after: int, *, batch_size: int = 1024) -> Iterator[Changes]:
-            while after < len(self.log):
-                part = self.log[after : after + batch_size]
-                after += len(part)
-                ids = [i for what, i in part if what == "upsert"]
-                found = self.fetch(list(dict.fromkeys(ids)))
-                gone = [i for what, i in part if what == "delete" and i not in found.id_list]
-                yield Changes(after, found, gone)
-
-        def untrack(self) -> None:
-            self.tracking = False
-            self.log.clear()
-
-    store = Tracked()
-    store.log = []
-    return fill(store, words)
+from .conftest import QUICK, Moody, WordEmbedder, contents, fill, record, schema, tracked
 
 
 def test_added_changed_and_deleted_by_digest(

@@ -41,7 +41,6 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Bring TARGET up to SOURCE: what was added, changed and deleted since the last run."""
-    filter_ = parse_where(where) if where else None
     options: dict[str, Any] = {
         "by": by,
         "state": state,

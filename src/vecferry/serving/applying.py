@@ -9,7 +9,7 @@ import numpy as np
 
 from vecferry.errors import RetryableError, SchemaMismatchError, SpaceMismatchError, UnsupportedError
 from vecferry.ports import Deletable, Embedder, Fetchable, Fields, Sink, WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, RecordId, VectorField, encode_id
+from vecferry.records import CollectionSchema, RecordBatch, RecordId, SparseVector, VectorField, encode_id
 from vecferry.records.vectors import Array, DenseColumn
 from vecferry.retry import RetryPolicy
 from vecferry.serving.dual import DualWriter
@@ -203,6 +203,8 @@ def _same(a: RecordBatch, i: int, b: RecordBatch, j: int) -> bool:
 
 def _close(mine: Any, other: Any) -> bool:
     """Equal up to float16 rounding, and up to length where the store keeps unit length."""
+    if isinstance(mine, SparseVector) and not np.array_equal(mine.indices, other.indices):
+        return False
     left, right = _numbers(mine), _numbers(other)
     if left.shape != right.shape:
         return False
@@ -215,6 +217,4 @@ def _close(mine: Any, other: Any) -> bool:
 
 
 def _numbers(value: Any) -> Array:
-    if hasattr(value, "indices"):
-        return np.concatenate([value.indices.astype(np.float64), value.values.astype(np.float64)])
-    return np.asarray(value, np.float64).ravel()
+    return np.asarray(value.values if isinstance(value, SparseVector) else value, np.float64).ravel()

@@ -25,7 +25,7 @@ from vecferry.ports import (
     never_stop,
 )
 from vecferry.records import RecordBatch, RecordId, Where, encode_id, from_json, id_key, to_json
-from vecferry.records.filters import lookup
+from vecferry.records.filters import lookup, matches
 from vecferry.registry import connect
 from vecferry.retry import RetryPolicy
 from vecferry.serving.applying import Change, Target, scan
@@ -110,7 +110,7 @@ def sync(
         where, transform, embedder: as the migration had them.
         writer: a `DualWriter` on the two: then live writes through it are never overtaken by this copy.
         deletes: whether what is gone from the source goes from the target too.
-        max_deletes: refuse to delete a greater share of the target than this.
+        max_deletes: refuse to delete a greater share of the target than this. (A journal is followed.)
         overlap: how far below the highest value a column is read again, in its unit (seconds for times),
             for changes that were committed late.
         forget: let the source's journal forget what this target has read. Only for its one reader.
@@ -172,6 +172,8 @@ class _Job:
         kind, _, name = by.partition(":")
         self.report = SyncReport(by)
         self.state.spare()
+        if self.target.store.count() < self.state.known() / 2:  # emptied, or made anew
+            self.state.start_over()
         if kind == "digest":
             self.by_digest()
         elif kind == "column" and name:
@@ -229,6 +231,7 @@ class _Job:
                 known = self.state.digests([id_key(i) for i in batch.id_list])
                 unknown = [id_ for id_, digest in zip(batch.id_list, known, strict=True) if digest is None]
                 self.state.doom(self.really_gone(unknown))
+        self.target.finish()  # if the deletions are refused, the rest is done
         total = self.target.store.count() if strangers else self.state.known()
         self.refuse_many(self.state.count_doomed(), total)
         for ids in self.state.doomed():
@@ -237,11 +240,11 @@ class _Job:
     # -- by a column ----------------------------------------------------------------------------
 
     def by_column(self, name: str) -> None:
-        kept = self.state.get("high")
+        kept = self.state.get(f"high:{name}")
         high = from_json(*kept)["value"] if kept else None
         where = self.where
         if high is not None:
-            since: Where = {name: {"$gte": _earlier(high, self.overlap)}}
+            since: Where = {name: {"$gte": _earlier(name, high, self.overlap)}}
             where = {"$and": [where, since]} if where else since
         top = high
         for batch in self.batches(where):
@@ -250,23 +253,26 @@ class _Job:
                 raise PlanError(f"a record has no {name!r}, so a sync by it would miss it; use by='digest'")
             self.target.upsert(batch)
             self.tell(changed=len(batch))
-            top = max([top, *values] if top is not None else values, default=None)
+            top = _highest(name, [top, *values] if top is not None else values)
         if self.deletes:
             self.delete_by_ids()
         self.target.finish()
         self.state.bury()
         if top is not None:
-            self.state.set("high", to_json({"value": top}))
+            self.state.set(f"high:{name}", to_json({"value": top}))
 
     def delete_by_ids(self) -> None:
-        """Read the ids of both sides; delete what only the target has."""
+        """Read the ids of both sides; delete what only the target has.
+
+        With a filter the target may hold others' records too: only what came from here is deleted.
+        """
         run = self.next_run()
-        for batch in self.batches(
-            self.where, fields=Fields.IDS if self.where is None else Fields.NO_VECTORS
-        ):
-            keys = [id_key(i) for i in batch.id_list]
-            self.state.saw(batch.id_list, keys, [b""] * len(keys), run)
-        self.delete_missing(run, strangers=True)
+        fields = Fields.IDS if self.where is None else Fields.NO_VECTORS
+        if self.transform:  # which sees whole records
+            fields = Fields.ALL
+        for batch in self.batches(self.where, fields=fields):
+            self.remember(batch, run)
+        self.delete_missing(run, strangers=self.where is None)
 
     # -- by journal -----------------------------------------------------------------------------
 
@@ -280,18 +286,35 @@ class _Job:
             self.state.set("cursor", cursor)
         if not self.state.get("complete"):
             self.by_digest()
+        run = int(self.state.get("finished"))
         for changes in self.source.changes(cursor, batch_size=self.batch_size):
+            gone = list(changes.deleted)
             if changes.upserted is not None and len(changes.upserted):
-                batch = self.prepared(changes.upserted)
+                passing, filtered = self.filtered(changes.upserted)
+                batch = self.prepared(passing)
                 self.target.upsert(batch)
+                self.remember(batch, run)
                 self.tell(changed=len(batch))
-            if len(changes.deleted) and self.deletes:
-                self.remove(list(changes.deleted))
+                gone += filtered
+            if gone and self.deletes:
+                self.remove(gone)
+                self.state.forget(gone)
             self.target.finish()
             self.state.set("cursor", changes.cursor)
             self.check_stop()
         if self.forget and isinstance(self.source, Announcing):
             self.source.forget_changes(self.state.get("cursor"))
+
+    def filtered(self, batch: RecordBatch) -> tuple[RecordBatch, list[RecordId]]:
+        """What passes the filter, and the ids of what did so before and does not any more."""
+        where = self.where
+        if where is None:
+            return batch, []
+        passes = [matches(where, metadata) for metadata in batch.metadata_list]
+        others = batch.take([row for row, passed in enumerate(passes) if not passed]).id_list
+        known = self.state.digests([id_key(i) for i in others])
+        left = [id_ for id_, digest in zip(others, known, strict=True) if digest is not None]
+        return batch.take([row for row, passed in enumerate(passes) if passed]), left
 
     # -- common ---------------------------------------------------------------------------------
 
@@ -305,6 +328,11 @@ class _Job:
     def prepared(self, batch: RecordBatch) -> RecordBatch:
         changed = self.transform(batch) if self.transform else batch
         return self.target.adapt(changed)
+
+    def remember(self, batch: RecordBatch, run: int) -> None:
+        """That these ids were there, whatever they hold."""
+        keys = [id_key(i) for i in batch.id_list]
+        self.state.saw(batch.id_list, keys, [b""] * len(keys), run)
 
     def really_gone(self, ids: list[RecordId]) -> list[RecordId]:
         """Without those that came while the source was read. (A transform makes ids of its own.)"""
@@ -320,7 +348,7 @@ class _Job:
         self.tell(deleted=len(ids))
 
     def refuse_many(self, n: int, total: int) -> None:
-        if n > max(1, self.max_deletes * total):
+        if n > (max(1, self.max_deletes * total) if self.max_deletes else 0):
             raise PlanError(
                 f"{n:,} of {total:,} records would be deleted from the target, which is more than "
                 f"max_deletes={self.max_deletes}; look at the source; if it is right pass max_deletes=1.0"
@@ -339,10 +367,23 @@ class _Job:
             raise JobStopped("stopped; the same call goes on")
 
 
-def _earlier(value: Any, overlap: float) -> Any:
+def _earlier(name: str, value: Any, overlap: float) -> Any:
     if not overlap:
         return value
-    return value - timedelta(seconds=overlap) if hasattr(value, "isoformat") else value - overlap
+    try:
+        return value - timedelta(seconds=overlap) if hasattr(value, "isoformat") else value - overlap
+    except TypeError:
+        raise PlanError(
+            f"{name!r} holds {type(value).__name__} values such as {value!r}, which overlap= cannot go "
+            "back from; leave it out, or use a column of times or numbers"
+        ) from None
+
+
+def _highest(name: str, values: Sequence[Any]) -> Any:
+    try:
+        return max(values, default=None)
+    except TypeError as error:
+        raise PlanError(f"values of {name!r} do not compare ({error}); use by='digest'") from None
 
 
 def _store(what: Any) -> Any:

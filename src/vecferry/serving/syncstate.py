@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.errors import JobLockedError
+from vecferry.errors import ConfigurationError, JobLockedError
 from vecferry.records import RecordBatch, RecordId, SparseVector, decode_id, encode_id, id_key, to_json
 
 _SCHEMA = """
@@ -27,12 +27,18 @@ class SyncState:
 
     Raises:
         JobLockedError: while another process holds it.
+        ConfigurationError: if there can be no such file, or it is another kind of file.
     """
 
     def __init__(self, path: Path | str) -> None:
-        if str(path) != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(str(path), timeout=0.1, isolation_level=None, check_same_thread=False)
+        try:
+            if str(path) != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                str(path), timeout=0.1, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(path, error) from error
         try:
             # An exclusive lock that the operating system gives back when this process dies.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -41,8 +47,10 @@ class SyncState:
             self._db.executescript(_SCHEMA)
             self._db.execute("BEGIN EXCLUSIVE")
             self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             self._db.close()
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise _unusable(path, error) from error
             raise JobLockedError(f"another process syncs these two ({path}); wait for it to end") from error
 
     def __enter__(self) -> SyncState:
@@ -82,6 +90,17 @@ class SyncState:
     def distrust(self, run: int) -> None:
         """Forget the digests of what runs after this one saw: the empty digest equals none."""
         self._db.execute("UPDATE seen SET digest = x'' WHERE run > ?", (run,))
+
+    def forget(self, ids: Sequence[RecordId]) -> None:
+        """They are gone from both sides."""
+        self._db.execute("BEGIN")
+        self._db.executemany("DELETE FROM seen WHERE key = ?", [(id_key(i),) for i in ids])
+        self._db.execute("COMMIT")
+
+    def start_over(self) -> None:
+        """Trust nothing the target is said to hold: everything is compared or copied again."""
+        self.distrust(-1)
+        self._db.execute("DELETE FROM facts WHERE name = 'complete' OR name LIKE 'high:%'")
 
     def known(self) -> int:
         """How many ids are remembered."""
@@ -127,6 +146,10 @@ class SyncState:
         self._db.execute("DELETE FROM seen WHERE key IN (SELECT key FROM doomed)")
         self._db.execute("DELETE FROM doomed")
         self._db.execute("COMMIT")
+
+
+def _unusable(path: Path | str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"a sync cannot keep its state in {path} ({error}); pass another file")
 
 
 def content_digests(batch: RecordBatch) -> list[bytes]:
