@@ -54,8 +54,12 @@ def show_job(job: str | Path) -> dict[str, Any]:
     """
     found = checkpoint.peek_job(job_folder(job))
     if not found:
-        raise NotFoundError(f"there is no job {str(job)!r}; see: vecferry jobs list")
+        raise _no_job(job)
     return found
+
+
+def _no_job(job: str | Path) -> NotFoundError:
+    return NotFoundError(f"there is no job {str(job)!r}; see: vecferry jobs list")
 
 
 def describe_job(job: dict[str, Any]) -> str:
@@ -169,8 +173,15 @@ def prune(url: str | Collection, keep: int = 0) -> list[str]:
 
 
 def quarantined(job: str | Path, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """The rejected records of a job: id, stage, reason, text."""
-    rows = islice(read_quarantine(job_folder(job) / "quarantine.jsonl"), limit)
+    """The rejected records of a job: id, stage, reason, text.
+
+    Raises:
+        NotFoundError: if there is no such job.
+    """
+    folder = job_folder(job)
+    if not (folder / "job.sqlite").exists():
+        raise _no_job(job)
+    rows = islice(read_quarantine(folder / "quarantine.jsonl"), limit)
     return [
         {"id": encode_id(r.record.id), "stage": r.stage, "reason": r.reason, "text": r.record.text}
         for r in rows

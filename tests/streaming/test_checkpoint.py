@@ -90,6 +90,18 @@ def test_jobs_are_listed_and_forgotten(tmp_path: Path) -> None:
     assert {job["id"] for job in list_jobs(tmp_path)} == {"b"}
 
 
+def test_forgetting_deletes_nothing_but_the_state(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    assert not forget_job(tmp_path), "a folder that is no job"
+    for folder in (tmp_path, tmp_path / "backup"):
+        with JobState(folder) as state:
+            state.begin({}, {}, PARTS)
+    for name in ("job.log.1", "quarantine.jsonl", "dedupe-removed.jsonl", "app.sqlite"):
+        (tmp_path / name).touch()
+    assert forget_job(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.sqlite", "precious.txt"]
+
+
 def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.sqlite").write_bytes(b"not a database, certainly not" * 100)

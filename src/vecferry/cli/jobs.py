@@ -10,15 +10,14 @@ import vecferry as vf
 from vecferry import jobs as api
 from vecferry.cli.console import (
     DIFFERENT,
-    FAILED,
     AsJson,
     Workers,
     bars,
     emit,
-    err,
     errors_as_text,
     graceful_stop,
 )
+from vecferry.errors import NotFoundError
 
 jobs = typer.Typer(no_args_is_help=True, help="Jobs that are running, unfinished or done.")
 quarantine = typer.Typer(no_args_is_help=True, help="Records that could not go on.")
@@ -58,12 +57,12 @@ def resume(
 
 
 @jobs.command()
-def forget(job: JobName) -> None:
+def forget(job: JobName, as_json: AsJson = False) -> None:
     """Delete the state of a job. Its target stays as it is."""
-    with errors_as_text():
+    with errors_as_text(as_json=as_json):
         if not api.forget_job(job):
-            err.print(f"there is no job {job}", markup=False)
-            raise typer.Exit(FAILED)
+            raise NotFoundError(f"there is no job {job!r}; see: vecferry jobs list")
+        emit({"forgotten": job} if as_json else f"forgotten: {job}", as_json=as_json)
 
 
 @quarantine.command("show")
@@ -109,7 +108,7 @@ def rollback(url: str, as_json: AsJson = False) -> None:
 
 def prune(
     url: str,
-    keep: Annotated[int, typer.Option(help="How many earlier versions to keep.")] = 0,
+    keep: Annotated[int, typer.Option(min=0, help="How many earlier versions to keep.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Delete the versions that are no longer live."""

@@ -8,10 +8,9 @@ and the state of stages are committed in one transaction after the target acknow
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -318,18 +317,29 @@ def describe_state(job: Mapping[str, Any]) -> str:
     )
 
 
+_FILES = ("quarantine.*", "*-removed.jsonl", "*.decisions.sqlite*", "*.target.sqlite*", "verify.sqlite*",
+          "embeddings.sqlite*", "job.log*", "job.sqlite*")  # fmt: skip
+"""What a job and its stages keep in its folder, the file that makes it a job last."""
+
+
 def forget_job(folder: Path) -> bool:
-    """Delete the state of a job; its target stays as it is.
+    """Delete the state of a job; false if there is none.
+
+    Its target stays as it is, and so does all else that lies in a folder named by ``state_dir``.
 
     Raises:
         JobLockedError: if the job is running.
     """
-    if not folder.exists():
+    if not (folder / "job.sqlite").exists():
         return False
-    lock = FileLock(folder / "lock")
     try:
-        with lock.acquire(timeout=0):
-            shutil.rmtree(folder)
+        with FileLock(folder / "lock").acquire(timeout=0):
+            forget_job(folder / "backup")
+            for path in (path for pattern in _FILES for path in sorted(folder.glob(pattern), reverse=True)):
+                path.unlink()
     except Timeout:
         raise JobLockedError(f"job {folder.name} is running; stop it first") from None
+    with suppress(OSError):
+        (folder / "lock").unlink(missing_ok=True)
+        folder.rmdir()
     return True
