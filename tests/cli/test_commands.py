@@ -87,6 +87,26 @@ def test_an_impossible_call_exits_with_two_and_names_the_next_move(source: str, 
     assert json.loads(result.stdout)["error"] == "ConfigurationError"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("migrate", "SOURCE", "jsonl:TMP/b.jsonl", "--max-rejected", "nan"),
+        ("migrate", "SOURCE", "jsonl:TMP/b.jsonl", "--max-rejected", "inf"),
+        ("sync", "SOURCE", "SOURCE", "--where", "n =="),
+        ("jobs", "forget", ""),
+        ("jobs", "forget", ".."),
+        ("jobs", "forget", "TMP"),
+        ("quarantine", "show", "nobody"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_json(source: str, tmp_path: Path, words: tuple[str, ...]) -> None:
+    kept = sorted(tmp_path.rglob("*"))
+    result = run(*(w.replace("SOURCE", source).replace("TMP", str(tmp_path)) for w in words), "--json")
+    assert result.exit_code == 2, result.output
+    assert json.loads(result.stdout)["ok"] is False
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
 def test_plan_writes_nothing(source: str, tmp_path: Path) -> None:
     result = run("plan", source, f"parquet:{tmp_path / 'out'}", "--json")
     assert result.exit_code == 0

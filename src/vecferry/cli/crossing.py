@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,5 +163,5 @@ def one_or_many(values: list[str] | None) -> str | list[str] | None:
 
 
 def share_or_count(value: float | None) -> int | float | None:
-    """A share below 1 stays a float; anything else is a number of records."""
-    return value if value is None or 0 < value < 1 else int(value)
+    """A share below 1 stays a float; anything else is a number of records, or none at all."""
+    return value if value is None or 0 < value < 1 or not isfinite(value) else int(value)

@@ -63,7 +63,7 @@ class Settings(BaseModel):
     dedupe: Any = None
     lossy: Literal["allow", "refuse"] = "allow"
     on_error: Literal["stop", "quarantine"] = "stop"
-    max_rejected: int | float | None = Field(default=None, ge=0)
+    max_rejected: int | float | None = Field(default=None, ge=0, allow_inf_nan=False)
     batch_size: int | None = Field(default=None, gt=0)
     resume: bool = True
     state_dir: Path | None = None
