@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,37 @@ def test_a_dict_by_id_is_in_row_order(tmp_path: Path) -> None:
 def test_a_list_of_texts(tmp_path: Path) -> None:
     got = found(lay(tmp_path, TEXTS, "pkl"))
     assert [(text, metadata) for text, metadata, _ in got.values()] == [(text, {}) for text in TEXTS]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("rows", [ROWS, TEXTS, np.array(TEXTS)], ids=["dicts", "texts", "array"])
+def test_a_list_is_read_in_every_protocol(rows: Any, protocol: int, tmp_path: Path) -> None:
+    lay(tmp_path, [])
+    (tmp_path / "metadata.json").rename(tmp_path / "metadata.pkl")
+    (tmp_path / "metadata.pkl").write_bytes(pickle.dumps(rows, protocol))
+    assert [text for text, _, _ in found(tmp_path).values()] == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_records(kind: str, tmp_path: Path) -> None:
+    path = lay(tmp_path, ROWS, kind) / f"metadata.{kind}"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert found(tmp_path) == wanted([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "rows", [[{"v": timedelta(1)}] * 4, {"x": {"v": timedelta(1)}, **dict.fromkeys("abc")}]
+)
+def test_a_value_that_no_record_can_have_is_named(rows: Any, tmp_path: Path) -> None:
+    lay(tmp_path, rows, "pkl")
+    with pytest.raises(CorruptDataError, match=r"record 0 .*/v is a timedelta.*text or numbers"):
+        found(tmp_path)
+
+
+def test_numbers_that_no_index_has_are_named(tmp_path: Path) -> None:
+    lay(tmp_path, {str(2**70 + i): row for i, row in enumerate(ROWS)})
+    with pytest.raises(CorruptDataError, match=r"beyond 64 bits.*as a list"):
+        found(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["text", "page_content", "content", "document", "chunk"])

@@ -127,7 +127,8 @@ def _llamaindex(folder: Path) -> Found | None:
 
 def _index_in(folder: Path, index_name: str) -> Path:
     named = index_name != INDEX_NAME
-    for name in (f"{index_name}.faiss", *(() if named else ("faiss.index", "index.bin"))):
+    names = [f"{index_name}.faiss"] if named else ["index.faiss", "faiss.index", "index.bin"]
+    for name in names:
         if (folder / name).is_file():
             return folder / name
     candidates = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())

@@ -4,8 +4,8 @@
 |---|---|
 | LangChain's ``InMemoryDocstore`` and ``Document``, of every generation | `Document`, a dict of documents |
 | ``datetime`` ``date`` ``time`` ``timedelta`` ``timezone``, ``ZoneInfo``, pytz's UTC | themselves |
-| ``decimal.Decimal``, ``uuid.UUID``, ``fractions.Fraction`` (as text) | themselves |
-| ``set`` ``frozenset`` ``bytearray`` ``complex`` ``OrderedDict`` ``defaultdict`` | set, bytes, text, dict |
+| ``decimal.Decimal``, ``uuid.UUID`` | themselves |
+| ``set`` ``frozenset`` ``bytearray`` ``OrderedDict`` ``defaultdict`` | set, bytes, dict |
 | numpy scalars and arrays of numbers, booleans and text | Python numbers, lists |
 | ``pathlib`` paths | text |
 """

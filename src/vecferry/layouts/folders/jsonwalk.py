@@ -24,7 +24,7 @@ class JsonWalk:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._decoder = json.JSONDecoder()
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogatepass")
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogatepass")
         self._text = ""
         self._at = 0
         self._ended = False

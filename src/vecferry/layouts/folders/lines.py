@@ -190,8 +190,18 @@ class Spool:
         self._count = 0
 
     def add(self, entry: Entry) -> int:
-        """Keep an entry and return its row."""
-        line = dumps(to_row(entry)) + b"\n"
+        """Keep an entry and return its row.
+
+        Raises:
+            CorruptDataError: for a metadata value that no record can have.
+        """
+        try:
+            line = dumps(to_row(entry)) + b"\n"
+        except TypeError as error:
+            raise CorruptDataError(
+                f"record {self._count} of a sidecar: {error}; load the file with its own application and "
+                "save such values as text or numbers"
+            ) from error
         self._file.write(line)
         self._ends.append(self._ends[-1] + len(line))
         self._count += 1

@@ -28,6 +28,7 @@ from vecferry.records.ids import RecordId, check_id
 from vecferry.records.vectors import Array
 
 _ID_KEYS = ("id", "_id")
+_TAKEN = object()
 
 
 def read_raw(path: Path, numbering: Numbering) -> Sidecar:
@@ -73,11 +74,20 @@ def _feed(path: Path, take: Callable[[Any, Any], None]) -> None:
 
 def _feed_pickled(path: Path, take: Callable[[Any, Any], None]) -> None:
     # The rows of a list are taken out of it while it is read, so that it never is in memory as a whole.
-    value = read_pickle(path, keep=lambda row: take(None, row))
+    # Those of an array, or of a list that began with its items, are still there at the end.
+    def keep(row: Any) -> Any:
+        take(None, row)
+        return _TAKEN
+
+    value = read_pickle(path, keep=keep)
     if isinstance(value, dict):
         for key, row in value.items():
             take(key, row)
-    elif not isinstance(value, list):
+    elif isinstance(value, list):
+        for row in value:
+            if row is not _TAKEN:
+                take(None, row)
+    else:
         raise CorruptDataError(f"{path} holds a {type(value).__name__}, not a list or dict of records")
 
 
@@ -165,13 +175,23 @@ def _by_number(keys: list[Any]) -> bool:
 
 def _order(keys: list[Any], numbering: Numbering, path: Path) -> Array | None:
     if _by_number(keys):
-        return rows_of(np.array([int(key) for key in keys], dtype=np.int64), numbering, str(path))
+        return rows_of(_numbers(keys, path), numbering, str(path))
     try:
         return numbering.rows
     except LookupError as error:
         raise CorruptDataError(
             f"the index beside {path} numbers its vectors in a way that a list cannot follow; "
             "write the records as a JSON object keyed by these numbers"
+        ) from error
+
+
+def _numbers(keys: list[Any], path: Path) -> Array:
+    try:
+        return np.array([int(key) for key in keys], dtype=np.int64)
+    except OverflowError as error:
+        raise CorruptDataError(
+            f"{path} is keyed by numbers beyond 64 bits, which no index has; write the records as a list, "
+            "each with its id"
         ) from error
 
 
