@@ -11,6 +11,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 from langchain_community.vectorstores import FAISS
+from langchain_community.vectorstores.utils import DistanceStrategy
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from llama_index.core import StorageContext, load_index_from_storage
@@ -94,6 +95,27 @@ def test_langchain_can_go_on_with_the_folder_and_we_with_its_changes(tmp_path: P
     assert len(found) == 200 and truth()[9]["id"] not in found
     assert found["new"].metadata == {"when": datetime(2026, 1, 1)}
     assert found[truth()[10]["id"]].vector.tolist() == truth()[10]["vector"].tolist()
+
+
+def test_what_langchain_put_in_the_place_of_ours_is_read_as_what_it_is(tmp_path: Path) -> None:
+    rows = [VectorRecord(id=f"r{i}", vector=np.arange(8, dtype=np.int8) + i) for i in range(4)]
+    wanted = schema(8, Metric.COSINE, dtype="int8")
+    assert write(tmp_path / "kb", rows, wanted, layout="langchain").describe().fields[0].dtype == "int8"
+    store = open_langchain(tmp_path / "kb")
+    store.add_embeddings([("new", [0.5] * 8)], ids=["new"])
+    store.save_local(str(tmp_path / "kb"))
+    assert by_id(FaissStore(tmp_path / "kb"))["new"].vector.tolist() == [0.5] * 8
+    FAISS.from_embeddings(
+        [("other", [0.5] * 8)], KnownVectors(), distance_strategy=DistanceStrategy.MAX_INNER_PRODUCT
+    ).save_local(str(tmp_path / "kb"))
+    assert FaissStore(tmp_path / "kb").describe().fields[0].metric == "ip"
+
+
+def test_documents_that_langchain_numbers_keep_their_numbers(tmp_path: Path) -> None:
+    pairs = [(f"text {i}", [float(i)] * 8) for i in range(3)]
+    FAISS.from_embeddings(pairs, KnownVectors(), ids=[30, 10, 20]).save_local(str(tmp_path / "kb"))
+    found = by_id(FaissStore(tmp_path / "kb"))
+    assert {id_: record.text for id_, record in found.items()} == {30: "text 0", 10: "text 1", 20: "text 2"}
 
 
 def test_langchain_sees_typed_metadata_and_strange_ids(tmp_path: Path) -> None:

@@ -196,3 +196,16 @@ def test_flat_files_need_no_faiss(vectors: Any, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(N)
+
+
+@pytest.mark.parametrize("factory", ["SQ8", "IVF4,PQ4"])
+def test_what_faiss_stores_but_cannot_search_is_searched_here(
+    factory: str, vectors: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_L1)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    store = FaissStore(tmp_path)
+    stored = next(iter(store.scan())).vectors[""].values[7]
+    assert store.search(stored, 1)[0].score == 0

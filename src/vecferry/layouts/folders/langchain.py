@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
-from vecferry.records import ENVELOPE, decode_id, encode_id
+from vecferry.records import ENVELOPE, RecordId, decode_id, encode_id
+from vecferry.records.ids import check_id
 from vecferry.records.vectors import Array
 
 _BATCH = 1000  # items a SETITEMS opcode takes, as Python's pickler does
@@ -48,7 +50,9 @@ def read_langchain(path: Path, numbering: Numbering) -> Sidecar:
         for row, name in enumerate(documents):
             documents[name] = row
         rows = np.fromiter((documents[name] for name in names.values()), dtype=np.int64, count=len(names))
-        entries = _Named(spool.seal(), lines, TextColumn(documents))
+        texts_only = all(isinstance(name, str) for name in documents)
+        names_by_row = TextColumn(documents) if texts_only else [check_id(name) for name in documents]
+        entries = _Named(spool.seal(), lines, names_by_row)
         return Sidecar(entries, rows if order is None else rows[order])
 
 
@@ -65,7 +69,7 @@ def _parts(value: Any, path: Path) -> tuple[dict[str, int], dict[int, str]]:
 def _check(documents: dict[str, int], names: dict[int, str], kept: int, path: Path) -> None:
     missing = [name for name in names.values() if name not in documents]
     strange = any(type(row) is not int or not 0 <= row < kept for row in documents.values())
-    strange = strange or not all(type(row) is int for row in names) or not all(map(_is_text, documents))
+    strange = strange or not all(type(row) is int for row in names) or not all(map(_is_id, documents))
     if missing or strange or len(names) != len(documents):
         raise CorruptDataError(
             f"{path} lists {len(names)} rows and holds {len(documents)} documents"
@@ -74,8 +78,9 @@ def _check(documents: dict[str, int], names: dict[int, str], kept: int, path: Pa
         )
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_id(value: Any) -> bool:
+    """An app may have given its documents numbers, though LangChain asks for texts."""
+    return isinstance(value, str | int | UUID) and not isinstance(value, bool)
 
 
 def _entry(name: str, text: str | None, metadata: dict[str, Any], where: str) -> Entry:
@@ -96,7 +101,7 @@ _ORIGINAL = "\x00id"
 class _Named:
     """Spooled documents with the docstore's ids, or the original ones where an envelope kept them."""
 
-    def __init__(self, entries: Entries, lines: Array, names: TextColumn) -> None:
+    def __init__(self, entries: Entries, lines: Array, names: TextColumn | list[RecordId]) -> None:
         self._entries = entries
         self._lines = lines
         self._names = names

@@ -90,7 +90,10 @@ def _approximate(
     """FAISS's candidates, scored again with the field's own metric, which FAISS may lack (cosine)."""
     index = snapshot.index.index
     _tune(index, k, ef_search, nprobe)
-    _, found = index.search(np.ascontiguousarray(queries), min(k * _SPARE, len(snapshot)))
+    try:
+        _, found = index.search(np.ascontiguousarray(queries), min(k * _SPARE, len(snapshot)))
+    except RuntimeError:  # as SQ and PQ under L1: FAISS stores what it cannot search
+        return _exact(snapshot, queries, k, None)
     return [
         _scored_again(snapshot, query, snapshot.positions_at(row[row >= 0]), k)
         for query, row in zip(queries, found, strict=True)

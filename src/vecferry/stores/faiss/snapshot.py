@@ -32,6 +32,7 @@ from vecferry.records import (
 )
 from vecferry.records.vectors import Array
 from vecferry.stores._keys import KeyIndex, keys_of
+from vecferry.stores.faiss.building import index_metric
 from vecferry.stores.faiss.flat import flat_header
 from vecferry.stores.faiss.readers import IndexFile
 
@@ -113,8 +114,16 @@ class Snapshot:
             raise CorruptDataError(
                 f"{self.found.folder}/vecferry.json is damaged; restore or remove it"
             ) from error
-        dims = [field.dim for field in schema.fields]
-        return schema if dims == [self.index.dim or None] else None
+        return schema if self._made_from(schema) else None
+
+    def _made_from(self, schema: CollectionSchema) -> bool:
+        """Whether the index may be the one of that schema; an app may have put another in its place."""
+        if [field.dim for field in schema.fields] != [self.index.dim or None]:
+            return False
+        settled = self._given_metric or self._simple
+        return (
+            bool(settled) or index_metric(schema.fields[0].metric, self.found.layout) == self.index.metric
+        )
 
     @cached_property
     def field(self) -> VectorField:
@@ -123,11 +132,20 @@ class Snapshot:
         if self.card is not None:
             known = self.card.fields[0]
             changes: dict[str, Any] = {"index": {**known.index, **index.settings}}
+            if not self._are_all(known.dtype, self.card.count):
+                changes["dtype"] = DType.FLOAT32
             if self._given_metric:
                 changes["metric"] = self._given_metric
             return known.model_copy(update=changes)
         dtype = DType.BIT if index.bits else DType.FLOAT32
         return VectorField(dim=index.dim or None, dtype=dtype, metric=index.metric, index=index.settings)
+
+    def _are_all(self, dtype: DType, count: int | None) -> bool:
+        """Whether the vectors still are of the type noted, which an app that goes on does not know."""
+        if self.index.bits or dtype is DType.FLOAT32 or self.index.loss or not len(self):
+            return True
+        last = self.index.vectors.read(len(self) - 1, len(self))
+        return len(self) == count and np.array_equal(last.astype(dtype.numpy), last)
 
     def schema(self, name: str) -> CollectionSchema:
         """Everything known, from the card, the index, and the first records."""

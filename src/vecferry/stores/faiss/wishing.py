@@ -77,8 +77,8 @@ class Wish:
             raise ConfigurationError(f"{url}: an index name is the name of a file, not {self.index_name!r}")
         if old is None and self.index_name != INDEX_NAME and layout != "langchain":
             raise ConfigurationError(
-                f"{url}: #{self.index_name} names one of LangChain's indexes; add ?layout=langchain or leave "
-                "the name out"
+                f"{url}: #{self.index_name} names one of LangChain's indexes; add ?layout=langchain "
+                "or leave the name out"
             )
         if layout == "llamaindex-simple":
             factory = "Flat"
