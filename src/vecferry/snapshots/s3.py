@@ -29,6 +29,7 @@ from vecferry.snapshots.objects import Advance, Conflict, NoBucketError, ObjectI
 T = TypeVar("T")
 WORKERS = 8
 _PROBE = ".vecferry-probe"
+_NOT_IMPLEMENTED = 501
 _DELETE = 1000
 
 _CREDENTIALS = frozenset({
@@ -282,7 +283,7 @@ def _answered(error: Any, bucket: str) -> VecferryError:
     if code in ("PermanentRedirect", "301", "IllegalLocationConstraintException"):
         region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
         return ConfigurationError(f"the bucket {bucket!r} lies in {region}; set AWS_REGION or ?region=")
-    if code in _PASSING or status >= 500 or status == 429:
+    if code in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED) or status == 429:
         wait = answer.get("HTTPHeaders", {}).get("retry-after")
         seconds = float(wait) if wait and wait.isdigit() else None
         return RetryableError(f"s3: the server answered {code or status}", retry_after=seconds)

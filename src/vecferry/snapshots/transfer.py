@@ -20,12 +20,12 @@ import orjson
 
 from vecferry.errors import CorruptDataError, FatalStoreError, NotFoundError, RetryableError
 from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo
+from vecferry.snapshots.parts import Body, Digest, crc32_of
 from vecferry.snapshots.s3 import WORKERS, S3Objects
 
 PART = 8 << 20
 _MOST_PARTS = 10_000
 _BLOCK = 1 << 20
-_PIECE = 1 << 18
 
 
 def part_size(size: int) -> int:
@@ -81,11 +81,12 @@ class _Upload:
         self._size = os.fstat(self._file.fileno()).st_size
         self._step = part_size(self._size)
         self._id: str | None = None
-        self._parts: dict[int, str] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
+        self._sums = False
         self._known: dict[int, tuple[str, int]] = {}
         self._doubtful = self._tried = False
         self._lock = threading.Lock()
-        self._digest = _Digest()
+        self._digest = Digest()
 
     @property
     def sha256(self) -> str:
@@ -121,7 +122,7 @@ class _Upload:
             raise CorruptDataError(f"{self._path.name} changed while it was uploaded; save again")
         if self._id is None:
             return
-        parts = [{"PartNumber": n, "ETag": self._parts[n]} for n in sorted(self._parts)]
+        parts = [{"PartNumber": n, **self._parts[n]} for n in sorted(self._parts)]
         try:
             self._s3.call(
                 "complete_multipart_upload",
@@ -157,9 +158,8 @@ class _Upload:
     def _send(self, operation: str, data: bytes, **arguments: Any) -> dict[str, Any]:
         def send() -> dict[str, Any]:
             request = getattr(self._s3.client, operation)
-            body = _Body(data) if len(data) > _PIECE else data
-            key = self._s3.key(self._key)
-            answer: dict[str, Any] = request(Bucket=self._s3.bucket, Key=key, Body=body, **arguments)
+            place = {"Bucket": self._s3.bucket, "Key": self._s3.key(self._key)}
+            answer: dict[str, Any] = request(**place, Body=Body(data), **arguments)
             return answer
 
         return self._s3.attempt(send)
@@ -193,18 +193,26 @@ class _Upload:
         self._doubtful = resumes
         begun = self._begun() if resumes else []
         if begun:
-            self._id = max(begun, key=lambda u: u["Initiated"])["UploadId"]
+            self._goes_on(max(begun, key=lambda u: u["Initiated"]))
             self._known = self._sent()
-        else:
-            self._id = self._s3.attempt(self._create)
+            return
+        try:
+            self._goes_on(self._s3.attempt(partial(self._create, ChecksumAlgorithm="CRC32")))
+        except FatalStoreError:  # some servers refuse what they do not know
+            self._goes_on(self._s3.attempt(self._create))
 
-    def _create(self) -> str:
+    def _goes_on(self, upload: dict[str, Any]) -> None:
+        """CRC-32 sums are sent to the servers that say they keep them; others get signatures alone."""
+        self._id, self._sums = upload["UploadId"], upload.get("ChecksumAlgorithm") == "CRC32"
+
+    def _create(self, **arguments: str) -> dict[str, Any]:
         """One attempt; a second one may mean that the first was carried out and its answer lost."""
         self._doubtful, self._tried = self._doubtful or self._tried, True
-        answer = self._s3.client.create_multipart_upload(
-            Bucket=self._s3.bucket, Key=self._s3.key(self._key)
+        key = self._s3.key(self._key)
+        answer: dict[str, Any] = self._s3.client.create_multipart_upload(
+            Bucket=self._s3.bucket, Key=key, **arguments
         )
-        return str(answer["UploadId"])
+        return answer
 
     def _sent(self) -> dict[int, tuple[str, int]]:
         """The parts that the server has."""
@@ -220,68 +228,13 @@ class _Upload:
     def _part(self, number: int) -> None:
         data, known = self._read(number), self._known.get(number + 1)
         etag = known[0] if known and known == (f'"{_md5(data).hexdigest()}"', len(data)) else None
+        sums = {"ChecksumCRC32": crc32_of(data)} if self._sums else {}
         if etag is None:
-            answer = self._send("upload_part", data, UploadId=self._id, PartNumber=number + 1)
+            answer = self._send("upload_part", data, UploadId=self._id, PartNumber=number + 1, **sums)
             etag = answer["ETag"]
         with self._lock:
-            self._parts[number + 1] = etag
+            self._parts[number + 1] = {"ETag": etag, **sums}
         self._advance(len(data))
-
-
-class _Body:
-    """Bytes as a file that is read in small pieces, none of them copied.
-
-    botocore asks the server whether it wants a file before sending it, so that a refusal (slow down) comes
-    before the bytes; and small pieces are still in the processor's cache when they leave.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = memoryview(data), 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self)}[whence]
-        return self._at
-
-    def read(self, _size: int = -1) -> memoryview:
-        """The next piece, empty at the end, whatever size is asked for."""
-        piece = self._data[self._at : self._at + _PIECE]
-        self._at += len(piece)
-        return piece
-
-
-class _Digest:
-    """The SHA-256 of parts that come in any order, each read once. Nobody waits for anybody."""
-
-    def __init__(self) -> None:
-        self._sha, self._next, self._busy = sha256(), 0, False
-        self._waiting: dict[int, bytes] = {}
-        self._lock = threading.Lock()
-
-    def add(self, number: int, data: bytes) -> None:
-        """Take in part ``number``, now or when those before it have come."""
-        with self._lock:
-            self._waiting[number] = data
-            if self._busy:
-                return
-            self._busy = True
-        while (due := self._due()) is not None:
-            self._sha.update(due)
-
-    def _due(self) -> bytes | None:
-        with self._lock:
-            part = self._waiting.pop(self._next, None)
-            self._busy = part is not None
-            self._next += self._busy
-            return part
-
-    def hexdigest(self) -> str:
-        return self._sha.hexdigest()
 
 
 def _md5(data: bytes = b"") -> Any:
