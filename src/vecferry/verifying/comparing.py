@@ -295,14 +295,16 @@ class _Comparison:
         self._save(spool, shares=[share.state() for share in shares])
 
     def _look_up_batch(self, spool: Spool, share: int, batch: RecordBatch) -> None:
-        kept, first, unknown, again = spool.take(batch, share)
+        taken = spool.take(batch, share)
         self.verifier.share = share
-        if first:
-            self.verifier.pair(kept, batch.take(first))
-        if unknown and not self.allow_extra:
-            self.verifier.surplus(batch.take(unknown))
-        if again:
-            self.verifier.doubled(batch.take(again))
+        if taken.first:
+            whole = len(taken.first) == len(batch)
+            found = batch if whole else batch.take(taken.first)
+            self.verifier.pair(taken.kept, found, taken.forms)
+        if taken.unknown and not self.allow_extra:
+            self.verifier.surplus(batch.take(taken.unknown))
+        if taken.again:
+            self.verifier.doubled(batch.take(taken.again))
 
     # -- fetch --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,25 @@ _ASK = 500
 
 class Overtaken(Exception):
     """An id that comes twice was found in a later share before it was found in this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the spool knows of a batch.
+
+    Attributes:
+        kept: the vectors of the records found for the first time, and the ids.
+        forms: the canonical forms of these.
+        first: the rows of the batch they belong to.
+        unknown: the rows whose ids are not in the spool.
+        again: the rows whose ids were found before.
+    """
+
+    kept: RecordBatch
+    forms: list[bytes]
+    first: list[int]
+    unknown: list[int]
+    again: list[int]
 
 
 class Spool:
@@ -129,19 +149,14 @@ class Spool:
             "AND rowid NOT IN (SELECT max(rowid) FROM r GROUP BY key HAVING count(*) > 1)"
         )
 
-    def take(
-        self, batch: RecordBatch, share: int = 0
-    ) -> tuple[RecordBatch, list[int], list[int], list[int]]:
+    def take(self, batch: RecordBatch, share: int = 0) -> Taken:
         """Look up the ids of ``batch``, which belongs to the share of that number.
-
-        Returns:
-            The kept records found for the first time, the rows of ``batch`` they belong to, the rows
-            whose ids are unknown, and the rows whose ids were found before.
 
         Raises:
             Overtaken: if an id was found before in a later share.
         """
-        keys = [id_key(i) for i in batch.id_list]
+        ids = batch.id_list
+        keys = [id_key(i) for i in ids]
         found = self._find(list(dict.fromkeys(keys)))
         first: list[int] = []
         unknown: list[int] = []
@@ -157,10 +172,11 @@ class Spool:
             else:
                 taken.add(key)
                 first.append(row)
-        seen = [(share + 1, found[keys[row]][0]) for row in first]
+        rows = [found[keys[row]] for row in first]
+        seen = [(share + 1, row[0]) for row in rows]
         self._db.executemany("UPDATE r SET seen = ? WHERE rowid = ?", seen)
-        kept = self._batch([found[keys[row]][1:] for row in first])
-        return kept, first, unknown, again
+        kept = RecordBatch(ids=[ids[row] for row in first], **self._vectors([row[3:] for row in rows]))
+        return Taken(kept, [row[1] for row in rows], first, unknown, again)
 
     def forget(self) -> None:
         """As if nothing had been taken yet."""
@@ -186,19 +202,21 @@ class Spool:
 
     def _batch(self, rows: Sequence[Any]) -> RecordBatch:
         parsed = [parse_canonical(row[0]) for row in rows]
-        vectors: dict[str, Any] = {}
-        sparse: dict[str, Any] = {}
-        for i, field in enumerate(self._fields):
-            dtype = self._dtypes.get(field.name, np.dtype(field.dtype.numpy))
-            column = _unpack([row[2 + i] for row in rows], field, dtype)
-            (sparse if field.kind is Kind.SPARSE else vectors)[field.name] = column
         return RecordBatch(
             ids=[decode_id(id_) for id_, _, _, _ in parsed],
-            vectors=vectors,
-            sparse_vectors=sparse,
+            **self._vectors([row[2:] for row in rows]),
             texts=[text for _, text, _, _ in parsed],
             metadata=[from_json(metadata, types) for _, _, metadata, types in parsed],
         )
+
+    def _vectors(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """The columns that `RecordBatch` takes, of rows that hold the vectors of each field."""
+        columns: dict[str, Any] = {"vectors": {}, "sparse_vectors": {}}
+        for i, field in enumerate(self._fields):
+            dtype = self._dtypes.get(field.name, np.dtype(field.dtype.numpy))
+            kind = "sparse_vectors" if field.kind is Kind.SPARSE else "vectors"
+            columns[kind][field.name] = _unpack([row[i] for row in rows], field, dtype)
+        return columns
 
 
 def _pack(column: Any, rows: int) -> Iterator[bytes | None]:

@@ -47,9 +47,16 @@ class Verifier:
 
     # -- taking records -----------------------------------------------------------------------
 
-    def pair(self, expected: RecordBatch, found: RecordBatch) -> list[RecordId]:
-        """Compare rows of equal ids in equal order; returns the ids that differ."""
-        a, b = self.canonical(expected), self.canonical(found)
+    def pair(
+        self, expected: RecordBatch, found: RecordBatch, forms: list[bytes] | None = None
+    ) -> list[RecordId]:
+        """Compare rows of equal ids in equal order; returns the ids that differ.
+
+        Args:
+            forms: the canonical forms of ``expected``, where they are known; it then needs no texts and
+                no metadata.
+        """
+        a, b = forms or self.canonical(expected), self.canonical(found)
         ids = expected.id_list
         buckets = buckets_of(ids)
         hashes = hash_rows(a)
