@@ -22,6 +22,8 @@ class QdrantRest:
         self.client = QdrantClient(":memory:")
         self.answers: list[tuple[int, dict[str, str], str]] = []
         self.calls: Counter[str] = Counter()
+        self.most: int | None = None
+        """Strict mode's ``max_query_limit``."""
         self.api_key, self.max_body, self.lock = api_key, max_body, threading.RLock()
         handler = type("Handler", (_Handler,), {"server_": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -85,10 +87,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def _check(self, limit: int | None) -> None:
+        most = self.server_.most
+        if most and (limit or 10) > most:
+            raise ValueError(f'Limit exceeded {limit} > {most} for "limit"')
+
     # -- routes -------------------------------------------------------------------------------
 
     def get_collection(self, name: str, _: Any) -> Any:
-        return _json(self.server_.client.get_collection(name))
+        info = _json(self.server_.client.get_collection(name))
+        if self.server_.most:
+            info["config"]["strict_mode_config"] = {"enabled": True, "max_query_limit": self.server_.most}
+        return info
 
     def create_collection(self, name: str, body: dict[str, Any]) -> bool:
         wanted = models.CreateCollection(**body)
@@ -118,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def scroll(self, name: str, body: dict[str, Any]) -> Any:
         wanted = models.ScrollRequest(**body)
+        self._check(wanted.limit)
         points, offset = self.server_.client.scroll(
             name, wanted.filter, wanted.limit, offset=wanted.offset, **_selectors(body)
         )
@@ -128,6 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def query_points(self, name: str, body: dict[str, Any]) -> Any:
         wanted = models.QueryRequest(**body)
+        self._check(wanted.limit)
         answer = self.server_.client.query_points(
             name,
             wanted.query,

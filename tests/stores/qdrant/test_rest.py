@@ -94,6 +94,55 @@ def test_a_body_beyond_the_limit_is_split() -> None:
         store.close()
 
 
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (400, "Limit exceeded 8 > 2 for upsert limit"),
+        (
+            429,
+            "Rate limiting exceeded: Write rate limit exceeded, request larger than rate limiter capacity,"
+            " please try to split your request",
+        ),
+    ],
+)
+def test_more_points_than_strict_mode_allows_are_split(rest: QdrantRest, status: int, text: str) -> None:
+    store = open_(rest)
+    store.prepare(schema(), WriteMode.CREATE)
+    rest.answers = [(status, {}, text), (status, {}, text)]
+    store.write(RecordBatch.from_records(records(8)))
+    assert store.count() == 8
+    assert rest.calls["upsert"] == 3  # of 2, 2 and 4
+    store.close()
+
+
+def test_pages_are_no_larger_than_strict_mode_allows(rest: QdrantRest) -> None:
+    store = fill(open_(rest), records(20), schema())
+    rest.most = 3
+    assert [r.id for r in read(store, batch_size=100)] == list(range(20))
+    assert sum(len(read(store, partition=share)) for share in store.partitions(4)) == 20
+    assert len(store.versions()) == 1
+    rest.client.create_collection("c__vf_new", {})
+    store.publish("new")
+    assert rest.client.count("c__vf_plain").count == 20
+    store.close()
+
+
+def test_of_two_records_with_one_id_the_later_one_counts(rest: QdrantRest) -> None:
+    store = open_(rest, batch_points=1)
+    store.prepare(schema(), WriteMode.CREATE)
+    first, other, last = records(3)
+    for _ in range(5):
+        store.write(RecordBatch.from_records([first, other, last.model_copy(update={"id": first.id})]))
+        assert store.fetch([first.id]).text_list == [last.text]
+    store.close()
+
+
+def test_nothing_is_asked_for_nothing(rest: QdrantRest) -> None:
+    store = fill(open_(rest), records(3), schema())
+    assert store.search(vectors(1)[0], 0) == []
+    store.close()
+
+
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with QdrantRest(api_key="s3cr3t-key") as guarded:
         monkeypatch.setenv("QDRANT_URL", f"http://127.0.0.1:{guarded.port}")

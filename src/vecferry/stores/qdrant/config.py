@@ -26,6 +26,7 @@ METRICS = {distance: metric for metric, distance in DISTANCES.items()}
 DATATYPES = {DType.FLOAT32: None, DType.INT8: None, DType.FLOAT16: "float16", DType.UINT8: "uint8"}
 _DTYPES = {"float32": DType.FLOAT32, "float16": DType.FLOAT16, "uint8": DType.UINT8}
 
+_NO_LIMIT = 2**31
 _SIMPLE_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _PARAMS = (
     "shard_number",
@@ -159,6 +160,12 @@ def _without_shape(vector: dict[str, Any], record: Record, name: str) -> dict[st
     if name and "hnsw_config" in kept and name in (record.restore or {}):
         kept["hnsw_config"]["m"] = (record.restore or {})[name]
     return kept
+
+
+def page_limit(info: Any) -> int:
+    """The most points that one request may ask for: strict mode may set a limit."""
+    strict = getattr(info.config, "strict_mode_config", None)
+    return (strict.max_query_limit if strict and strict.enabled else None) or _NO_LIMIT
 
 
 def read_indexes(info: Any, record: Record, *, local: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from vecferry.errors import NotFoundError
 from vecferry.layouts import Columns, Layout, find_layout, recognise_layout
 from vecferry.ports import Fields
 from vecferry.records import ENVELOPE, CollectionSchema, Kind, RecordBatch, Where, id_type, type_name
-from vecferry.stores.qdrant.config import Record, read_fields, read_indexes, read_settings
+from vecferry.stores.qdrant.config import Record, page_limit, read_fields, read_indexes, read_settings
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.points import batch_of, record_id
 
@@ -27,7 +27,8 @@ class Facts:
     """A collection as it stands.
 
     ``empty`` says that it holds no point; ``text_ids`` that its UUIDs are texts (see `point_id`);
-    ``restore`` that vectors get back the lengths that were kept.
+    ``restore`` that vectors get back the lengths that were kept; ``most`` is how many points the
+    collection gives at once.
     """
 
     schema: CollectionSchema
@@ -36,6 +37,7 @@ class Facts:
     empty: bool
     text_ids: bool
     restore: bool
+    most: int
 
     @property
     def row_bytes(self) -> int:
@@ -77,7 +79,10 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
         raise NotFoundError(f"{at.where}: there is no collection {collection!r}; check its name")
     local = at.address.local
     record = Record.of(info.config.metadata) or Record()
-    sample, _ = at.call("scroll", collection, limit=_SAMPLE, with_payload=True, with_vectors=False)
+    most = page_limit(info)
+    sample, _ = at.call(
+        "scroll", collection, limit=min(_SAMPLE, most), with_payload=True, with_vectors=False
+    )
     payloads = [point.payload or {} for point in sample]
     layout = _layout(record, payloads, options)
     columns = layout.decode(payloads)
@@ -102,7 +107,8 @@ def read_facts(at: Connection, collection: str, options: dict[str, Any]) -> Fact
         layout=layout.name,
         settings={"qdrant": {**settings, **{k: v for k, v in own.items() if v}}},
     )
-    return Facts(schema, layout, record, empty=not sample, text_ids=text_ids, restore=options["keep_norms"])
+    restore = options["keep_norms"]
+    return Facts(schema, layout, record, not sample, text_ids, restore, most)
 
 
 def _layout(record: Record, payloads: list[dict[str, Any]], options: dict[str, Any]) -> Layout:

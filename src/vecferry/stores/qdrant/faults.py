@@ -4,7 +4,7 @@
 |---|---|---|---|
 | unreachable, overloaded, internal fault | UNAVAILABLE, ABORTED, CANCELLED, INTERNAL, UNKNOWN | 425, 429, 5xx | `RetryableError` |
 | no answer in time | DEADLINE_EXCEEDED | 408, 504, the client's own timeouts | `TimedOutError` |
-| the message is too long | RESOURCE_EXHAUSTED or OUT_OF_RANGE naming a size | 413, 400 naming a size | `RequestTooLargeError` |
+| the request is too large | a code naming a size or a limit of points | 413, 400 or 429 naming one | `RequestTooLargeError` |
 | rate limit | RESOURCE_EXHAUSTED | 429 | `RetryableError` with ``retry_after`` |
 | a point or a request is not valid | INVALID_ARGUMENT | 400, 422 | `RejectedRecord` while writing, else `PlanError` |
 | no such collection | NOT_FOUND | 404 | `NotFoundError` |
@@ -37,7 +37,12 @@ _PASSING_STATUS = {425, 429, 500, 502, 503}
 _LATE_STATUS = {408, 504}
 _DENIED = "check QDRANT_API_KEY and the rights of that key"
 # Neither gRPC nor Qdrant has a code of its own for a request beyond the size limit.
-_SIZE = re.compile(r"larger than (max|allowed)|length too large|exceeds the maximum|too many bytes", re.I)
+_SIZE = re.compile(
+    r"larger than (max|allowed)|length too large|exceeds the maximum|too many bytes"
+    # The limits of strict mode: a request of more points than a minute may bring never passes by waiting.
+    r"|larger than rate limiter capacity|for upsert limit",
+    re.I,
+)
 
 
 def translate(error: Exception, where: str, *, writing: bool = False) -> VecferryError:
@@ -61,9 +66,9 @@ def translate(error: Exception, where: str, *, writing: bool = False) -> Vecferr
 
 def _from_code(error: Any, code: str, where: str, writing: bool) -> VecferryError:
     detail = _brief(error.details() or code)
+    if code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "INVALID_ARGUMENT") and _SIZE.search(detail):
+        return RequestTooLargeError(f"{where}: {detail}")
     if code in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE"):
-        if _SIZE.search(detail):
-            return RequestTooLargeError(f"{where}: {detail}")
         return RetryableError(f"{where}: {detail}", retry_after=_seconds(_trailer(error, "retry-after")))
     if code == "DEADLINE_EXCEEDED":
         return TimedOutError(f"{where}: {code}: {detail}")
@@ -84,7 +89,7 @@ def _from_code(error: Any, code: str, where: str, writing: bool) -> VecferryErro
 def _from_status(error: Any, where: str, writing: bool) -> VecferryError:
     status = int(error.status_code or 0)
     detail = _brief(bytes(error.content or b"").decode("utf-8", "replace") or error.reason_phrase)
-    if status == 413 or (status == 400 and _SIZE.search(detail)):
+    if status == 413 or (status in (400, 429) and _SIZE.search(detail)):
         return RequestTooLargeError(f"{where}: {detail}")
     if status in _LATE_STATUS:
         return TimedOutError(f"{where}: HTTP {status}: {detail}")

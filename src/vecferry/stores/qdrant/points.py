@@ -63,6 +63,16 @@ class Rows:
         columns = {name: column.take(picked) for name, column in self.columns.items()}
         return Rows(self.ids[start:stop], self.records[start:stop], self.payloads[start:stop], columns)
 
+    def last_of_each(self) -> Rows:
+        """Without the earlier of two rows of one id: requests side by side come in any order."""
+        last = {id_: row for row, id_ in enumerate(self.ids)}
+        if len(last) == len(self):
+            return self
+        picked = sorted(last.values())
+        columns = {name: column.take(np.array(picked)) for name, column in self.columns.items()}
+        records, payloads = [self.records[i] for i in picked], [self.payloads[i] for i in picked]
+        return Rows([self.ids[i] for i in picked], records, payloads, columns)
+
     def sizes(self, number_bytes: int) -> list[int]:
         """About how many bytes each row takes, when a number takes ``number_bytes``."""
         numbers = np.full(len(self), 16.0)

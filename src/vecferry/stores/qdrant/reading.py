@@ -35,7 +35,7 @@ def pages(
     if at.address.local:
         yield from _local_pages(at, collection, start, stop, size, upper, wanted)
         return
-    size = min(size, max(16, _PAGE_BYTES // facts.row_bytes))
+    size = min(size, max(16, _PAGE_BYTES // facts.row_bytes), facts.most)
     end = None if stop is None else order(stop)
     while True:
         page, following = _scroll(at, collection, upper=upper, limit=size, offset=start, **wanted)
@@ -81,12 +81,12 @@ def _local_pages(
             yield page
 
 
-def quantiles(at: Connection, collection: str, want: int) -> list[PointId]:
+def quantiles(at: Connection, collection: str, want: int, most: int) -> list[PointId]:
     """Ids that cut the collection into about ``want`` equal shares, from a random sample of its ids."""
     from qdrant_client import models
 
     query = models.SampleQuery(sample=models.Sample.RANDOM)
-    limit = _SAMPLE_PER_SHARE * want
+    limit = min(_SAMPLE_PER_SHARE * want, most)
     answer = at.call("query_points", collection, query, limit=limit, with_payload=False, with_vectors=False)
     ids = sorted({point.id for point in answer.points}, key=order)
     picked = [ids[len(ids) * i // want] for i in range(1, want)] if ids else []

@@ -41,6 +41,8 @@ def find(
     """As `vecferry.ports.BatchSearchable.search_many`; ``params`` are Qdrant's ``SearchParams``."""
     from qdrant_client import models
 
+    if k < 1:  # a server refuses to be asked for nothing
+        return [[] for _ in vectors]
     target = facts.schema.field(field)
     queries = [_query(vector, target) for vector in vectors]
     seen = fields if where is None else replace(fields, metadata=True)

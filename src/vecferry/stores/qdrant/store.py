@@ -146,7 +146,8 @@ class QdrantStore:
 
     def partitions(self, want: int) -> Sequence[Partition]:
         total = self.count()
-        edges = quantiles(self._at, self.collection, want) if want > 1 and total > want else []
+        sampled = want > 1 and total > want
+        edges = quantiles(self._at, self.collection, want, self._facts().most) if sampled else []
         bounds = zip([None, *edges], [*edges, None], strict=True)
         share = total // (len(edges) + 1)
         return [Partition(str(i), list(pair), share) for i, pair in enumerate(bounds)]

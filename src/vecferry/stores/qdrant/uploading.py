@@ -35,6 +35,7 @@ class Uploader:
             self._at.run(lambda client: _upsert_at_once(client, collection, points), writing=True)
             return
         width = GRPC_NUMBER if self._at.grpc else JSON_NUMBER
+        rows = rows.last_of_each()
         pieces = list(chunks(rows, points=self._points, max_bytes=self._max_bytes, number_bytes=width))
         if len(pieces) == 1 or self._parallel == 1:
             for piece in pieces:

@@ -15,9 +15,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from vecferry.errors import NotFoundError, PlanError, RetryableError
+from vecferry.errors import NotFoundError, PlanError, RequestTooLargeError, RetryableError
 from vecferry.ports import Version
-from vecferry.stores.qdrant.config import Record
+from vecferry.stores.qdrant.config import Record, page_limit
 from vecferry.stores.qdrant.connection import Connection
 
 MARK = "__vf_"
@@ -163,16 +163,13 @@ class Versions:
             self._call("delete_collection", target)  # begun by a run that died: its source may have changed
         if not self._stands(target):
             self._call("create_collection", target, **_same_shape(info))
-        offset = None
+        offset, size = None, min(_PAGE, page_limit(info))
         while True:
             points, offset = self._call(
-                "scroll", source, limit=_PAGE, offset=offset, with_payload=True, with_vectors=True
+                "scroll", source, limit=size, offset=offset, with_payload=True, with_vectors=True
             )
-            if points:
-                same = [
-                    models.PointStruct(id=p.id, vector=p.vector or {}, payload=p.payload) for p in points
-                ]
-                self._call("upsert", target, same, wait=True)
+            same = [models.PointStruct(id=p.id, vector=p.vector or {}, payload=p.payload) for p in points]
+            self._put(target, same)
             if offset is None:
                 break
         before, now = self._count(source), self._count(target)
@@ -187,6 +184,19 @@ class Versions:
         record.created = record.created or datetime.now(UTC).isoformat(timespec="seconds")
         record.published = time.time_ns()
         self._call("update_collection", target, metadata=record.as_metadata())
+
+    def _put(self, target: str, points: list[Any]) -> None:
+        """Upsert, halved where it is too much for one request."""
+        if not points:
+            return
+        try:
+            self._call("upsert", target, points, wait=True)
+        except RequestTooLargeError:
+            if len(points) == 1:
+                raise
+            middle = len(points) // 2
+            self._put(target, points[:middle])
+            self._put(target, points[middle:])
 
 
 def _same_shape(info: Any) -> dict[str, Any]:
