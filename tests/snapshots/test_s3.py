@@ -248,6 +248,23 @@ def test_credentials_are_asked_for_by_name_and_never_shown(s3, monkeypatch):
         vf.connect(f"s3://key:secret@{s3.bucket}/kb")
 
 
+def kept_sum(s3, version):
+    key = f"kb/{version}/attachment.bin"
+    answer = s3.client.head_object(Bucket=s3.bucket, Key=key, ChecksumMode="ENABLED")
+    return answer.get("ChecksumCRC32")
+
+
+def test_parts_carry_sums_where_the_server_keeps_them(s3, big):
+    store = SnapshotStore(s3.url())
+    assert kept_sum(s3, store.save(f"faiss:{big}").version)
+    refuse = times(1, lambda request: request.method == "POST" and "uploads" in request.path)
+    s3.faults.answers[:] = [answer(501, "NotImplemented", refuse)]
+    saved = store.save(f"faiss:{big}")
+    assert s3.get(f"kb/{saved.version}/attachment.bin") == (big / "attachment.bin").read_bytes()
+    assert not kept_sum(s3, saved.version)
+    assert store.verify() == ()
+
+
 KILLED = """
 import sys
 from vecferry.snapshots import SnapshotStore, transfer
