@@ -24,6 +24,7 @@ from vecferry.records import (
     check_where,
     schema_of,
 )
+from vecferry.records.ids import check_id
 
 _WRITE_CHUNK = 1024
 
@@ -99,7 +100,7 @@ class Collection:
 
     def fetch(self, ids: Sequence[RecordId]) -> list[VectorRecord]:
         """The records with these ids, in this order; unknown ids are left out."""
-        return list(self._able(Fetchable, "fetch by id").fetch(list(ids)).records())
+        return list(self._able(Fetchable, "fetch by id").fetch([check_id(id_) for id_ in ids]).records())
 
     def search(
         self,
@@ -162,7 +163,7 @@ class Collection:
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Delete by id and return how many there were."""
         deletable: Deletable = self._able(Deletable, "delete")
-        return deletable.delete(list(ids))
+        return deletable.delete([check_id(id_) for id_ in ids])
 
     # -- helpers ------------------------------------------------------------------------------
 

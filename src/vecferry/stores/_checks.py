@@ -81,7 +81,7 @@ def score_batch(
         return points
     fits = column.present.copy()
     if where is not None:
-        fits &= [matches(where, metadata) for metadata in batch.metadata_list]
+        fits &= np.array([matches(where, metadata) for metadata in batch.metadata_list], dtype=np.bool_)
     rows = np.flatnonzero(fits)
     if isinstance(column, DenseColumn):
         values = column.values if len(rows) == len(batch) else column.values[rows]

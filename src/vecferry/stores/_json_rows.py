@@ -39,13 +39,14 @@ from vecferry.records import (
     to_json,
 )
 from vecferry.records.ids import check_id
-from vecferry.records.vectors import Array
+from vecferry.records.vectors import Array, non_finite_rows
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _AMBIGUOUS = np.uint32(0x15AE43FD)
 _INT64 = range(-(2**63), 2**63)
 _ID_NAMES = ("id", "_id", "ID", "doc_id", "chunk_id", "uuid", "key")
 _TEXT_NAMES = ("text", "content", "document", "page_content", "chunk", "body")
+_OWN_NAMES = ("text", "vector", "vectors", "sparse_vectors", "metadata")
 _VECTOR_NAMES = ("vector", "embedding", "embeddings", "emb", "dense_vector", "values")
 
 
@@ -144,9 +145,23 @@ def _exact_values(values: Array) -> Array:
 # -- reading ----------------------------------------------------------------------------------
 
 
+class BadRow(ValueError):
+    """What is wrong with a vector of the row number ``row``; ``relative`` if only beside other rows."""
+
+    def __init__(self, row: int, reason: str, *, relative: bool = False) -> None:
+        super().__init__(reason)
+        self.row = row
+        self.relative = relative
+
+
+def without_mark(line: bytes) -> bytes:
+    """The line without the byte order mark that some editors put before the first one."""
+    return line.removeprefix(b"\xef\xbb\xbf")
+
+
 def header_of(line: bytes) -> tuple[dict[str, Any], bool]:
     """The envelope of a line, and whether the line is nothing but that."""
-    record = orjson.loads(line)
+    record = orjson.loads(without_mark(line))
     envelope = record.get(ENVELOPE) if isinstance(record, dict) else None
     return (envelope, len(record) == 1) if isinstance(envelope, dict) else ({}, False)
 
@@ -161,14 +176,17 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dic
     Raises:
         ValueError: saying what is wrong with it.
     """
-    record = orjson.loads(line)
+    record = orjson.loads(without_mark(line))
     if not isinstance(record, dict):
         raise ValueError(f"it is a JSON {type(record).__name__}, not an object")
     envelope = record.pop(ENVELOPE, None) or {}
     if envelope and not record:
         return None
+    for name in _OWN_NAMES:
+        if name in record and record[name] is None:
+            del record[name]  # as tools write that give every row every key
     vectors = dict(record.pop("vectors", None) or {}) if isinstance(record.get("vectors"), dict) else {}
-    sparse = record.pop("sparse_vectors", None) or {}
+    sparse = record.pop("sparse_vectors") if isinstance(record.get("sparse_vectors"), dict) else {}
     vector = _pop(record, names.get("vector"), _VECTOR_NAMES, list)
     if vector is not None:
         vectors[""] = vector
@@ -201,7 +219,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]], schema: CollectionSchema, want
     """The columns of a `RecordBatch`, for the vector fields that ``wants`` is true for.
 
     Raises:
-        ValueError: naming the row whose vector has another width.
+        BadRow: for a vector of another width, or one that is no vector.
     """
     fields = {f.name: f for f in schema.fields}
     names = list(dict.fromkeys([*fields, *(n for row in rows for n in row["vectors"])]))
@@ -210,42 +228,77 @@ def columns_of(rows: Sequence[Mapping[str, Any]], schema: CollectionSchema, want
     for name in filter(wants, names):
         field = fields.get(name)
         if field is not None and field.kind is Kind.SPARSE:
-            pairs = [row["sparse"].get(name) for row in rows]
-            sparse[name] = SparseColumn.from_rows([p and SparseVector(**p) for p in pairs])
+            sparse[name] = _sparse(rows, name)
         else:
             values = [row["vectors"].get(name) for row in rows]
             vectors[name] = _dense(values, field, name)
     for name in dict.fromkeys(n for row in rows for n in row["sparse"]):
         if name not in fields and wants(name):
-            pairs = [row["sparse"].get(name) for row in rows]
-            sparse[name] = SparseColumn.from_rows([p and SparseVector(**p) for p in pairs])
+            sparse[name] = _sparse(rows, name)
+    for name, column in (*vectors.items(), *sparse.items()):
+        for row in non_finite_rows(column):
+            raise BadRow(row, f"vector {name!r} holds null, or a number beyond its type")
     return {"ids": ids_column([row["id"] for row in rows]), "vectors": vectors, "sparse_vectors": sparse}
+
+
+def _sparse(rows: Sequence[Mapping[str, Any]], name: str) -> SparseColumn:
+    found: list[SparseVector | None] = []
+    for at, row in enumerate(rows):
+        pairs = row["sparse"].get(name)
+        try:
+            found.append(None if pairs is None else SparseVector(**pairs))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BadRow(at, f"sparse vector {name!r} is no indices with values: {error}") from error
+    return SparseColumn.from_rows(found)
 
 
 def _dense(values: Sequence[Any], field: Any, name: str) -> DenseColumn | MultiColumn:
     width = field.dtype.width(field.dim) if field and field.dim else None
     dtype = np.dtype(field.dtype.numpy) if field else np.dtype(np.float32)
     first = next((v for v in values if v), None)
-    multi = field.kind is Kind.MULTI if field else first is not None and isinstance(first[0], list)
-    if multi:
-        arrays = [None if v is None else np.array(v, dtype=dtype) for v in values]
-        return MultiColumn.from_rows(arrays, width, dtype)
+    nested = isinstance(first, list) and isinstance(first[0], list)
     try:
+        if field.kind is Kind.MULTI if field else nested:
+            return MultiColumn.from_rows(_matrices(values, width, dtype, name), width, dtype)
         if None not in values and values:
             matrix = np.array(values, dtype=dtype)
             if matrix.ndim == 2 and (width is None or matrix.shape[1] == width):
                 return DenseColumn(matrix)
         return DenseColumn.from_rows(values, width, dtype)
-    except (ValueError, TypeError) as error:
-        raise ValueError(_which(values, width, name, error)) from None
+    except BadRow:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _which(values, width, name, error) from None
 
 
-def _which(values: Sequence[Any], width: int | None, name: str, error: Exception) -> str:
-    first: Sequence[Any] = next((v for v in values if v is not None), ())
-    due = width or len(first)
+def _matrices(values: Sequence[Any], width: int | None, dtype: Any, name: str) -> list[Array | None]:
+    found: list[Array | None] = []
+    relative = width is None
     for row, value in enumerate(values):
-        if value is not None and len(value) != due:
-            return f"row {row}: vector {name!r} has {len(value)} components where {due} are due"
-        if value is not None and not all(isinstance(x, int | float) for x in value):
-            return f"row {row}: vector {name!r} holds something that is no number"
-    return f"row 0: vector {name!r}: {error}"
+        try:
+            matrix = None if value is None else np.array(value, dtype=dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise BadRow(row, f"multi-vector {name!r} is no matrix of numbers: {error}") from error
+        if matrix is not None:
+            width = width or matrix.shape[-1]
+            if matrix.ndim != 2 or matrix.shape[1] != width:
+                reason = f"multi-vector {name!r} has shape {matrix.shape} where (n, {width}) is due"
+                raise BadRow(row, reason, relative=relative)
+        found.append(matrix)
+    return found
+
+
+def _which(values: Sequence[Any], width: int | None, name: str, error: Exception) -> BadRow:
+    due = width
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            return BadRow(row, f"vector {name!r} is no list of numbers")
+        due = due or len(value)
+        if not all(isinstance(x, int | float) for x in value):
+            return BadRow(row, f"vector {name!r} holds something that is no number")
+        if len(value) != due:
+            reason = f"vector {name!r} has {len(value)} components where {due} are due"
+            return BadRow(row, reason, relative=width is None)
+    return BadRow(0, f"vector {name!r}: {error}")

@@ -26,10 +26,18 @@ from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, sch
 from vecferry.records.vectors import Array
 from vecferry.stores._checks import filtered, kind_of
 from vecferry.stores._files import FileStore, Pending
-from vecferry.stores._json_rows import columns_of, dump_rows, header_of, load_row
+from vecferry.stores._json_rows import (
+    BadRow,
+    columns_of,
+    dump_rows,
+    header_of,
+    load_row,
+    without_mark,
+)
 from vecferry.stores._lines import align, line_number, lines, open_lines
 
 _BATCH_BYTES = 64 << 20
+_COUNT_BATCH = 1024
 _HEADER = 1 << 20  # bytes; a header that stands alone is shorter
 _FILE_SHIFT = 44  # a position is the number of the file, then 44 bits of byte offset
 _Line = tuple[int, int, bytes]
@@ -93,7 +101,7 @@ class JsonlStore(FileStore):
         for path in self.files():
             for _, line in lines(path):
                 try:
-                    envelope, _ = header_of(line.removeprefix(b"\xef\xbb\xbf"))
+                    envelope, _ = header_of(line)
                     return CollectionSchema(**envelope["schema"]) if "schema" in envelope else None
                 except (ValueError, TypeError):
                     return None  # the scan tells what is wrong with the line
@@ -103,7 +111,11 @@ class JsonlStore(FileStore):
         """Counted once as long as the files stay."""
         stamp = self._stamp()
         if self._counted is None or self._counted[0] != stamp:
-            self._counted = stamp, sum(_count(path) for path in self.files())
+            if self._skip_bad:  # which lines are records shows when they are read
+                count = sum(len(batch) for batch, _ in self._located(_COUNT_BATCH, Fields.ALL))
+            else:
+                count = sum(_count(path) for path in self.files())
+            self._counted = stamp, count
         return self._counted[1]
 
     def partitions(self, want: int) -> Sequence[Partition]:
@@ -172,18 +184,16 @@ class JsonlStore(FileStore):
     ) -> tuple[RecordBatch, Array]:
         rows, kept = [], []
         for entry in held:
-            row = self._row(paths, entry)
+            row = self._row(paths, entry, foreign=schema is None)
             if row is None:
                 continue
-            # A parsed number takes eight times its bytes: what nobody wants goes at once.
-            row["vectors"] = {n: v for n, v in row["vectors"].items() if fields.wants(n)}
-            row["sparse"] = {n: v for n, v in row["sparse"].items() if fields.wants(n)}
+            if not self._skip_bad:  # else a bad vector tells that the line is bad
+                # A parsed number takes eight times its bytes: what nobody wants goes at once.
+                row["vectors"] = {n: v for n, v in row["vectors"].items() if fields.wants(n)}
+                row["sparse"] = {n: v for n, v in row["sparse"].items() if fields.wants(n)}
             rows.append(row)
             kept.append(entry)
-        try:
-            columns = columns_of(rows, schema or CollectionSchema(), fields.wants)
-        except (ValueError, TypeError) as error:
-            raise self._complaint(paths, kept, str(error)) from error
+        columns = self._columns(paths, rows, kept, schema or CollectionSchema(), fields)
         last = held[-1]
         batch = RecordBatch(
             **columns,
@@ -191,29 +201,44 @@ class JsonlStore(FileStore):
             metadata=[row["metadata"] for row in rows] if fields.metadata else None,
             cursor=[last[0], last[1] + len(last[2])],
         )
-        return batch, np.array([at << _FILE_SHIFT | offset for at, offset, _ in kept], dtype=np.int64)
+        return batch, np.array([_position(entry) for entry in kept], dtype=np.int64)
 
-    def _row(self, paths: Sequence[Path], entry: _Line) -> dict[str, Any] | None:
-        at, offset, line = entry
+    def _columns(
+        self,
+        paths: Sequence[Path],
+        rows: list[dict[str, Any]],
+        kept: list[_Line],
+        schema: CollectionSchema,
+        fields: Fields,
+    ) -> dict[str, Any]:
+        """The columns of ``rows``; those that are bad are taken out of ``rows`` and ``kept``, or raised."""
+        while True:
+            try:
+                columns = columns_of(rows, schema, (lambda _: True) if self._skip_bad else fields.wants)
+                break
+            except BadRow as error:
+                if error.relative or not self._skip_bad:
+                    raise self._complaint(paths, kept[error.row], error) from error
+                del rows[error.row], kept[error.row]
+        for side in ("vectors", "sparse_vectors"):
+            columns[side] = {name: c for name, c in columns[side].items() if fields.wants(name)}
+        return columns
+
+    def _row(self, paths: Sequence[Path], entry: _Line, *, foreign: bool) -> dict[str, Any] | None:
         try:
-            if offset == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            return load_row(line, self._names, at << _FILE_SHIFT | offset)
-        except (ValueError, TypeError, KeyError) as error:
+            return load_row(entry[2], self._names if foreign else {}, _position(entry))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if self._skip_bad:
                 return None
-            number = line_number(paths[at], offset)
-            raise CorruptDataError(
-                f"{paths[at]} line {number} is not a record: {error}; "
-                "repair the line or pass on_bad_line='skip'"
-            ) from error
+            raise self._complaint(paths, entry, error) from error
 
-    def _complaint(self, paths: Sequence[Path], kept: Sequence[_Line], reason: str) -> CorruptDataError:
-        row = (
-            int(reason[4:].split(":", maxsplit=1)[0]) if reason.startswith("row ") and ":" in reason else 0
+    def _complaint(self, paths: Sequence[Path], entry: _Line, reason: Exception) -> CorruptDataError:
+        at, offset, _ = entry
+        or_skip = "" if isinstance(reason, BadRow) and reason.relative else " or pass on_bad_line='skip'"
+        return CorruptDataError(
+            f"{paths[at]} line {line_number(paths[at], offset)} is not a record: {reason}; "
+            f"repair the line{or_skip}"
         )
-        at, offset, _ = kept[row]
-        return CorruptDataError(f"{paths[at]} line {line_number(paths[at], offset)}: {reason}; repair it")
 
     # -- what the common part asks for --------------------------------------------------------
 
@@ -263,7 +288,7 @@ class JsonlStore(FileStore):
                 out.write(orjson.dumps({ENVELOPE: _header(pending.schema)}) + b"\n")
 
     def _surviving_lines(self, pending: Pending) -> Iterator[bytes]:
-        """The lines of the old content that stay, as they are, then those of the log."""
+        """The lines of the old content that stay, then those of the log."""
         if pending.base is not None:
             yield from self._old_lines(pending)
         with self._log.rows_path.open("rb") as handle:
@@ -273,20 +298,34 @@ class JsonlStore(FileStore):
                     yield line
 
     def _old_lines(self, pending: Pending) -> Iterator[bytes]:
-        paths = self.files()
+        paths, foreign = self.files(), self._schema() is None
         found = (
             (at, offset, line)
             for at, start, stop in self._spans(None, None)
             for offset, line in lines(paths[at], start, stop)
         )
         while held := list(islice(found, 1024)):
-            rows = [(entry[2], row) for entry in held if (row := self._row(paths, entry)) is not None]
+            read = [(entry, self._row(paths, entry, foreign=foreign)) for entry in held]
+            rows = [(entry, row) for entry, row in read if row is not None]
             stays = pending.stays([row["id"] for _, row in rows])
-            for line, _ in compress(rows, stays):
-                yield line if line.endswith(b"\n") else line + b"\n"
+            for entry, row in compress(rows, stays):
+                yield self._kept(entry, row, named=foreign and any(self._names.values()))
+
+    def _kept(self, entry: _Line, row: dict[str, Any], *, named: bool) -> bytes:
+        """The line as it is, unless what it says hangs on its place in the file or on an option."""
+        if named or row["id"] == _position(entry):
+            columns = columns_of([row], CollectionSchema(), lambda _: True)
+            batch = RecordBatch(**columns, texts=[row["text"]], metadata=[row["metadata"]])
+            return next(dump_rows(batch))
+        line = without_mark(entry[2])
+        return line if line.endswith(b"\n") else line + b"\n"
 
     def _twin(self, path: Path) -> JsonlStore:
         return JsonlStore(path)
+
+
+def _position(line: _Line) -> int:
+    return line[0] << _FILE_SHIFT | line[1]
 
 
 def _header(schema: CollectionSchema) -> dict[str, Any]:
@@ -310,16 +349,14 @@ def _is_header(line: bytes) -> bool:
 
 
 def _with_header(line: bytes, schema: CollectionSchema) -> bytes:
-    """The line with the schema in its envelope. Numbers stay as they were written."""
+    """The line with the schema in its envelope."""
     envelope, _ = header_of(line)
     if "schema" in envelope:
         return line
-    body = line.rstrip()
-    if envelope:
-        marker = b',"' + ENVELOPE.encode() + b'":'
-        body = body[: body.rindex(marker)] + b"}"
     whole = {ENVELOPE: {**envelope, **_header(schema)}}
-    return body[:-1].rstrip() + b"," + orjson.dumps(whole)[1:] + b"\n"
+    if envelope:
+        return orjson.dumps({**orjson.loads(line), **whole}) + b"\n"
+    return line.rstrip()[:-1].rstrip() + b"," + orjson.dumps(whole)[1:] + b"\n"
 
 
 def _ranges(path: Path, size: int, share: int) -> Iterator[tuple[int, int]]:

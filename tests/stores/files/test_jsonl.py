@@ -138,8 +138,8 @@ def test_a_foreign_file_with_named_keys(tmp_path: Path) -> None:
     [
         ('{"id": 3, "vector": [1, 2]', "line 3 is not a record"),
         ("[1, 2]", "line 3 is not a record: it is a JSON list"),
-        ('{"id": 3, "vector": [1, 2, 3]}', "line 3: .*3 components where 2"),
-        ('{"id": 3, "vector": [1, "x"]}', "line 3: .*no number"),
+        ('{"id": 3, "vector": [1, 2, 3]}', "line 3 .*3 components where 2"),
+        ('{"id": 3, "vector": [1, "x"]}', "line 3 .*no number"),
         ('{"id": 1.5, "vector": [1, 2], "_vecferry": {"id": "nonsense"}}', "line 3 is not a record"),
         ("\x00\x01", "line 3 is not a record"),
     ],

@@ -127,8 +127,7 @@ def _llamaindex(folder: Path) -> Found | None:
 
 def _index_in(folder: Path, index_name: str) -> Path:
     named = index_name != INDEX_NAME
-    names = [f"{index_name}.faiss"] if named else ["index.faiss", "faiss.index", "index.bin"]
-    for name in names:
+    for name in (f"{index_name}.faiss",) if named else ("index.faiss", "faiss.index", "index.bin"):
         if (folder / name).is_file():
             return folder / name
     candidates = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
