@@ -182,6 +182,49 @@ def test_nothing_is_proved_too(tmp_path: Path, name: str) -> None:
         assert (report.written, vf.connect(target).count()) == (0, found)
 
 
+@pytest.mark.parametrize("mode", ["create", "upsert", "replace"])
+def test_records_that_a_transform_gives_one_id_are_missed(tmp_path: Path, mode: str) -> None:
+    def merge(record: vf.VectorRecord) -> vf.VectorRecord:
+        return record.model_copy(update={"id": int(record.id) // 2})
+
+    target = f"jsonl:{tmp_path / 'a.jsonl'}"
+    report = vf.migrate(fill(10), target, mode=mode, transform=merge, batch_size=3)
+    assert report.verification.missing_count == 5 and report.published == (mode == "upsert")
+    with pytest.raises(VerificationError, match="5 missing"):
+        report.check()
+    other = f"jsonl:{tmp_path / 'b.jsonl'}"
+    assert vf.migrate(fill(10), other, transform=merge, dedupe="id").check().written == 5
+
+
+def test_a_transform_that_raises_rejects_its_record(tmp_path: Path) -> None:
+    def parse(record: vf.VectorRecord) -> vf.VectorRecord | None:
+        return None if 10 // (int(record.id) - 7) == 10 else record
+
+    with pytest.raises(
+        RejectedRecord, match=r"transform rejected 1 record\(s\) \(7\): ZeroDivision"
+    ) as caught:
+        vf.migrate(fill(10), MemoryStore(), transform=parse)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    report = vf.migrate(
+        fill(10), MemoryStore(), transform=parse, on_error="quarantine", state_dir=tmp_path / "job"
+    )
+    assert (report.read, report.written, report.rejected) == (10, 8, 1) and report.verification.ok
+    assert json.loads((tmp_path / "job" / "quarantine.jsonl").read_text())["stage"] == "transform"
+
+
+def test_a_transform_whose_records_make_no_batch_is_named() -> None:
+    with pytest.raises(PlanError, match="transform returned records that make no batch"):
+        vf.migrate(
+            fill(3), MemoryStore(), transform=lambda r: vf.VectorRecord(id=r.id, vector=[1.0] * (1 + r.id))
+        )
+
+
+@pytest.mark.parametrize("options", [{"where": "page >= 3"}, {"where": len}, {"fields": "vector"}])
+def test_an_option_of_another_type_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"^(filter|{next(iter(options))}|.*filter)"):
+        vf.migrate(fill(3), MemoryStore(), **options)
+
+
 def test_an_existing_target_is_left_alone() -> None:
     target = MemoryStore()
     vf.Collection(target).write(sample_records(3))

@@ -92,6 +92,7 @@ class LocalRun:
         store = job.target.store
         self._staged = isinstance(store, Publishable) and store.stages(job.mode)
         self._sink: Any = None
+        self._rows: int | None = None  # what `expected` brought when it was read to its end
 
     def run(self) -> Outcome:
         """All steps that are not done yet.
@@ -238,9 +239,13 @@ class LocalRun:
         for place, stage in enumerate(stages):
             self._prepass(stage, stages[:place])
         rejected = {encode_id(i) for i in quarantined_ids(self.state.folder / "quarantine.jsonl")}
+        rows = 0
         for parcel in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
             if len(parcel.batch):
-                yield _without(parcel.batch, rejected)
+                batch = _without(parcel.batch, rejected)
+                rows += len(batch)
+                yield batch
+        self._rows = rows
 
     def _all_parts(self) -> list[Progressing]:
         return [Progressing(part.partition) for part in self.state.partitions()]
@@ -263,8 +268,24 @@ class LocalRun:
         )
         if self._should_stop() and not verification.ok:
             raise JobStopped("stopped while verifying; run the same call again to go on")
+        verification = self._count_collisions(verification)
         self.state.put(verified=bool(verification.ok), verifying=None)
         return verification
+
+    def _count_collisions(self, proof: Any) -> Any:
+        """The proof, less the records that a transform gave the id of another: one of each is there."""
+        if not proof.ok or not any(isinstance(stage, Apply) for stage in self.job.stages):
+            return proof  # the plan has looked at the ids of the source itself
+        rows = sum(map(len, self.expected())) if self._rows is None else self._rows
+        lost = rows - proof.expected_count
+        if not lost:
+            return proof
+        note = (
+            f"{lost:,} record(s) overwrote or gave way to another, since transform= gives both one id; "
+            "let it give each its own, or pass dedupe='id' to keep the first of each"
+        )
+        found = {"missing_count": lost, "expected_count": rows, "notes": (*proof.notes, note)}
+        return proof.model_copy(update={"ok": False, **found})
 
     @property
     def _spool_path(self) -> Path:

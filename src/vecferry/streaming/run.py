@@ -69,7 +69,8 @@ class Checkpointer:
     def acknowledge(self, parcel: Parcel, rejections: Sequence[Rejection]) -> None:
         """Everything of ``parcel`` is in the target, or among the rejections."""
         if rejections and not self.tolerance.quarantine:
-            raise RejectedRecord(_reason(rejections[0]), ids=rejections[0].batch.id_list)
+            first = rejections[0]
+            raise RejectedRecord(_reason(first), ids=first.batch.id_list) from first.cause
         for rejection in rejections:
             self.quarantine.add(rejection)
             self.counters.rejected += len(rejection.batch)

@@ -28,6 +28,7 @@ class Rejection:
     batch: RecordBatch
     stage: str
     reason: str
+    cause: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

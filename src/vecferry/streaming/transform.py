@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vecferry.errors import PlanError, SchemaMismatchError
+from vecferry.errors import PlanError, SchemaMismatchError, VecferryError
 from vecferry.records import (
     CollectionSchema,
     DenseColumn,
@@ -17,7 +17,7 @@ from vecferry.records import (
     VectorField,
     VectorRecord,
 )
-from vecferry.streaming.stage import Parcel
+from vecferry.streaming.stage import Parcel, Rejection
 
 Transform: TypeAlias = Callable[[VectorRecord], VectorRecord | None] | Callable[[RecordBatch], RecordBatch]
 
@@ -40,7 +40,7 @@ class Apply:
     """The user's ``transform``: a function of a `VectorRecord`, or of a whole `RecordBatch`.
 
     It must give the same result for the same record at any time, since a resume and the verification
-    call it again. Returning ``None`` drops the record.
+    call it again. Returning ``None`` drops the record. Raising rejects it; of a batch, it ends the job.
 
     Args:
         function: takes a record, or a batch if its parameter is annotated as `RecordBatch` or it has
@@ -64,16 +64,36 @@ class Apply:
                 raise PlanError(f"transform returned {type(result).__name__}, not a RecordBatch")
             dropped = max(0, len(parcel.batch) - len(result))
             return parcel.carry(result, dropped=_add(parcel.dropped, self.name, dropped))
-        kept = [new for record in parcel.batch.records() if (new := self.function(record)) is not None]
-        if any(not isinstance(record, VectorRecord) for record in kept):
-            raise PlanError("transform must return a VectorRecord, or None to drop the record")
-        dropped = len(parcel.batch) - len(kept)
+        kept: list[VectorRecord] = []
+        failed: list[Rejection] = []
+        for row, record in enumerate(parcel.batch.records()):
+            try:
+                new = self.function(record)
+            except VecferryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the caller's own function, about this record
+                reason = f"{type(error).__name__}: {error}"
+                failed.append(Rejection(parcel.batch.take([row]), self.name, reason, error))
+            else:
+                kept += [] if new is None else [new]
+        dropped = len(parcel.batch) - len(kept) - len(failed)
         return parcel.carry(
-            RecordBatch.from_records(kept), dropped=_add(parcel.dropped, self.name, dropped)
+            _joined(kept),
+            dropped=_add(parcel.dropped, self.name, dropped),
+            rejections=(*parcel.rejections, *failed),
         )
 
     def twin(self) -> Apply:
         return self
+
+
+def _joined(records: list[VectorRecord]) -> RecordBatch:
+    if any(not isinstance(record, VectorRecord) for record in records):
+        raise PlanError("transform must return a VectorRecord, or None to drop the record")
+    try:
+        return RecordBatch.from_records(records)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"transform returned records that make no batch: {error}") from error
 
 
 class Fit:
