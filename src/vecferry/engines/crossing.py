@@ -338,7 +338,7 @@ def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
     kept = {key: value for key, value in call.items() if value is not None and key not in named}
     hidden = []
     for side in ("source", "target"):
-        if not isinstance(kept[side], str):
+        if not isinstance(kept.get(side), str):
             return None
         url = StoreURL.parse(kept[side])
         hidden += [side] if url.hides else []

@@ -149,7 +149,7 @@ def read_settings(options: Mapping[str, Any]) -> Settings:
         return Settings(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        name = str(first["loc"][0]) if first["loc"] else "settings"
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(
                 f"migrate() has no argument {name!r}; there are {', '.join(Settings.model_fields)}"

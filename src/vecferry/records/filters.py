@@ -71,6 +71,8 @@ def _check_condition(key: str, condition: Any) -> None:
 
 def matches(where: Where, metadata: Mapping[str, Any]) -> bool:
     """Whether one record's metadata passes the filter. Values that do not compare do not match."""
+    if not isinstance(where, Mapping):
+        check_where(where)  # a filter of another store, say
     return all(_matches_one(key, condition, metadata) for key, condition in where.items())
 
 
