@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vecferry.dedupe.nearby import Nearby
-from vecferry.dedupe.shingles import signatures
 
 
 def unit(values):
@@ -46,19 +45,3 @@ def test_near_pairs_are_those_of_an_exhaustive_comparison(kind, step, threshold)
         nearby.keep(stay)
         kept = np.concatenate([kept, block[stay]])
         assert np.array_equal(nearby.vectors, vectors[kept])
-
-
-def test_signatures_estimate_the_similarity_of_shingles():
-    random = np.random.default_rng(0)
-    texts = [[f"w{n}" for n in random.integers(0, 30, size)] for size in (1, 2, 3, 4, 40, 400, 5000)]
-    texts += [text[: len(text) * 9 // 10] for text in texts] + [[]]
-    shingles = [{tuple(text[i : i + 3]) for i in range(max(1, len(text) - 2))} for text in texts]
-    made = signatures(texts)
-    for i, one in enumerate(shingles[:-1]):
-        for j, other in enumerate(shingles[:-1]):
-            if texts[i] and texts[j]:
-                true = len(one & other) / len(one | other)
-                assert abs((made[i] == made[j]).mean() - true) < 5 * 0.045
-                assert (true == 1) == (made[i] == made[j]).all() or true > 0.97
-    assert not made[-1].any()
-    assert np.array_equal(signatures(texts[3:]), made[3:])

@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -24,12 +25,13 @@ import numpy as np
 import orjson
 
 from vecferry.dedupe.rules import Dedupe, metadata_keys
-from vecferry.dedupe.shingles import signatures
-from vecferry.errors import ConfigurationError, SchemaMismatchError
+from vecferry.errors import ConfigurationError, MissingDependencyError, SchemaMismatchError
 from vecferry.records import DenseColumn, MultiColumn, RecordBatch, SparseVector, encode_id
 from vecferry.records.filters import lookup
 from vecferry.records.vectors import Array
 
+PERMUTATIONS = 128
+_SHINGLE = 3
 _NO_TIME = np.iinfo(np.int64).min
 _WORD = re.compile(r"\w+")
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14
@@ -200,8 +202,38 @@ def _unit_vectors(rule: Dedupe, batch: RecordBatch) -> tuple[Array, Array]:
 
 
 def _signatures(texts: Sequence[str | None]) -> tuple[Array, Array]:
-    words = [_WORD.findall(normal_form(text)) if text else [] for text in texts]
-    return signatures(words), np.array([bool(found) for found in words], dtype=np.bool_)
+    words_of = [_WORD.findall(normal_form(text)) if text else [] for text in texts]
+    has = np.array([bool(words) for words in words_of], dtype=np.bool_)
+    values = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
+    for row, words in enumerate(words_of):
+        if words:
+            values[row] = _signature(words)
+    return values, has
+
+
+def _signature(words: list[str]) -> Array:
+    count = max(1, len(words) - _SHINGLE + 1)
+    shingles = {" ".join(words[i : i + _SHINGLE]) for i in range(count)}
+    made = sketch()
+    made.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
+    return np.asarray(made.hashvalues)
+
+
+def sketch(signature: Array | None = None) -> Any:
+    """datasketch's ``MinHash``, empty or of a signature."""
+    made = _empty_sketch().copy()
+    if signature is not None:
+        made.hashvalues = signature.astype(made.hashvalues.dtype)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _empty_sketch() -> Any:
+    try:
+        from datasketch import MinHash
+    except ImportError:
+        raise MissingDependencyError('Dedupe(by="minhash")', "dedupe") from None
+    return MinHash(num_perm=PERMUTATIONS, seed=1)
 
 
 # -- times ------------------------------------------------------------------------------------
@@ -238,4 +270,4 @@ def _moment(value: Any) -> float | None:
     return number / 1_000 if abs(number) >= _MILLISECONDS else number
 
 
-__all__ = ["Features", "dtype_of", "features", "id_keys", "normal_form", "times"]
+__all__ = ["PERMUTATIONS", "Features", "dtype_of", "features", "id_keys", "normal_form", "sketch", "times"]
