@@ -47,7 +47,7 @@ class Moody(MemoryStore):
     def __init__(self, name: str = "") -> None:
         super().__init__(name)
         self.error: Exception | None = None
-        self.write_error: Exception | None = None
+        self.write_error: BaseException | None = None
         self.pause = 0.0
         self.searches = 0
 

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecferry.errors import FatalStoreError, RejectedRecord, RetryableError, UnsupportedError
+from vecferry.errors import (
+    ConfigurationError,
+    FatalStoreError,
+    RejectedRecord,
+    RetryableError,
+    UnsupportedError,
+)
 from vecferry.ports import WriteMode
 from vecferry.records import RecordBatch, VectorRecord
 from vecferry.records.vectors import DenseColumn
@@ -295,17 +301,66 @@ def test_a_writer_that_dies_between_two_others_leaves_its_note(
     assert not list((tmp_path / "j.writers").iterdir()), "no sign of the living or the dead is left"
 
 
-def test_a_fault_that_is_no_store_s_leaves_the_ids_to_be_settled(
+def test_a_fault_that_is_no_store_s_counts_as_one(
     writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
 ) -> None:
-    for side in pair:
-        side.write_error = ZeroDivisionError("a bug in a driver")  # type: ignore[assignment]
-        with pytest.raises(ZeroDivisionError):
-            writer.write([record(1, words, "half way")])
-        side.write_error = None
-        assert writer.pending == 1
-        assert writer.replay() == 1
-        assert contents(pair[0]) == contents(pair[1])
+    old, new = pair
+    old.write_error = ZeroDivisionError("a bug in a driver")
+    with pytest.raises(ZeroDivisionError):
+        writer.write([record(1, words, "half way")])
+    old.write_error = None
+    assert (writer.pending, writer.replay()) == (1, 1)
+    new.write_error = ZeroDivisionError("a bug in a driver")
+    assert writer.write([record(2, words, "the leading side has it")]) == 1
+    new.write_error = None
+    assert (writer.pending, writer.replay()) == (1, 1)
+    assert contents(old) == contents(new)
+    new.write_error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        writer.write([record(3, words, "to be settled")])
+    assert writer.pending == 1
+
+
+def test_a_write_counts_although_the_other_side_fails_in_the_settling_of_two_writers(
+    writer: DualWriter, pair: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    old, new = pair
+    write = old.write
+
+    def disturbed(batch: RecordBatch) -> Any:
+        writer.journal.begin([1])  # another writer of the same id, that moment
+        return write(batch)
+
+    def once(batch: RecordBatch) -> Any:
+        new.write = Moody.write.__get__(new)  # type: ignore[method-assign]
+        new.write_error = RetryableError("away")
+        return MemoryStore.write(new, batch)
+
+    old.write, new.write = disturbed, once  # type: ignore[method-assign]
+    assert writer.write([record(1, words, "acknowledged")]) == 1
+    assert writer.pending == 1
+
+
+def test_wrong_calls_are_named(pair: tuple[Moody, Moody], words: WordEmbedder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="'old' and 'new'"):
+        DualWriter(*pair, ":memory:", adapt={"nwe": lambda batch: batch})
+    note = tmp_path / "note.txt"
+    note.write_text("not a database " * 100)
+    for path in (note, tmp_path, note / "below"):
+        with pytest.raises(ConfigurationError, match="no journal can be kept"):
+            DualWriter(*pair, path)
+    assert {path.name for path in tmp_path.iterdir()} == {"note.txt"}
+    writer = DualWriter(*pair, tmp_path / "j")
+    writer.close()
+    with pytest.raises(ConfigurationError, match="was closed"):
+        writer.write([record(1, words)])
+
+
+def test_sides_may_be_urls(words: WordEmbedder) -> None:
+    sides = [fill(MemoryStore(name), words) for name in ("dual-by-url-old", "dual-by-url-new")]
+    with DualWriter("memory:dual-by-url-old", "memory:dual-by-url-new", ":memory:") as writer:
+        writer.write([record(99, words)])
+    assert all(99 in contents(side) for side in sides)
 
 
 def _write_for_ever(folder: Path, log: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -276,3 +277,41 @@ def test_a_listener_that_fails_does_not_fail_the_search(
 
     assert FallbackCollection(*sides, embedder=words, listeners=[broken]).search(TEXT)[0].id == 5
     assert "no metrics server" in caplog.text
+
+
+def test_a_closed_collection_says_so_also_to_those_who_wait(
+    sides: tuple[Moody, Moody], words: WordEmbedder
+) -> None:
+    for side in sides:
+        side.pause = 0.2
+    kb = FallbackCollection(*sides, embedder=words, timeout=5.0, workers=1)
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(kb.search, TEXT) for _ in range(3)]
+        time.sleep(0.05)
+        kb.close()
+        ends = [future.exception() or future.result() for future in waiting]
+    assert sum(isinstance(end, Hits) for end in ends) == 1
+    assert [type(end) for end in ends].count(FatalStoreError) == 2
+    for search in (lambda: kb.search(TEXT), lambda: asyncio.run(kb.asearch(TEXT))):
+        with pytest.raises(FatalStoreError, match="is closed"):
+            search()
+
+
+def test_a_switch_that_cannot_be_asked_stops_no_search(
+    sides: tuple[Moody, Moody], words: WordEmbedder, tmp_path: Path
+) -> None:
+    file = tmp_path / "primary.txt"
+    with FallbackCollection(*sides, embedder=words, switch=file) as kb:
+        file.write_bytes(b"\xff\xfe\x00")
+        assert kb.search(TEXT).origin == "primary"
+        file.write_bytes("\ufeffsecondary\r\n".encode())  # as Windows' editor writes it
+        assert kb.search(TEXT).origin == "secondary"
+    with FallbackCollection(*sides, embedder=words, switch=lambda: str(1 / 0)) as kb:
+        assert kb.search(TEXT).origin == "primary"
+
+
+def test_a_field_that_is_not_there_is_the_caller_s_mistake(kb: FallbackCollection) -> None:
+    for _ in range(6):
+        with pytest.raises(SchemaMismatchError, match="no vector field 'nope'"):
+            kb.search(TEXT, field="nope")
+    assert kb.search(TEXT).attempts == ()  # and no circuit breaker has opened

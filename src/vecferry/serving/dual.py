@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,12 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vecferry.errors import RetryableError, UnsupportedError, VecferryError
-from vecferry.ports import Collection, Deletable, Fetchable, Rewindable, Sink, WriteMode
+from vecferry.errors import ConfigurationError, RetryableError, UnsupportedError, VecferryError
+from vecferry.ports import Deletable, Fetchable, Rewindable, Sink, WriteMode
 from vecferry.records import RecordBatch, RecordId, VectorRecord, encode_id
+from vecferry.registry import connect
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.journal import Journal
 
+_log = logging.getLogger("vecferry.serving")
 _CHUNK = 500
 _TURNS = 20
 OLD, NEW = "old", "new"
@@ -30,7 +33,7 @@ class DualWriter:
     two writers of one id, also in two processes, end with what the leading side holds.
 
     Args:
-        old, new: collections or stores that can fetch by id, write and delete. Both must exist.
+        old, new: collections, stores or URLs that can fetch by id, write and delete. Both must exist.
         journal: path of the journal file (`vecferry.home.home` has a good place), or a `Journal`.
         adapt: by side (``"old"``, ``"new"``): a function that turns a batch into what that side holds,
             such as one that embeds the texts in the side's own space.
@@ -38,6 +41,7 @@ class DualWriter:
 
     Raises:
         UnsupportedError: if a side lacks one of these abilities.
+        ConfigurationError: if ``adapt`` names another side, or the journal cannot be used.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class DualWriter:
         listeners: Sequence[Listener] = (),
         retry_missed: bool = False,
     ) -> None:
+        if unknown := {*(adapt or {})} - {OLD, NEW}:
+            raise ConfigurationError(f"adapt= has {sorted(unknown)}; the sides are 'old' and 'new'")
         self.stores = {OLD: _store(old), NEW: _store(new)}
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.figures = Figures(*listeners)
@@ -91,7 +97,7 @@ class DualWriter:
             VecferryError: what the leading side raised. Its outcome is then settled by `replay`.
         """
         if self._retry_missed and self.journal.left(1):
-            with suppress(VecferryError):  # still away: no reason to refuse this write
+            with suppress(Exception):  # still away: no reason to refuse this write
                 self.replay()
         written = 0
         for batch in _batches(records):
@@ -115,15 +121,17 @@ class DualWriter:
         other = NEW if lead == OLD else OLD
         try:
             self._apply(other, ids, batch)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - what is no Exception is raised again
             self.figures.count("writes", side=other, result="missed")
             self.journal.missed(ids, seq)
-            if not isinstance(error, VecferryError):
-                raise
+            _passed_over(other, error)
             return count
         disturbed = self.journal.done(ids, seq)
         if disturbed:  # two writes touched these at once: the leading side's word counts
-            self.mirror(disturbed, seq)
+            try:
+                self.mirror(disturbed, seq)
+            except Exception as error:  # noqa: BLE001 - the journal keeps them, and the write counts
+                _passed_over(other, error)
         return count
 
     def _apply(self, side: str, ids: Sequence[RecordId], batch: RecordBatch | None) -> int:
@@ -231,8 +239,16 @@ class DualWriter:
             self.journal.reopen()
 
 
+def _passed_over(side: str, error: BaseException) -> None:
+    """The leading side has the write, so it counts; only what is to end the process is raised."""
+    if not isinstance(error, Exception):
+        raise error
+    if not isinstance(error, VecferryError):
+        _log.warning("the %s side missed a write: %s: %s", side, type(error).__name__, error)
+
+
 def _store(what: Any) -> Any:
-    store = what.store if isinstance(what, Collection) else what
+    store = connect(what).store
     for ability, verb in ((Sink, "be written"), (Fetchable, "fetch by id"), (Deletable, "delete")):
         if not isinstance(store, ability):
             name = getattr(store, "url", type(store).__name__)

@@ -163,22 +163,26 @@ class FallbackCollection:
         """The sides in the order in which they are asked now."""
         wanted = self._primary or self._switched() or os.environ.get(ENVIRONMENT)
         if wanted and wanted not in self._sides:
-            self._warn(wanted)
+            self._warn(f"no side is called {wanted!r}; there are {', '.join(self._sides)}")
         first = [self._sides[wanted]] if wanted in self._sides else []
         return first + [side for side in self._sides.values() if side not in first]
 
     def _switched(self) -> str | None:
-        if isinstance(self._switch, Path):
-            try:
-                return self._switch.read_text("utf-8").strip() or None
-            except OSError:
-                return None
-        return self._switch() if self._switch else None
+        """What the switch says; one that cannot be asked says nothing, and the searches go on."""
+        try:
+            if isinstance(self._switch, Path):
+                return self._switch.read_text("utf-8-sig").strip() or None
+            return self._switch() if self._switch else None
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # noqa: BLE001 - somebody else's function
+            self._warn(f"the switch cannot be asked: {type(error).__name__}: {error}")
+            return None
 
-    def _warn(self, wanted: str) -> None:
-        if self._warned != wanted:
-            _log.warning("no side is called %r; there are %s", wanted, ", ".join(self._sides))
-            self._warned = wanted
+    def _warn(self, what: str) -> None:
+        if self._warned != what:
+            _log.warning("%s", what)
+            self._warned = what
 
     # -- searching ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vecferry.errors import RetryableError
+from vecferry.errors import ConfigurationError, RetryableError
 from vecferry.records import RecordId, decode_id, encode_id
 from vecferry.serving.sign import Sign
 
@@ -39,20 +39,28 @@ class Journal:
 
     Args:
         path: the file; made if it is not there. ``":memory:"`` keeps it in this process.
+
+    Raises:
+        ConfigurationError: if there can be no such file, or it is another kind of file.
     """
 
     def __init__(self, path: Path | str) -> None:
         shared = str(path) != ":memory:"
-        if shared:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path = str(path)
-        self._sign = Sign(Path(f"{path}.writers") if shared else None)
-        self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        self.path = str(Path(path).expanduser()) if shared else ":memory:"
         self._lock = threading.RLock()
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
-        self._db.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
+        try:
+            if shared:
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                self.path, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            self._db.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(f"no journal can be kept in {self.path}: {error}") from error
+        self._sign = Sign(Path(f"{self.path}.writers") if shared else None)
 
     def close(self) -> None:
         with self._lock:
@@ -157,6 +165,8 @@ class Journal:
                 yield
         except sqlite3.OperationalError as error:
             raise RetryableError(f"the journal {self.path} cannot be written: {error}") from error
+        except sqlite3.ProgrammingError as error:
+            raise ConfigurationError(f"the journal {self.path} was closed; open it again") from error
 
     def _note(self, ids: Sequence[RecordId]) -> int:
         seq = int(self._get("seq")) + 1

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +109,7 @@ class Side:
         self._failure: tuple[float, VecferryError] | None = None
         self._space: dict[str, EmbeddingSpace | None] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self._pool = ThreadPoolExecutor(workers, f"vecferry-{name}")
         if self._collection is not None:
             figures.count("initialisations", side=name, result="ok")
@@ -148,9 +149,12 @@ class Side:
         )
 
     def close(self) -> None:
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if waiters := self.__dict__.pop("_async_pool", None):
-            waiters.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            waiters = self.__dict__.pop("_async_pool", None)
+        if waiters:  # whoever waits gets an error; a cancelled future would cancel its task
+            waiters.shutdown(wait=False)
         if self._collection is not None:
             self._collection.close()
 
@@ -159,6 +163,7 @@ class Side:
     def _waiters(self) -> ThreadPoolExecutor:
         """Threads that wait for `_pool`: they must not be the ones they wait for."""
         with self._lock:
+            self._check_open()
             if "_async_pool" not in self.__dict__:
                 self._async_pool = ThreadPoolExecutor(32, f"vecferry-{self.name}-async")
             return self._async_pool
@@ -177,7 +182,12 @@ class Side:
             raise translated from error
         self._figures.count("initialisations", side=self.name, result="ok")
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SideError(f"{self.name} is closed")
+
     def _guarded(self, search: Callable[[], list[VectorRecord]]) -> list[VectorRecord]:
+        self._check_open()
         if self.breaker.open:
             raise SideOpen(f"{self.name} is left alone after its last failures")
         return self.breaker.call(search)
@@ -185,9 +195,14 @@ class Side:
     def _timed(
         self, query: Query, k: int, where: Where | None, field: str, options: dict[str, Any]
     ) -> list[VectorRecord]:
-        future = self._pool.submit(self._search, query, k, where, field, options)
+        try:
+            future = self._pool.submit(self._search, query, k, where, field, options)
+        except RuntimeError:  # closed in this moment
+            raise SideError(f"{self.name} is closed") from None
         try:
             return future.result(self.timeout)
+        except CancelledError:
+            raise SideError(f"{self.name} was closed before it could answer") from None
         except FutureTimeoutError:
             future.cancel()
             raise SideTimeout(f"{self.name} did not answer within {self.timeout} s") from None
@@ -209,10 +224,11 @@ class Side:
 
         Raises:
             SpaceMismatchError: if there is no such vector.
+            SchemaMismatchError: if there is no such field.
         """
-        stored = self.space(field)
         if query.text is not None and self.embedder is None:
             return query.text  # the store embeds by itself, or says that it cannot
+        stored = self.space(field)
         if query.text is not None:
             assert self.embedder is not None
             self._same(stored, self.embedder.space, "its embedder gives")
@@ -233,9 +249,12 @@ class Side:
         """The recorded space of a vector field; ``None`` if it is unknown."""
         if field not in self._space:
             try:
-                self._space[field] = self.collection().describe().field(field).space
-            except (KeyError, UnsupportedError):
+                schema = self.collection().describe()
+                self._space[field] = schema.field(field).space if schema.fields else None
+            except UnsupportedError:
                 self._space[field] = None
+            except KeyError as error:  # the caller's mistake, not a fault of this side
+                raise SchemaMismatchError(f"{self.name}: {error.args[0]}") from None
         return self._space[field]
 
 
