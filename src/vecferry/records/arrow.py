@@ -262,7 +262,8 @@ def _metadata_from_arrow(
         return None
     rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
     if layout.metadata in have:
-        rows = _json_rows(_flat(batch.column(layout.metadata)), layout.metadata)
+        column = _flat(batch.column(layout.metadata))
+        rows = _json_rows(column, layout.metadata) if layout.own else _objects(column, layout.metadata)
     if layout.types in have:
         for at, table in enumerate(_flat(batch.column(layout.types)).to_pylist()):
             if table:
@@ -271,6 +272,30 @@ def _metadata_from_arrow(
         for row, value in zip(rows, _flat(batch.column(name)).to_pylist(), strict=True):
             row[name] = value
     return rows
+
+
+def _objects(column: pa.Array, name: Any) -> list[dict[str, Any]]:
+    """The metadata of a foreign column: structs, maps, or JSON; what is no object stays under its name."""
+    values = column.to_pylist()
+    if pa.types.is_map(column.type):
+        values = [dict(pairs or ()) for pairs in values]
+    return [_object(value, name) for value in values]
+
+
+def _object(value: Any, name: Any) -> dict[str, Any]:
+    found = value or None
+    if isinstance(found, str):
+        try:
+            found = orjson.loads(found)
+        except orjson.JSONDecodeError as error:
+            if not found.lstrip().startswith("{"):
+                return {name: value}
+            raise CorruptDataError(
+                f"column {name!r} holds {found!r:.40}, which is not JSON: {error}"
+            ) from error
+    if found is None:
+        return {}
+    return found if isinstance(found, dict) else {name: value}
 
 
 def _json_rows(column: pa.Array, name: Any) -> list[dict[str, Any]]:

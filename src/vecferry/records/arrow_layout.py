@@ -80,13 +80,17 @@ def layout_of(arrow: pa.Schema, **names: str | None) -> Layout:
 
     Raises:
         ConfigurationError: if a named column is not there, or none can be the vector.
+        CorruptDataError: if two columns share a name.
     """
+    twice = next((name for name in arrow.names if arrow.names.count(name) > 1), None)
+    if twice is not None:
+        raise CorruptDataError(f"two columns are called {twice!r}; rename one of them")
+    roles = {f.name: orjson.loads(f.metadata[KEY]) for f in arrow if f.metadata and KEY in f.metadata}
+    if roles:
+        return _own_layout(roles)
     for role, name in names.items():
         if name is not None and name not in arrow.names:
             raise ConfigurationError(f"no column is called {name!r} (the {role}); there are {arrow.names}")
-    roles = {f.name: orjson.loads(f.metadata[KEY]) for f in arrow if f.metadata and KEY in f.metadata}
-    if roles and not any(names.values()):
-        return _own_layout(roles)
     return _foreign_layout(arrow, names)
 
 
@@ -108,10 +112,11 @@ def _foreign_layout(arrow: pa.Schema, names: Mapping[str, str | None]) -> Layout
     left = list(arrow.names)
     id_ = _pick(left, names.get("id"), _ID_NAMES)
     text = _pick(left, names.get("text"), [n for n in _TEXT_NAMES if _is_text(arrow, n)])
-    json_names = [n for n in _JSON_NAMES if _is_text(arrow, n)]
+    json_names = [n for n in _JSON_NAMES if _is_text(arrow, n) or _is_object(arrow, n)]
     metadata = _pick(left, names.get("metadata"), json_names)
     types = _pick(left, None, ["_vecferry"] if metadata else [])
-    places = [place for name in list(left) if (place := _vector_place(arrow.field(name)))]
+    sure = (names.get("vector"), *_VECTOR_NAMES)
+    places = [p for name in left if (p := _vector_place(arrow.field(name), integers=name in sure))]
     for place in places:
         left.remove(place.column)
     main = names.get("vector") or next((n for n in _VECTOR_NAMES if n in {p.column for p in places}), None)
@@ -146,6 +151,14 @@ def _is_text(arrow: pa.Schema, name: str) -> bool:
     return name in arrow.names and _is_string(arrow.field(name).type)
 
 
+def _is_object(arrow: pa.Schema, name: str) -> bool:
+    if name not in arrow.names:
+        return False
+    kind = arrow.field(name).type
+    sparse = pa.types.is_struct(kind) and {f.name for f in kind} == {"indices", "values"}
+    return bool((pa.types.is_struct(kind) and not sparse) or pa.types.is_map(kind))
+
+
 def _is_string(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -162,8 +175,12 @@ def _foreign_id_kind(arrow: pa.Schema, column: str | None) -> str:
     return "uuid" if "uuid" in str(kind) else "str" if _is_string(kind) else "mixed"
 
 
-def _vector_place(arrow: pa.Field) -> VectorPlace | None:
-    """A column that can only be vectors: lists of floats or bytes, matrices, index and value pairs."""
+def _vector_place(arrow: pa.Field, *, integers: bool = False) -> VectorPlace | None:
+    """A column that can only be vectors: lists of floats or bytes, matrices, index and value pairs.
+
+    Args:
+        integers: whether lists of any integers are vectors, too; elsewhere they may be tags.
+    """
     kind, name = arrow.type, arrow.name
     if pa.types.is_struct(kind) and {f.name for f in kind} == {"indices", "values"}:
         return VectorPlace(name, name, Kind.SPARSE, DType.FLOAT32)
@@ -173,9 +190,9 @@ def _vector_place(arrow: pa.Field) -> VectorPlace | None:
     fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     if _component(inner) is not None:
         fixed = inner.list_size if pa.types.is_fixed_size_list(inner) else None
-        component = _dtype(_component(inner), fixed)
+        component = _dtype(_component(inner), fixed, integers=integers)
         return VectorPlace(name, name, Kind.MULTI, component, fixed) if component else None
-    component = _dtype(inner, fixed)
+    component = _dtype(inner, fixed, integers=integers)
     return VectorPlace(name, name, Kind.DENSE, component, fixed) if component else None
 
 
@@ -185,11 +202,13 @@ def _component(kind: Any) -> pa.DataType | None:
     return kind.value_type if any(test(kind) for test in lists) else None
 
 
-def _dtype(component: Any, fixed: int | None) -> DType | None:
+def _dtype(component: Any, fixed: int | None, *, integers: bool) -> DType | None:
     if pa.types.is_float16(component):
         return DType.FLOAT16
     if pa.types.is_floating(component):
         return DType.FLOAT32
-    if fixed and pa.types.is_int8(component):
+    if (fixed or integers) and pa.types.is_int8(component):
         return DType.INT8
-    return DType.UINT8 if fixed and pa.types.is_uint8(component) else None
+    if (fixed or integers) and pa.types.is_uint8(component):
+        return DType.UINT8
+    return DType.FLOAT32 if integers and pa.types.is_integer(component) else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vecferry.errors import CorruptDataError, MissingDependencyError
+from vecferry.errors import ConfigurationError, CorruptDataError, MissingDependencyError
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, type_name
 from vecferry.records.vectors import Array
@@ -45,6 +45,8 @@ GROUP_BYTES = 16 << 20
 """About the size of a row group before compression; what is read and written at a time."""
 GROUPS_PER_PART = 16
 _BUFFER = 1 << 20  # bytes read at a time, a column
+_COMPRESSIONS = ("zstd", "snappy", "lz4", "gzip", "none")
+_WIDE = ("double", "int32", "int64")
 _ROW_EXTRA = 512  # text and metadata of a row, as a guess that decides nothing but the group size
 
 
@@ -72,6 +74,10 @@ class ParquetStore(FileStore):
         compression: str = "zstd",
     ) -> None:
         super().__init__(path)
+        if compression not in _COMPRESSIONS:
+            raise ConfigurationError(
+                f"compression is one of {', '.join(_COMPRESSIONS)}, not {compression!r}"
+            )
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._compression = compression
 
@@ -373,7 +379,13 @@ def _metadata_types(sample: RecordBatch) -> dict[str, str]:
 
 
 def _losses(arrow: pa.Schema, layout: Layout) -> tuple[Loss, ...]:
-    doubles = [p.column for p in layout.vectors if "double" in str(arrow.field(p.column).type)]
-    if not doubles:
-        return ()
-    return (Loss(kind="vector", detail=f"float64 in {doubles[0]!r} is read as float32", where="source"),)
+    found = (
+        (name, p.column)
+        for p in layout.vectors
+        for name in _WIDE
+        if name in str(arrow.field(p.column).type)
+    )
+    for name, column in found:
+        detail = f"{name.replace('double', 'float64')} in {column!r} is read as float32"
+        return (Loss(kind="vector", detail=detail, where="source"),)
+    return ()

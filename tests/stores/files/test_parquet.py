@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import vecferry
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, RejectedRecord
 from vecferry.ports import Fields, StoreURL, WriteMode
 from vecferry.records import (
@@ -191,6 +192,64 @@ def test_a_foreign_file_with_named_columns(tmp_path: Path) -> None:
         ParquetStore(tmp_path / "f.parquet", id="nope").describe()
     with pytest.raises(ConfigurationError, match="not a list of numbers"):
         ParquetStore(tmp_path / "f.parquet", vector="s").describe()
+
+
+@pytest.mark.parametrize("column", ["vector", "x"])
+@pytest.mark.parametrize("fixed", [2, -1])
+@pytest.mark.parametrize(("kind", "read"), [("int64", "float32"), ("int16", "float32"), ("int8", "int8")])
+def test_vectors_of_integers_are_vectors(
+    column: str, fixed: int, kind: str, read: str, tmp_path: Path
+) -> None:
+    integers = pa.array([[1, 2], [3, 4]], pa.list_(pa.type_for_alias(kind), fixed))
+    table = pa.table({"id": [1, 2], column: integers, "tags": pa.array([[7], [8, 9]])})
+    pq.write_table(table, tmp_path / "f.parquet")
+    store = ParquetStore(tmp_path / "f.parquet", vector=column if column == "x" else None)
+    assert [f.dtype for f in store.describe().fields] == [read]
+    assert ["int64" in loss.detail for loss in store.describe().losses] == [True] * (kind == "int64")
+    records = [r for b in store.scan() for r in b.records()]
+    assert [(r.vector.tolist(), r.metadata) for r in records] == [
+        ([1, 2], {"tags": [7]}),
+        ([3, 4], {"tags": [8, 9]}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "wanted"),
+    [
+        ([{"a": 1}, {"a": 2}], None, [{"a": 1}, {"a": 2}]),
+        ([[("a", 1)], None], pa.map_(pa.string(), pa.int64()), [{"a": 1}, {}]),
+        (['{"a": 1}', "null"], None, [{"a": 1}, {}]),
+        (["plain", '{"a": 1}'], None, [{"metadata": "plain"}, {"a": 1}]),
+        (["[1]", ""], None, [{"metadata": "[1]"}, {}]),
+    ],
+)
+def test_metadata_has_many_forms(values: Any, kind: Any, wanted: Any, tmp_path: Path) -> None:
+    table = pa.table({"id": [1, 2], "vector": [[1.0], [2.0]], "metadata": pa.array(values, kind)})
+    pq.write_table(table, tmp_path / "f.parquet")
+    store = ParquetStore(tmp_path / "f.parquet")
+    assert [r.metadata for b in store.scan() for r in b.records()] == wanted
+    named = ParquetStore(tmp_path / "f.parquet", metadata="metadata")
+    assert [r.metadata for b in named.scan() for r in b.records()] == wanted
+
+
+def test_a_foreign_file_that_was_changed_is_still_read_by_the_same_url(tmp_path: Path) -> None:
+    table = pa.table({"docid": ["x", "y"], "emb": [[1.0], [2.0]], "passage": ["one", "two"]})
+    pq.write_table(table, tmp_path / "f.parquet")
+    url = f"parquet:{tmp_path}/f.parquet?id=docid&vector=emb&text=passage"
+    with vecferry.connect(url) as kb:
+        kb.delete(["x"])
+        kb.write([VectorRecord(id=7, text="seven", vector=[3.0])])
+    records = list(vecferry.connect(url).records())
+    assert [(r.id, r.text, r.vector.tolist()) for r in records] == [("y", "two", [2]), (7, "seven", [3])]
+
+
+def test_settings_and_tables_that_cannot_be_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"compression is one of zstd.*'rar'"):
+        ParquetStore(tmp_path / "f.parquet", compression="rar")
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["id", "id"])
+    pq.write_table(twice, tmp_path / "f.parquet")
+    with pytest.raises(CorruptDataError, match="two columns are called 'id'"):
+        ParquetStore(tmp_path / "f.parquet").describe()
 
 
 def test_rows_without_an_id_are_numbered(tmp_path: Path) -> None:
