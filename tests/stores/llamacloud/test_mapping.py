@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecferry.errors import CorruptDataError
+from vecferry.stores.llamacloud.filters import to_service
 from vecferry.stores.llamacloud.mapping import chunk_record, document_record, record_document
 
 EXCLUDED = "excluded_embed_metadata_keys"
@@ -63,3 +66,18 @@ def test_what_is_no_document_is_said() -> None:
     with pytest.raises(CorruptDataError, match="without 'id_'"):
         chunk_record({"text": "x"})
     assert chunk_record({"id_": "a"}) == ("a", "", {})
+
+
+def test_what_the_service_cannot_be_asked_is_left_out_of_its_filter() -> None:
+    day = date(2026, 1, 1)
+    assert to_service({"lang": "en", "day": {"$gt": day}})["filters"] == [
+        {"key": "lang", "value": "en", "operator": "=="}
+    ]
+    for where in (
+        {"$or": [{"lang": "en"}, {"day": day}]},
+        {"$not": {"price": {"$in": [1, Decimal("2.5")]}}},
+        {"$and": [{"lang": None}, {"$not": {"$or": [{"day": day}]}}]},
+        {"n": {"$lt": float("inf")}},
+    ):
+        json.dumps(to_service(where), allow_nan=False)
+        assert "key" not in json.dumps(to_service(where))
