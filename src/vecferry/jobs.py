@@ -64,6 +64,8 @@ def _no_job(job: str | Path) -> NotFoundError:
 
 def describe_job(job: dict[str, Any]) -> str:
     """One line: id, stage, counters, source and target."""
+    if "error" in job:
+        return f"{job['id']}  {job['stage']:<7} {job['error']}"
     counters = job.get("counters", {})
     return (
         f"{job['id']}  {job.get('stage', '?'):<7} {counters.get('written', 0):>12,} written  "

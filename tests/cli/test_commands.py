@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_what_cannot_be_done_is_said_in_json(source: str, tmp_path: Path, words:
     assert result.exit_code == 2, result.output
     assert json.loads(result.stdout)["ok"] is False
     assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_a_verification_that_is_stopped_is_no_difference(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecferry.cli.crossing.graceful_stop", lambda: nullcontext(lambda: True))
+    result = run("verify", source, source, "--json")
+    assert result.exit_code == 130 and json.loads(result.stdout)["error"] == "JobStopped"
 
 
 def test_plan_writes_nothing(source: str, tmp_path: Path) -> None:

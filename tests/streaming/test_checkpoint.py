@@ -107,8 +107,12 @@ def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "job" / "job.sqlite").write_bytes(b"not a database, certainly not" * 100)
     with pytest.raises(JobError, match="vecferry jobs forget"):
         JobState(tmp_path / "job")
-    with pytest.raises(JobError):
+    with pytest.raises(JobError, match="vecferry jobs forget job"):
         peek_job(tmp_path / "job")
+    with JobState(tmp_path / "sound") as state:
+        state.begin({}, {"source": "a"}, PARTS)
+    sound, damaged = sorted(list_jobs(tmp_path), key=lambda job: str(job["stage"]), reverse=True)
+    assert (sound["source"], damaged["id"], damaged["stage"]) == ("a", "job", "damaged")
 
 
 def test_a_process_killed_while_making_the_file_leaves_no_job(tmp_path: Path) -> None:

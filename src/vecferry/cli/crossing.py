@@ -10,6 +10,7 @@ import typer
 
 import vecferry as vf
 from vecferry.cli.console import DIFFERENT, AsJson, Workers, bars, emit, errors_as_text, graceful_stop
+from vecferry.errors import JobStopped
 from vecferry.records import parse_where
 
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Where to read, such as faiss:./kb")]
@@ -142,6 +143,8 @@ def verify(
             workers=workers,
             should_stop=stop,
         )
+        if stop() and not proof.ok:
+            raise JobStopped("stopped before the end, nothing is proved; run the same command again")
         emit(proof, as_json=as_json)
         if not proof.ok:
             raise typer.Exit(DIFFERENT)

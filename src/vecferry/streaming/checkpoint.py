@@ -276,8 +276,17 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def list_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs kept in ``folder`` (``VECFERRY_HOME/jobs``), the last touched first."""
-    found = [peek_job(path.parent) for path in folder.glob("*/job.sqlite")]
+    """The jobs kept in ``folder`` (``VECFERRY_HOME/jobs``), the last touched first.
+
+    One whose file cannot be read is at stage ``damaged`` and says why as ``error``.
+    """
+    found = []
+    for path in folder.glob("*/job.sqlite"):
+        try:
+            found.append(peek_job(path.parent))
+        except JobError as error:
+            about = {"id": path.parent.name, "folder": str(path.parent), "stage": "damaged"}
+            found.append({**about, "error": str(error)})
     return sorted(filter(None, found), key=lambda job: str(job.get("updated")), reverse=True)
 
 
@@ -303,7 +312,10 @@ def peek_job(folder: Path) -> dict[str, Any]:
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):
             return {}  # another process is just making it, or was killed at that
-        raise JobError(f"the state file {path} cannot be read: {error}") from error
+        raise JobError(
+            f"the state file {path} cannot be read ({error}); "
+            f"remove it with: vecferry jobs forget {folder.name}"
+        ) from error
     return {"id": folder.name, "folder": str(folder), "partitions": done[0], "finished": done[1], **values}
 
 
