@@ -269,9 +269,16 @@ def _metadata_from_arrow(
             if table:
                 rows[at] = from_json(rows[at], orjson.loads(table)["types"])
     for name in extra:
-        for row, value in zip(rows, _flat(batch.column(name)).to_pylist(), strict=True):
+        for row, value in zip(rows, _to_microseconds(_flat(batch.column(name))).to_pylist(), strict=True):
             row[name] = value
     return rows
+
+
+def _to_microseconds(column: pa.Array) -> pa.Array:
+    """Of timestamps what a ``datetime`` holds, also where pandas is not installed."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
 
 
 def _objects(column: pa.Array, name: Any) -> list[dict[str, Any]]:

@@ -55,6 +55,18 @@ def check_columns(batch: RecordBatch, schema: CollectionSchema, url: str) -> Non
             )
 
 
+def field_named(name: str, schema: CollectionSchema, url: str) -> VectorField:
+    """The field that a query names.
+
+    Raises:
+        SchemaMismatchError: naming the fields that exist.
+    """
+    try:
+        return schema.field(name)
+    except KeyError as error:
+        raise SchemaMismatchError(f"{url} has {error.args[0]}; search in one of these") from None
+
+
 def check_query(vector: Any, field: VectorField) -> None:
     """Whether a query has the shape of the field.
 

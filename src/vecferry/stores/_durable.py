@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vecferry.errors import FatalStoreError, NotFoundError
+from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError
 
 _RENAME_EXCHANGE = 2  # the same bit in Linux's renameat2 and macOS's renamex_np
 _AT_FDCWD = -100
@@ -79,6 +79,19 @@ def replace_whole(new: Path, target: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
     else:
         new.unlink(missing_ok=True)
+
+
+def check_swappable(target: Path) -> None:
+    """Whether a folder may be swapped for another.
+
+    Raises:
+        ConfigurationError: if it is the working folder, which would be taken from under this process.
+    """
+    if target.is_dir() and Path(os.path.realpath(target)) == Path.cwd():
+        raise ConfigurationError(
+            f"{target} is the working folder, which cannot be swapped for another one; run from elsewhere, "
+            "or name a folder in it"
+        )
 
 
 def exchange(a: Path, b: Path) -> bool:

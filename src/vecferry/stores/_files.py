@@ -39,8 +39,8 @@ from vecferry.records import (
     Where,
 )
 from vecferry.records.vectors import Array
-from vecferry.stores._checks import check_columns, check_query, kind_of, score_batch
-from vecferry.stores._durable import as_store_error, replace_whole
+from vecferry.stores._checks import check_columns, check_query, field_named, kind_of, score_batch
+from vecferry.stores._durable import as_store_error, check_swappable, replace_whole
 from vecferry.stores._keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores._log import ID_KINDS, AppendLog
 from vecferry.stores._staging import StagingRoom
@@ -179,6 +179,7 @@ class FileStore(ABC):
             raise as_store_error(error, self.path) from error
 
     def _prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
+        check_swappable((self._front or self).path)
         (self._front or self)._refuse_strangers()
         if mode is WriteMode.RESUME:
             self._resume(schema)
@@ -296,9 +297,10 @@ class FileStore(ABC):
         """As `search`, for several queries in one pass."""
         if not vectors:
             return []
-        target = self.describe().field(field)
+        target = field_named(field, self.describe(), self.url)
         for vector in vectors:
             check_query(vector, target)
+        k = max(k, 0)
         best: list[list[tuple[float, int]]] = [[] for _ in vectors]
         read = Fields(vectors=(target.name,), text=False, metadata=where is not None)
         for batch, positions in self._located(_SEARCH_BATCH, read):

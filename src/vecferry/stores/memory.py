@@ -42,6 +42,7 @@ from vecferry.records import (
     matches,
 )
 from vecferry.records.metrics import score
+from vecferry.stores._checks import field_named
 
 
 @dataclass
@@ -160,8 +161,7 @@ class MemoryStore:
         self, vector: Any, k: int = 10, *, field: str = "", where: Where | None = None
     ) -> list[VectorRecord]:
         shelf = self._shelf() or Shelf()
-        schema = self.describe()
-        target = schema.field(field)
+        target = field_named(field, self.describe(), self.url)
         if target.dim and not isinstance(vector, SparseVector) and target.kind is Kind.DENSE:
             width = target.dtype.width(target.dim)
             if np.shape(vector) != (width,):
@@ -219,8 +219,10 @@ class MemoryStore:
 
     def prune(self, keep: int = 0) -> list[str]:
         cabinet = self._cabinet
-        others = [tag for tag in cabinet.history if tag != cabinet.live]
-        gone = others[: len(others) - keep] if keep else others
+        history = cabinet.history
+        at = history.index(cabinet.live) if cabinet.live in history else len(history)
+        others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
+        gone = others[: max(len(others) - keep, 0)]
         for tag in gone:
             cabinet.history.remove(tag)
             del cabinet.shelves[tag]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -230,6 +231,14 @@ def test_metadata_has_many_forms(values: Any, kind: Any, wanted: Any, tmp_path: 
     assert [r.metadata for b in store.scan() for r in b.records()] == wanted
     named = ParquetStore(tmp_path / "f.parquet", metadata="metadata")
     assert [r.metadata for b in named.scan() for r in b.records()] == wanted
+
+
+def test_nanoseconds_are_read_to_the_microsecond(tmp_path: Path) -> None:
+    when = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC"))
+    pq.write_table(pa.table({"id": [1], "vector": [[1.0]], "when": when}), tmp_path / "f.parquet")
+    (record,) = (r for b in ParquetStore(tmp_path / "f.parquet").scan() for r in b.records())
+    assert type(record.metadata["when"]) is datetime
+    assert record.metadata["when"] == datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
 
 
 def test_a_foreign_file_that_was_changed_is_still_read_by_the_same_url(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError
+import vecferry
+from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, SchemaMismatchError
 from vecferry.stores import _staging
 from vecferry.stores._durable import exchange, write_durably
 from vecferry.stores._staging import StagingRoom
@@ -222,3 +223,29 @@ def test_a_path_that_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises((FatalStoreError, NotFoundError), match="file"):
         StagingRoom(tmp_path / "file" / "kb").publish("a")
+
+
+@pytest.mark.parametrize("scheme", ["faiss", "jsonl", "parquet"])
+@pytest.mark.parametrize("there", [True, False])
+def test_the_working_folder_is_not_taken_from_under_the_process(
+    scheme: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "kb"
+    target.mkdir()
+    if there:
+        vecferry.connect(f"{scheme}:{target}").write([{"id": 1, "vector": [1.0]}])
+    monkeypatch.chdir(target)
+    before = sorted(target.iterdir())
+    with pytest.raises(ConfigurationError, match=r"working folder.*name a folder in it"):
+        vecferry.connect(f"{scheme}:.").write([{"id": 2, "vector": [2.0]}])
+    assert sorted(target.iterdir()) == before
+    if there:
+        assert vecferry.connect(f"{scheme}:.").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["faiss", "jsonl", "parquet", "memory"])
+def test_a_query_names_a_field_that_exists(scheme: str, tmp_path: Path) -> None:
+    with vecferry.connect(f"{scheme}:{tmp_path / 'kb'}") as kb:
+        kb.write([{"id": 1, "vector": [1.0]}])
+        with pytest.raises(SchemaMismatchError, match=r"no vector field 'title'.*one of these"):
+            kb.search([1.0], field="title")

@@ -35,6 +35,7 @@ from vecferry.records import (
     VectorRecord,
     Where,
 )
+from vecferry.stores._checks import field_named
 from vecferry.stores._staging import StagingRoom, fsync_tree
 from vecferry.stores.faiss.building import build
 from vecferry.stores.faiss.searching import search
@@ -202,8 +203,8 @@ class FaissStore:
             ef_search: how widely HNSW searches; default 8 k, at least 64.
             nprobe: how many lists IVF searches; default a tenth of them, at least 16.
         """
-        found = search(self._open(), [vector], k, where, Fields.ALL, ef_search=ef_search, nprobe=nprobe)
-        return found[0]
+        snapshot = self._searched(field)
+        return search(snapshot, [vector], k, where, Fields.ALL, ef_search=ef_search, nprobe=nprobe)[0]
 
     def search_many(
         self,
@@ -214,7 +215,7 @@ class FaissStore:
         where: Where | None = None,
         fields: Fields = Fields.ALL,
     ) -> list[list[VectorRecord]]:
-        return search(self._open(), vectors, k, where, fields)
+        return search(self._searched(field), vectors, k, where, fields)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Delete by id. The collection is written anew without them and swapped in."""
@@ -267,6 +268,11 @@ class FaissStore:
                 self.path, layout=layout, index_name=self._index_name, metric=self._metric
             )
         return self._snapshot
+
+    def _searched(self, field: str) -> Snapshot:
+        snapshot = self._open()
+        field_named(field, CollectionSchema(fields=(snapshot.field,)), self.url)
+        return snapshot
 
     def _close_snapshot(self) -> None:
         if self._snapshot is not None:

@@ -9,6 +9,7 @@ from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchErr
 from vecferry.layouts.folders import INDEX_NAME, Found, find, others_in
 from vecferry.ports import Capabilities, check_fits
 from vecferry.records import CollectionSchema, DType, Kind, Metric
+from vecferry.stores._durable import check_swappable
 from vecferry.stores.faiss.building import file_names, header_of, losses_of, make_index
 from vecferry.stores.faiss.snapshot import Snapshot
 from vecferry.stores.faiss.stage import Plan
@@ -121,8 +122,9 @@ def look_at(target: Path, index_name: str) -> Found | None:
     """The collection that lies where one is to be written; ``None`` if nothing does.
 
     Raises:
-        ConfigurationError: if the path is a file, or holds what a swap would sweep away.
+        ConfigurationError: if the path is a file or the working folder, or holds what a swap takes away.
     """
+    check_swappable(target)
     if target.is_file() or target.suffix in (".faiss", ".index"):
         raise ConfigurationError(f"faiss:{target}: a collection is written as a folder; name the folder")
     if not target.is_dir() or not any(target.iterdir()):
