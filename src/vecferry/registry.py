@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from vecferry.errors import ConfigurationError, UnknownSchemeError
+from vecferry.errors import ConfigurationError, FatalStoreError, UnknownSchemeError
 from vecferry.ports import Collection, StoreURL, is_secret
 from vecferry.redaction import hide
 
@@ -83,14 +83,25 @@ def borrowed(opener: Callable[[], Collection]) -> Iterator[Collection]:
 
     Args:
         opener: ``functools.partial(connect, target, …)``.
+
+    Raises:
+        FatalStoreError: for a file that this user may not read.
     """
     collection = opener()
     named = isinstance(getattr(opener, "args", (None,))[0], str | StoreURL)
     try:
         yield collection
+    except PermissionError as error:
+        raise denied(error) from error
     finally:
         if named:
             collection.close()
+
+
+def denied(error: PermissionError) -> FatalStoreError:
+    """What the system forbids, in words that name the next move."""
+    what = error.filename or "the system"
+    return FatalStoreError(f"{what}: {error.strerror}; change its permissions or choose another path")
 
 
 def find(group: str, name: str) -> Any:

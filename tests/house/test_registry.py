@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import vecferry as vf
 from vecferry import registry
-from vecferry.errors import ConfigurationError, MissingDependencyError, UnknownSchemeError
+from vecferry.errors import (
+    ConfigurationError,
+    FatalStoreError,
+    MissingDependencyError,
+    UnknownSchemeError,
+)
 from vecferry.stores.memory import MemoryStore
 
 
@@ -55,3 +62,15 @@ def test_a_collection_is_returned_as_it_is() -> None:
 def test_an_adapter_object_is_wrapped() -> None:
     store = MemoryStore()
     assert vf.connect(store).store is store
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+
+    def forbid(path: Path, *args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbid)
+    for call in (vf.inspect, lambda url: vf.plan(url, "memory:"), lambda url: vf.verify(url, "memory:")):
+        with pytest.raises(FatalStoreError, match=r"a\.jsonl: Permission denied; change"):
+            call(f"jsonl:{tmp_path / 'a.jsonl'}")

@@ -26,6 +26,7 @@ from rich.progress import (
 from vecferry.errors import JobStopped, VecferryError
 from vecferry.ports import Progress as Step
 from vecferry.redaction import redact
+from vecferry.registry import denied
 
 OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
 """Exit statuses: proved; a difference was found; the command could not do it; stopped, resumable."""
@@ -56,6 +57,8 @@ def errors_as_text(*, as_json: bool = False) -> Iterator[None]:
         _fail(error, STOPPED, as_json)
     except VecferryError as error:
         _fail(error, FAILED, as_json)
+    except PermissionError as error:
+        _fail(denied(error), FAILED, as_json)
 
 
 def _fail(error: VecferryError, status: int, as_json: bool) -> None:

@@ -121,8 +121,12 @@ class Collection:
         """
         where = check_where(where) if isinstance(where, Mapping) else where
         if isinstance(query, str):
-            by_text: TextSearchable = self._able(TextSearchable, "search by text")
-            return by_text.search_text(query, k, where=where)
+            if not isinstance(self.store, TextSearchable):
+                raise UnsupportedError(
+                    f"{self.url} cannot search by text, since it does not embed; embed the text first "
+                    "(vecferry search … --embed MODEL) and search with the vector"
+                )
+            return self.store.search_text(query, k, where=where)
         searchable: Any = self._able(Searchable, "search")
         vector = _query_vector(query, field)
         hits: list[VectorRecord] = searchable.search(vector, k, field=field, where=where, **options)
