@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -114,6 +115,25 @@ def test_a_verification_that_is_stopped_is_no_difference(
     monkeypatch.setattr("vecferry.cli.crossing.graceful_stop", lambda: nullcontext(lambda: True))
     result = run("verify", source, source, "--json")
     assert result.exit_code == 130 and json.loads(result.stdout)["error"] == "JobStopped"
+
+
+def test_a_record_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+    url = f"jsonl:{tmp_path / 'hostile.jsonl'}"
+    with vf.connect(url) as collection:
+        hostile = {"id": "\x1b[31m", "text": "one\ntwo\x1b[2J", "vector": [1.0, 2.0]}
+        collection.write([{**hostile, "metadata": {"\x1b]0;": 1}}])
+    shown = run("search", url, "--like", "\x1b[31m").stdout + run("inspect", url).stdout
+    assert "\x1b" not in shown and "one two\\x1b[2J" in shown
+
+
+def test_a_terminal_without_unicode_is_enough(source: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vecferry", "plan", source, f"jsonl:{tmp_path / 'é.jsonl'}"]
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [*command, *more], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert "é.jsonl" in json.loads(done.stdout)["target"]
 
 
 def test_plan_writes_nothing(source: str, tmp_path: Path) -> None:

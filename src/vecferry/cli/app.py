@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -59,4 +61,7 @@ def options(
 
 def main() -> None:
     """The entry point of ``vecferry`` and ``python -m vecferry``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an arrow is no reason to fail where there is no Unicode
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a record could do to a terminal; shown as an escape instead."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read the target at once to compare it.")]
 
@@ -41,11 +45,12 @@ Workers = Annotated[int, typer.Option(min=1, help="Threads that read the target 
 def emit(value: Any, *, as_json: bool) -> None:
     """Print a result: ``to_dict()`` or the value itself as JSON, or its text."""
     if not as_json:
-        out.print(str(value), markup=False)
+        out.print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(value)), markup=False)
         return
     data = value.to_dict() if hasattr(value, "to_dict") else value
     data = data.model_dump(mode="json") if hasattr(data, "model_dump") else data
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2, default=str) + "\n")
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(data, ensure_ascii=plain, indent=2, default=str) + "\n")
 
 
 @contextmanager

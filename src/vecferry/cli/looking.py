@@ -75,7 +75,7 @@ def _row(hit: VectorRecord) -> dict[str, Any]:
 
 def _table(hits: list[VectorRecord]) -> str:
     lines = [
-        f"{(hit.score or 0.0) + 0.0:8.4f}  {hit.id}  {(hit.text or '')[:90]}"
+        f"{(hit.score or 0.0) + 0.0:8.4f}  {hit.id}  {' '.join((hit.text or '')[:90].split())}"
         for hit in hits
         if hit.score is not None
     ]
