@@ -179,3 +179,13 @@ def test_typed_metadata_is_json_in_the_payload():
     (payload,) = find_layout("plain").encode([UUID(int=1)], [None], [meta])
     assert payload["when"] == "2024-05-01T00:00:00+00:00"
     assert payload[ENVELOPE]["types"] == {"/when": "datetime", "/price": "decimal", "/day": "date"}
+
+
+@pytest.mark.parametrize("name", ["llamaindex", "both"])
+@pytest.mark.parametrize(
+    "odd", [{"metadata": "x"}, {"id_": "other"}, {"text": "other"}, {"embedding": [1]}]
+)
+def test_what_stands_under_the_node_key_by_hand_survives(name, odd):
+    layout, metadata = find_layout(name), {"_llamaindex": odd, "_payload": 1}
+    columns = layout.decode(layout.encode(["n"], ["a text"], [metadata]))
+    assert (columns.ids, columns.texts, columns.metadata) == (["n"], ["a text"], [metadata])

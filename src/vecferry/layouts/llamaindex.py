@@ -31,6 +31,8 @@ from vecferry.records import ENVELOPE, RecordId
 NODE_KEY = "_llamaindex"
 RESERVED = ("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id")
 _SOURCE = "1"
+_OF_THE_RECORD = ("id_", "embedding", "metadata", "text")
+"""Attributes of a node that the record itself has; they are never taken from `NODE_KEY`."""
 _TEXT_CLASSES = ("TextNode", "IndexNode", "ImageNode")
 
 _DEFAULTS: dict[str, Any] = {
@@ -57,7 +59,8 @@ def build_node(node_id: str, text: str | None, metadata: Mapping[str, Any]) -> d
     user, extra = dict(metadata), metadata.get(NODE_KEY)
     if isinstance(extra, Mapping):
         del user[NODE_KEY]
-    extra = dict(extra) if isinstance(extra, Mapping) else {}
+    known = extra.items() if isinstance(extra, Mapping) else ()
+    extra = {key: value for key, value in known if key not in _OF_THE_RECORD}
     document = extra.pop("ref_doc_id", None)
     resource = extra.pop("text_resource", None)
     plain = extra.get("class_name", "TextNode") in _TEXT_CLASSES

@@ -120,3 +120,15 @@ def test_nodes_keep_their_class(tmp_path: Path) -> None:
     context = StorageContext.from_defaults(persist_dir=str(tmp_path / "copy"))
     found = load_index_from_storage(context, embed_model=MockEmbedding(8)).docstore.docs
     assert {name: node.to_dict() for name, node in found.items()} == {n.node_id: n.to_dict() for n in nodes}
+
+
+@pytest.mark.parametrize("layout", ["llamaindex", "llamaindex-simple"])
+@pytest.mark.parametrize(
+    "odd",
+    [{"id_": "other"}, {"metadata": 5}, {"text": "other"}, {"embedding": [1]}, {"class_name": 5}, "x"],
+)
+def test_what_stands_under_our_key_by_hand_never_changes_the_node(
+    odd: object, layout: str, tmp_path: Path
+) -> None:
+    rows = records(2, _llamaindex=odd)
+    assert by_id(write(tmp_path / "kb", rows, layout=layout)) == {row.id: row for row in rows}

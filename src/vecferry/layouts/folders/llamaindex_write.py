@@ -25,7 +25,7 @@ from vecferry.layouts.folders.llamaindex import (
     INDEX_STORE,
     VECTORS,
 )
-from vecferry.layouts.llamaindex import build_node, document_of
+from vecferry.layouts.llamaindex import NODE_KEY, build_node, document_of, read_node
 from vecferry.records import ENVELOPE
 from vecferry.records.ids import ID_NAMESPACE
 from vecferry.records.vectors import Array
@@ -115,10 +115,14 @@ def _flat_metadata(node: _Node) -> dict[str, Any]:
 
 
 def _node(entry: Entry, name: str) -> _Node:
-    body, envelope = seal(
-        entry.metadata, id=None if name == entry.id else entry.id, no_text=entry.text is None
-    )
-    node = build_node(name, entry.text, body)
+    original = None if name == entry.id else entry.id
+    reserved: tuple[str, ...]
+    for reserved in ((), (NODE_KEY,)):
+        body, envelope = seal(entry.metadata, id=original, no_text=entry.text is None, reserved=reserved)
+        node = build_node(name, entry.text, body)
+        # What stands under this key by hand may not survive as a node: then it goes aside.
+        if NODE_KEY not in body or read_node(node)[2] == body:
+            break
     if envelope:
         # The envelope must not reach a prompt or an embedding.
         node["metadata"] = {**node["metadata"], ENVELOPE: envelope}
