@@ -129,7 +129,7 @@ class Collection:
             return self.store.search_text(query, k, where=where)
         searchable: Any = self._able(Searchable, "search")
         vector = _query_vector(query, field)
-        hits: list[VectorRecord] = searchable.search(vector, k, field=field, where=where, **options)
+        hits: list[VectorRecord] = searchable.search(vector, max(k, 0), field=field, where=where, **options)
         return hits
 
     def as_langchain_vector_store(self, embedder: Any = None, **options: Any) -> Any:

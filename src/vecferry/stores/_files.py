@@ -300,7 +300,6 @@ class FileStore(ABC):
         target = field_named(field, self.describe(), self.url)
         for vector in vectors:
             check_query(vector, target)
-        k = max(k, 0)
         best: list[list[tuple[float, int]]] = [[] for _ in vectors]
         read = Fields(vectors=(target.name,), text=False, metadata=where is not None)
         for batch, positions in self._located(_SEARCH_BATCH, read):
@@ -309,8 +308,7 @@ class FileStore(ABC):
                 found = [(float(points[i]), int(positions[i])) for i in top if np.isfinite(points[i])]
                 best[at] = sorted(best[at] + found, key=lambda hit: -hit[0])[:k]
         wanted = sorted({position for hits in best for _, position in hits})
-        records = self._at(np.array(wanted, dtype=np.int64), fields).records()
-        known = dict(zip(wanted, records, strict=True))
+        known = dict(zip(wanted, self._at(np.array(wanted, dtype=np.int64), fields).records(), strict=True))
         return [[known[at].model_copy(update={"score": point}) for point, at in hits] for hits in best]
 
     def delete(self, ids: Sequence[RecordId]) -> int:
