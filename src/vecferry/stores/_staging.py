@@ -130,12 +130,14 @@ class StagingRoom:
         return next(version for version in self.versions() if version.live)
 
     def prune(self, keep: int = 0) -> list[str]:
-        """Delete all but the live version and ``keep`` others, newest kept; returns the tags deleted."""
+        """Delete all but the live version and ``keep`` before it; returns the tags deleted."""
         if not self.folder.exists():
             return []
         with self._open() as ledger:
-            others = [tag for tag in ledger.tags() if tag != ledger.live]
-            gone = others[: max(len(others) - keep, 0)]
+            tags = ledger.tags()
+            at = tags.index(ledger.live) if ledger.live in tags else len(tags)
+            others = [*tags[at + 1 :], *tags[:at]]  # one that was rolled back goes first
+            gone = sorted(others[: max(len(others) - keep, 0)], key=tags.index)
             ledger.history = [entry for entry in ledger.history if entry["tag"] not in gone]
             self._save(ledger)
             for tag in gone:

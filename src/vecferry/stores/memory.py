@@ -222,7 +222,7 @@ class MemoryStore:
         history = cabinet.history
         at = history.index(cabinet.live) if cabinet.live in history else len(history)
         others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
-        gone = others[: max(len(others) - keep, 0)]
+        gone = sorted(others[: max(len(others) - keep, 0)], key=history.index)
         for tag in gone:
             cabinet.history.remove(tag)
             del cabinet.shelves[tag]

@@ -318,10 +318,7 @@ class StoreContract:
         if not able(full, Publishable):
             pytest.skip("cannot publish")
         fresh = sample_records(5, seed=3, unit=not self.exact)
-        shadow = full.shadow("next")
-        shadow.prepare(sample_schema(self.metric), WriteMode.REPLACE)
-        shadow.write(RecordBatch.from_records(fresh))
-        shadow.finish()
+        shadow = self._built(full, "next", fresh)
         assert full.count() == 25, "a shadow must not be seen"
         self.same(read(shadow.scan()), fresh)
         shadow.close()
@@ -336,7 +333,26 @@ class StoreContract:
         full.prune()
         assert len(full.versions()) == 1
 
+    def test_prune_keeps_the_version_to_roll_back_to(self, full: Any) -> None:
+        if not able(full, Publishable):
+            pytest.skip("cannot publish")
+        for tag in ("second", "third"):
+            self._built(full, tag, sample_records(5, seed=3, unit=not self.exact)).close()
+            full.publish(tag)
+        full.rollback()
+        assert full.prune(keep=9) == []
+        assert full.prune(keep=1) == ["third"]
+        full.rollback()
+        self.same(read(full.scan()), sample_records(unit=not self.exact))
+
     # -- helpers ------------------------------------------------------------------------------
+
+    def _built(self, store: Any, tag: str, records: list[VectorRecord]) -> Any:
+        shadow = store.shadow(tag)
+        shadow.prepare(sample_schema(self.metric), WriteMode.REPLACE)
+        shadow.write(RecordBatch.from_records(records))
+        shadow.finish()
+        return shadow
 
     def _staged(self, store: Any) -> bool:
         return able(store, Publishable) and store.stages(WriteMode.CREATE)

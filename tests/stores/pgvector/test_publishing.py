@@ -46,8 +46,8 @@ def test_readers_see_the_old_or_the_new_and_never_nothing(both: Any) -> None:
     assert seen <= {10, 20, 21, 22, 23, 24}
     assert [v.tag for v in store.versions()] == ["tag-4", "tag-3", "tag-2", "tag-1", "tag-0", "first"]
     assert store.rollback().tag == "tag-3" and store.rollback().tag == "tag-2"
-    assert store.prune(keep=1) == ["first", "tag-0", "tag-1", "tag-3"]
-    assert [(v.tag, v.live) for v in store.versions()] == [("tag-4", False), ("tag-2", True)]
+    assert store.prune(keep=1) == ["first", "tag-0", "tag-3", "tag-4"]
+    assert [(v.tag, v.live) for v in store.versions()] == [("tag-2", True), ("tag-1", False)]
 
 
 def test_an_applications_table_is_replaced_with_its_grants(db: Any) -> None:

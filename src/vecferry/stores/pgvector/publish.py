@@ -143,12 +143,13 @@ def rollback(server: Server, table: TableName) -> Version:
 
 
 def prune(server: Server, table: TableName, keep: int) -> list[str]:
-    """Drop all but the live version and the ``keep`` newest of the others."""
+    """Drop all but the live version and ``keep`` before it; one that was rolled back goes first."""
     with server.raw() as connection:
         table = _begin(connection, table)
+        live = (read_memo(connection, table) or Memo()).serial
         others = [(m, n) for m, n in _all(connection, table) if n != table.name and m.serial]
-        others.sort(key=lambda item: item[0].serial)
-        gone = others[: len(others) - keep] if keep else others
+        others.sort(key=lambda item: (item[0].serial < live, item[0].serial))
+        gone = sorted(others[: max(len(others) - keep, 0)], key=lambda item: item[0].serial)
         for _, name in gone:
             drop(connection, table.sibling(name))
         connection.commit()

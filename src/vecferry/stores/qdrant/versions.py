@@ -86,8 +86,10 @@ class Versions:
 
     def prune(self, keep: int = 0) -> list[str]:
         live = self.behind()
-        others = [name for name in self._history(live) if name != live]
-        past = others[: max(len(others) - keep, 0)]
+        history = self._history(live)
+        at = history.index(live) if live in history else len(history)
+        others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
+        past = sorted(others[: max(len(others) - keep, 0)], key=history.index)
         gone = [name for name in past if self._is_ours(name)]
         for name in gone:
             self._call("delete_collection", name)
