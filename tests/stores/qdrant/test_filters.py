@@ -113,6 +113,21 @@ def test_a_filter_picks_what_it_picks_in_python(collection: QdrantStore, where: 
     assert [hit.id for hit in hits] == [i for i in RANKED if i in set(wanted)][:3]
 
 
+@pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "both"])
+@pytest.mark.parametrize("key", ["text", "doc_id", "_vecferry"])
+def test_metadata_named_as_the_layouts_own_keys_is_filtered(folder: Open, layout: str, key: str) -> None:
+    rows = [{key: "x"}, {key: 7}, {key: {"deep": 1}}, {"other": 1}]
+    store = fill(
+        folder(layout=layout),
+        [VectorRecord(id=i, vector=np.ones(DIM), text="t", metadata=m) for i, m in enumerate(rows)],
+    )
+    for condition in ("x", "t", 7, {"$gt": 1}, {"$exists": True}, {"$exists": False}, {"$ne": "x"}):
+        for where in ({key: condition}, {"$not": {key: condition}}, {f"{key}.deep": condition}):
+            wanted = [i for i, row in enumerate(rows) if matches(where, row)]
+            assert [i for batch in store.scan(where=where) for i in batch.id_list] == wanted, where
+    store.close()
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=wheres)
 def test_the_lower_bound_holds_only_matches(collection: QdrantStore, where: dict[str, Any]) -> None:

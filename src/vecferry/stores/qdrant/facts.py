@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecferry.errors import NotFoundError
 from vecferry.layouts import Columns, Layout, find_layout, recognise_layout
+from vecferry.layouts.llamaindex import RESERVED
 from vecferry.ports import Fields
 from vecferry.records import ENVELOPE, CollectionSchema, Kind, RecordBatch, Where, id_type, type_name
 from vecferry.stores.qdrant.config import Record, page_limit, read_fields, read_indexes, read_settings
@@ -54,7 +55,10 @@ class Facts:
     def bounds(self, where: Where) -> Bounds:
         from vecferry.stores.qdrant.filters import bounds
 
-        return bounds(where, self.layout.path)
+        own = {ENVELOPE}  # metadata of these names lies elsewhere, if not all of it lies apart
+        if self.layout.name != "langchain":
+            own |= {getattr(self.layout, "text_key", ""), *RESERVED}
+        return bounds(where, lambda key: () if {key, key.split(".")[0]} & own else self.layout.path(key))
 
     def payload_selector(self, fields: Fields) -> Any:
         """``with_payload``: everything, unless ids and lengths are all that is needed."""

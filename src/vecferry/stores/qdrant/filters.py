@@ -41,7 +41,7 @@ class Bounds:
 
 
 def bounds(where: Where | None, path: Path) -> Bounds:
-    """The bounds of a filter, for metadata that lies at ``path(key)`` in the payload."""
+    """The bounds of a filter, for metadata at ``path(key)`` in the payload (``()``: nobody knows)."""
     if not where:
         return Bounds(None, None)
     return _all([_one(key, condition, path) for key, condition in where.items()])
@@ -155,7 +155,10 @@ def _places(key: str, path: Path) -> list[str]:
 
     Nowhere, if one of these cannot be asked for.
     """
-    *root, last = path(key)
+    steps = path(key)
+    if not steps:
+        return []
+    *root, last = steps
     places = [json_path((*root, last))]
     if "." in last:
         places.append(json_path((*root, *last.split("."))))
