@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -166,6 +167,19 @@ def test_json_columns_keep_every_digit(db: Any) -> None:
     assert collection.fetch([1])[0].metadata == moment
 
 
+def test_dates_that_python_lacks_are_written_as_they_were(db: Any) -> None:
+    db.sql("create table t (id int primary key, o oid, d date, at timestamptz, embedding vector(2))")
+    db.sql("insert into t values (1, 5, '0044-03-15 BC', '4713-01-01 12:00:00+00 BC', '[1,2]')")
+    db.sql("insert into t values (2, 4294967295, 'infinity', '294276-01-01Z', '[1,2]')")
+    before = db.sql("select t::text from t order by id")
+    collection = db.connect("t")
+    collection.write(list(collection.records()))
+    assert db.sql("select t::text from t order by id") == before
+    with pytest.raises(RejectedRecord):
+        late = {"d": f"2000-01-01 + {2**40} days"}
+        collection.write([VectorRecord(id=3, vector=[1, 2], metadata=late)])
+
+
 # -- where ----------------------------------------------------------------------------------------
 
 
@@ -177,6 +191,17 @@ class User(Base):
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
     active: Mapped[bool]
+
+
+class Document(Base):
+    __tablename__ = "documents"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "note"}
+
+
+class Mail(Document):
+    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "mail"}
 
 
 class Report(Base):
@@ -232,6 +257,31 @@ def test_subqueries_keep_their_own_tables(db: Any) -> None:
         assert wanted
     db.sql("create view recent as select * from t")
     assert db.store("recent", id="id", where=Report.u == 1).count() == 17
+
+
+def test_a_class_that_shares_its_table_reads_its_own_rows(db: Any) -> None:
+    filled(db)
+    db.sql("create table documents as select id, content, embedding, 'note' as kind from t")
+    db.sql("alter table documents add primary key (id); update documents set kind = 'mail' where id > 20")
+    mails = PgVectorCollection.from_model(Mail, engine=engine_of(db), where="id > 30")
+    assert [r.id for r in mails.records()] == list(range(31, 51))
+    assert PgVectorCollection.from_model(Document, engine=engine_of(db)).count() == 50
+
+
+def test_a_column_with_nan_is_filtered_as_python_does(db: Any) -> None:
+    db.sql("create table t (id int primary key, f float8, n numeric, embedding vector(2))")
+    db.sql(
+        "insert into t values (1, 'NaN', 'NaN', '[1,2]'), (2, 4, 4, '[1,2]'), (3, 'inf', 'inf', '[1,2]')"
+    )
+    store = db.store("t")
+    for where, ids in (
+        ({"$gt": 3}, {2, 3}),
+        ({"$lte": 4}, {2}),
+        ({"$ne": 4}, {1, 3}),
+        (float("nan"), set()),
+    ):
+        assert {r.id for r in store.search([1, 2], 5, where={"f": where})} == ids
+        assert {r.id for r in store.search([1, 2], 5, where={"n": where})} == ids
 
 
 # -- engines and servers --------------------------------------------------------------------------
@@ -314,6 +364,22 @@ def test_names_with_every_sign(db: Any) -> None:
     assert [r.id for r in collection.search([0, 1], 1, field="v%(a)s(b)")] == [1]
 
 
+def test_writers_of_the_same_rows_wait_for_each_other(db: Any) -> None:
+    db.connect("t").write([VectorRecord(id=i, vector=[i, 1]) for i in range(300)])
+    store = db.store("t")
+    stores = [db.store("t") for _ in range(3)]
+    for one in stores:
+        one.prepare(store.describe(), WriteMode.UPSERT)
+
+    def write(number: int) -> int:
+        ids = np.random.default_rng(number).permutation(300).tolist()
+        batch = RecordBatch.from_records([VectorRecord(id=i, vector=[i, number]) for i in ids])
+        return sum(stores[number].write(batch).written for _ in range(8))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(write, range(3))) == [2400] * 3
+
+
 # -- errors and replacing -------------------------------------------------------------------------
 
 
@@ -344,3 +410,20 @@ def test_filling_keeps_to_the_rows_of_the_store_and_to_unique_keys(db: Any) -> N
     db.sql("alter table t drop constraint t_pkey; update t set id = 7 where id < 30")
     with pytest.raises(SchemaMismatchError, match="not unique"):
         fill_column(db.store("t", key="id", vector="embedding"), "second", Counting())
+
+
+def test_vectors_of_several_dimensions_in_one_column(db: Any) -> None:
+    db.sql("create table t (id int primary key, embedding vector)")
+    db.sql("insert into t values (1, '[1,2]'), (2, '[1,2,3]'), (3, null)")
+    collection = db.connect("t")
+    assert [r.id for r in collection.search([1, 2], 5)] == [1]
+    assert [r.id for r in collection.search([1, 2, 3], 5)] == [2]
+    with pytest.raises(SchemaMismatchError, match="several dimensions"):
+        collection.fetch([1, 2])
+
+
+def test_a_select_refuses_deletion(db: Any) -> None:
+    filled(db)
+    store = PgVectorStore(engine_of(db), None, select="select id, embedding from t", id="id")
+    with pytest.raises(ConfigurationError, match="only be read"):
+        store.delete([1])

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vecferry.ports import Progress, WriteMode
@@ -139,7 +139,7 @@ VALUES: list[Any] = [
         datetime(2026, 1, 1),
         date(2026, 1, 1),
     ),
-    *(Decimal("2.50"), UUID(int=7), {"deep": {"er": 3}}),
+    *(Decimal("2.50"), UUID(int=7), {"deep": {"er": 3}}, 2**70, 1e16, float("inf"), float("nan")),
 ]
 DATA = [{"k": value} for value in VALUES] + [{}, {"a.b": 1}, {"a": {"b": 2}}, {"a": [{"b": 1}]}, {"K": 1}]
 
@@ -179,6 +179,10 @@ def library(postgres: Any) -> Any:
     store.close()
 
 
+@example({"k": {"$gt": Decimal("2.50")}})
+@example({"k": {"$gte": 3}})
+@example({"k": 2**70})
+@example({"k": {"$lt": float("inf")}})
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=wheres)
 def test_a_filter_means_what_it_means_in_python(library: Any, where: Any) -> None:

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError
 from vecferry.ports import WriteReceipt
-from vecferry.records import RecordBatch
+from vecferry.records import RecordBatch, encode_id
 from vecferry.stores.pgvector import encode
 from vecferry.stores.pgvector.address import Server
 from vecferry.stores.pgvector.columns import RowMap
@@ -61,7 +61,9 @@ class TableWriter:
         """All of the batch in one transaction; see `vecferry.ports.Sink.write`."""
         if not len(batch):
             return WriteReceipt(0)
-        shares = [self._rows.encode(share) for share in self._rows.alike(_last_of_each(batch))]
+        rows = _last_of_each(batch)
+        rows = rows if self._tries else _in_order(rows)
+        shares = [self._rows.encode(share) for share in self._rows.alike(rows)]
         with translated(str(self._table)):
             try:
                 self._send(shares)
@@ -161,3 +163,13 @@ def _last_of_each(batch: RecordBatch) -> RecordBatch:
     ids = batch.id_list
     last = {(type(id_), id_): row for row, id_ in enumerate(ids)}
     return batch if len(last) == len(ids) else batch.take(sorted(last.values()))
+
+
+def _in_order(batch: RecordBatch) -> RecordBatch:
+    """By id, so that writers of the same rows wait for each other where they would else deadlock."""
+    ids, count = batch.ids, len(batch)
+    if isinstance(ids, np.ndarray):
+        order = np.argsort(ids, kind="stable").tolist()
+    else:
+        order = sorted(range(count), key=[encode_id(id_) for id_ in ids].__getitem__)
+    return batch if order == list(range(count)) else batch.take(order)

@@ -25,6 +25,7 @@ from vecferry.records.vectors import Array, Mask
 from vecferry.stores.pgvector.columns import PgColumn
 
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")
+BEYOND = re.compile(r"2000-01-01 \+ -?\d+ (days|microseconds)")
 EPOCH_ENDS = {  # the binary forms of infinity and -infinity
     "timestamptz": (b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7),
     "timestamp": (b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7),
@@ -216,3 +217,12 @@ def _beyond(data: bytes, type_: str) -> str:
     number = int.from_bytes(data, "big", signed=True)
     unit = "days" if type_ == "date" else "microseconds"
     return f"2000-01-01 + {number} {unit}"
+
+
+def beyond_bytes(text: str, size: int) -> bytes:
+    """The inverse of `_beyond`, in ``size`` bytes.
+
+    Raises:
+        OverflowError: if it does not fit.
+    """
+    return int(text.split()[2]).to_bytes(size, "big", signed=True)

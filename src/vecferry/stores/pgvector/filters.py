@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
-from math import isfinite
 from typing import Any
 from uuid import UUID
 
@@ -41,8 +40,9 @@ _ISO: dict[type, tuple[str, Any]] = {
     datetime: (r"^\d{4}-\d\d-\d\dT\d\d:\d\d", sa.DateTime()),
     date: (r"^\d{4}-\d\d-\d\d$", sa.Date()),
     time: (r"^\d\d:\d\d", sa.Time()),
-    Decimal: (r"^-?\d+(\.\d+)?([eE][+-]?\d+)?$", sa.Numeric()),
+    Decimal: (r"^-?(\d+(\.\d+)?([eE][+-]?\d+)?|[iI]nf(inity)?)$", sa.Numeric()),
 }
+_NUMBERS = ("decimal", "int", "float")
 _PYTHON: dict[str, tuple[type, ...]] = {
     "int": (int, float, Decimal),
     "float": (int, float, Decimal),
@@ -63,13 +63,15 @@ def fixed(relation: Relation, rows: RowMap) -> list[Any]:
 
 
 def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, Any]) -> list[Any]:
-    """The conditions of a filter in any of its forms.
+    """The conditions of a filter in any of its forms, or of a list of filters that all hold.
 
     Raises:
         ConfigurationError: if it is malformed.
     """
     if where is None:
         return []
+    if isinstance(where, list):
+        return [one for part in where for one in conditions(relation, rows, part, params)]
     if hasattr(where, "__clause_element__"):  # an attribute of a model, such as a boolean or a hybrid
         where = where.__clause_element__()
     if isinstance(where, str):
@@ -169,6 +171,13 @@ def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
     ):  # by code point, as Python compares; enumerations and others by their text
         clause = sa.cast(clause, sa.Text) if column.type not in ("text", "varchar") else clause
         clause = clause if name == "$eq" else clause.collate("C")
+    if column.type in ("float4", "float8", "numeric"):  # to Postgres NaN is a number, and the largest
+        nan = sa.cast(
+            sa.literal("NaN", sa.Text()), sa.Numeric() if column.type == "numeric" else sa.Double()
+        )
+        return sa.func.coalesce(
+            sa.and_(_COMPARE[name](clause, sa.literal(operand)), clause != nan), sa.false()
+        )
     return sa.func.coalesce(_COMPARE[name](clause, sa.literal(operand)), sa.false())
 
 
@@ -213,33 +222,35 @@ class _Place:
             return same
         if isinstance(operand, str):
             return sa.and_(same, sa.not_(self.typed()))
-        return sa.or_(same, sa.and_(self.typed("decimal"), _in_iso(self.value, "$eq", Decimal(operand))))
+        return sa.or_(same, sa.and_(self.typed(*_NUMBERS), _in_iso(self.value, "$eq", Decimal(operand))))
 
-    def typed(self, name: str | None = None) -> Any:
-        """Whether the value is a text in place of another type (of ``name``)."""
+    def typed(self, *names: str) -> Any:
+        """Whether the value is a text in place of another type (of one of ``names``)."""
         pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in self.steps)
         path = f'$.{json.dumps(ENVELOPE)}."types".{json.dumps(pointer)}'
-        if name is None:
-            path = f'{path} ? (@ != "tuple" && @ != "set")'
-            return sa.func.coalesce(self.document.op("@?")(sa.cast(path, _JsonPath())), sa.false())
-        return _path(self.document, path, "==", name)
+        wanted = " || ".join(f'@ == "{name}"' for name in names) or '@ != "tuple" && @ != "set"'
+        return _exists(self.document, f"{path} ? ({wanted})")
 
 
 def _path(document: Any, path: str, sign: str, operand: Any) -> Any:
-    compared = f"{path} ? (@ {sign} {json.dumps(operand)})"
-    return sa.func.coalesce(document.op("@?")(sa.cast(compared, _JsonPath())), sa.false())
+    literal = str(operand) if isinstance(operand, Decimal) else json.dumps(operand)
+    return _exists(document, f"{path} ? (@ {sign} {literal})")
+
+
+def _exists(document: Any, path: str) -> Any:
+    return sa.func.coalesce(document.op("@?")(sa.cast(path, _JsonPath())), sa.false())
 
 
 def _in_value(value: Any, name: str, operand: Any, place: _Place | None = None) -> Any:
     """The comparison on a jsonb value that may be NULL (missing)."""
     if name == "$exists":
         return value.is_not(None) if operand else value.is_(None)
+    if isinstance(operand, int | float | Decimal) and not isinstance(operand, bool):
+        return _in_number(value, name, operand, place)
     if isinstance(operand, tuple(_ISO)):
         kind = next(k for k in _ISO if isinstance(operand, k))
         compared = _in_iso(value, name, operand)
-        number = sa.func.coalesce(sa.func.jsonb_typeof(value) == "number", sa.false())
-        typed = place.typed(kind.__name__.lower()) if place else sa.true()
-        return sa.and_(compared, sa.or_(typed, number) if kind is Decimal else typed)
+        return sa.and_(compared, place.typed(kind.__name__.lower()) if place else sa.true())
     if isinstance(operand, UUID | bytes):
         text = str(operand) if isinstance(operand, UUID) else to_json({"v": operand})[0]["v"]
         typed = place.typed(type(operand).__name__.lower()) if place else sa.true()
@@ -252,17 +263,24 @@ def _in_value(value: Any, name: str, operand: Any, place: _Place | None = None) 
         return sa.and_(
             _path(value, "$", _SIGNS[name], operand), sa.not_(place.typed()) if place else sa.true()
         )
-    if isinstance(operand, int | float):
-        if not isfinite(operand):
-            return sa.false()
-        same = _path(value, "$", _SIGNS[name], operand)
-        if place is None:
-            return same
-        exact = _in_iso(value, name, Decimal(repr(operand)))
-        return sa.or_(same, sa.and_(place.typed("decimal"), exact))
     if name != "$eq":
         return sa.false()
     return sa.func.coalesce(value == _json(to_json({"v": operand})[0]["v"]), sa.false())
+
+
+def _in_number(value: Any, name: str, operand: int | float | Decimal, place: _Place | None) -> Any:
+    """Among numbers, and among those that JSON holds as text: decimals, and what is beyond 64 bits."""
+    number = operand if isinstance(operand, Decimal) else Decimal(repr(operand))
+    if number.is_nan():
+        return sa.false()
+    if number.is_finite():
+        same = _path(value, "$", _SIGNS[name], number)
+    else:  # JSON has no infinity: every number is on this side of it
+        passes = name in (("$lt", "$lte") if number > 0 else ("$gt", "$gte"))
+        same = _exists(value, '$ ? (@.type() == "number")') if passes else sa.false()
+    if place is None:
+        return same
+    return sa.or_(same, sa.and_(place.typed(*_NUMBERS), _in_iso(value, name, number)))
 
 
 def _in_iso(value: Any, name: str, operand: Any) -> Any:
@@ -276,8 +294,6 @@ def _in_iso(value: Any, name: str, operand: Any) -> Any:
         pattern += r".*(Z|[+-]\d\d:\d\d)$" if aware else r"[0-9:.]*$"
     is_text = sa.func.jsonb_typeof(value) == "string"
     compared = _COMPARE[name](sa.cast(text, type_), sa.literal(operand, type_))
-    if kind is Decimal:
-        is_text = sa.or_(is_text, sa.func.jsonb_typeof(value) == "number")
     matching = sa.and_(is_text, text.op("~")(pattern))
     return sa.func.coalesce(sa.case((matching, compared), else_=sa.false()), sa.false())
 

@@ -56,12 +56,22 @@ class PgVectorCollection(Collection):
                 columns = [_column(model, name) for name in names(value)]
                 options[option] = columns[0] if option == "text" else columns
         name = TableName(table.name, table.schema)
-        store = PgVectorStore(_server(url, engine, name, options), name, **options)
+        server = _server(url, engine, name, options)
+        options["where"] = [_own_rows(model), options.get("where")]
+        store = PgVectorStore(server, name, **options)
         return cls(store, store.url)
 
     def fill(self, column: str, embedder: Embedder, **options: Any) -> Filled:
         """Fill a vector column in place; see `vecferry.stores.pgvector.fill_column`."""
         return fill_column(self.store, column, embedder, **options)
+
+
+def _own_rows(model: Any) -> Any:
+    """What tells the rows of a class from those of others that share its table."""
+    mapper = None if isinstance(model, sa.Table) else sa.inspect(model)
+    if mapper is None or not mapper.single or mapper.polymorphic_on is None:
+        return None
+    return mapper.polymorphic_on.in_([m.polymorphic_identity for m in mapper.self_and_descendants])
 
 
 def _server(url: str | None, engine: sa.Engine | None, name: TableName, options: dict[str, Any]) -> Server:

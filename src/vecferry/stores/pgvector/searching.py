@@ -79,6 +79,8 @@ def search(
         .add_columns(exact.label(_SCORE_COLUMN))
         .where(clause.is_not(None), *query.conditions)
     )
+    if field.kind is Kind.DENSE and field.dim is None:  # vectors of another dimension have no distance
+        hits = hits.where(sa.func.vector_dims(clause) == len(query.vector))
     hits = _nearest(hits, relation, field, column, text, exact, query.k)
     with server.raw() as connection:
         begin_read(connection)
@@ -195,7 +197,12 @@ def fetch(
             batches += reader.stream(connection, reader.select().where(condition, *conditions), _CHUNK)
     if not batches:
         return reader.empty()
-    batch = RecordBatch.concat(batches)
+    try:
+        batch = RecordBatch.concat(batches)
+    except ValueError as error:  # a batch holds one dimension
+        raise SchemaMismatchError(
+            f"{relation.table}: these records have vectors of several dimensions; fetch them apart"
+        ) from error
     at = {encode_id(id_): row for row, id_ in enumerate(batch.id_list)}
     return batch.take([at[key] for key in map(encode_id, ids) if key in at]).replace(cursor=None)
 

@@ -245,6 +245,7 @@ class PgVectorStore:
         return searching.search(self._server, relation, rows, schema, query)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
+        self._writable()
         relation, rows = self._look()
         self._snapshot.release()
         return searching.delete(self._server, relation, rows, list(ids))

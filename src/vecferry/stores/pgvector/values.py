@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import Format
 
 from vecferry.stores.pgvector.columns import PgColumn
-from vecferry.stores.pgvector.decode import EPOCH_ENDS
+from vecferry.stores.pgvector.decode import BEYOND, EPOCH_ENDS, beyond_bytes
 from vecferry.stores.pgvector.encode import exact_json
 
 INT_RANGES = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
@@ -73,19 +73,28 @@ def loosely(value: Any, column: PgColumn) -> bool:
         return _is_json(value)
     if column.type in INT_RANGES:
         return isinstance(value, int) and not isinstance(value, bool) and _in_range(value, column)
+    if column.type == "oid":
+        return type(value) is int and 0 <= value < 2**32
     if column.type in ("float4", "float8", "numeric"):
         return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if column.type in ("timestamptz", "timestamp"):
         aware = isinstance(value, datetime) and value.tzinfo is not None
-        return (isinstance(value, datetime) and aware == (column.type == "timestamptz")) or value in _ENDS
+        return (isinstance(value, datetime) and aware == (column.type == "timestamptz")) or _is_beyond(
+            value
+        )
     if column.type == "date":
-        return (isinstance(value, date) and not isinstance(value, datetime)) or value in _ENDS
+        return (isinstance(value, date) and not isinstance(value, datetime)) or _is_beyond(value)
     if column.type in ("time", "timetz"):
         return isinstance(value, time)
     return isinstance(value, _SAME.get(column.type, str))
 
 
 _ENDS = ("infinity", "-infinity")
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether it is the text of a date that Python lacks, as it is read."""
+    return isinstance(value, str) and (value in _ENDS or BEYOND.fullmatch(value) is not None)
 
 
 def _is_json(value: Any) -> bool:
@@ -107,8 +116,8 @@ def binary_dumper(column: PgColumn, transformer: Any) -> Callable[[Any], Any]:
     ends = EPOCH_ENDS.get(column.type)
 
     def dump(value: Any) -> Any:
-        if ends and value in _ENDS:
-            return ends[_ENDS.index(value)]
+        if ends and _is_beyond(value):
+            return ends[_ENDS.index(value)] if value in _ENDS else beyond_bytes(value, len(ends[0]))
         if column.type == "numeric" and not isinstance(value, Decimal):
             value = Decimal(repr(value))
         elif column.type in ("float4", "float8"):
