@@ -25,9 +25,11 @@ from vecferry.errors import (
     SchemaMismatchError,
     TargetExistsError,
     UnknownSchemeError,
+    VecferryError,
     VerificationError,
 )
 from vecferry.stores.memory import MemoryStore
+from vecferry.streaming.quarantine import read_quarantine
 from vecferry.testing import sample_records
 
 
@@ -210,6 +212,28 @@ def test_a_transform_that_raises_rejects_its_record(tmp_path: Path) -> None:
     )
     assert (report.read, report.written, report.rejected) == (10, 8, 1) and report.verification.ok
     assert json.loads((tmp_path / "job" / "quarantine.jsonl").read_text())["stage"] == "transform"
+
+
+def test_what_is_written_again_counts_once(tmp_path: Path) -> None:
+    call = (f"parquet:{tmp_path / 'in.parquet'}", f"qdrant:{tmp_path / 'q'}#kb")
+    nan = float("nan")
+    vf.connect(call[0]).write([{"id": i, "vector": [1.0, nan if i == 3 else i]} for i in range(9)])
+    for options, error in (
+        ({}, RejectedRecord),
+        ({"on_error": "quarantine", "max_rejected": 0}, VecferryError),
+    ):
+        with pytest.raises(error):
+            vf.migrate(*call, state_dir=tmp_path / "job", **options)
+    report = vf.migrate(*call, state_dir=tmp_path / "job", on_error="quarantine")
+    assert (report.read, report.written, report.rejected) == (9, 8, 1)
+
+
+def test_a_line_mended_into_something_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    for line in ("garbage", "[]", "{}", '{"id": "i:x"}'):
+        path.write_text(f"\n{line}\n")
+        with pytest.raises(CorruptDataError, match=r"line 2 is no quarantined record.*mend or remove"):
+            list(read_quarantine(path))
 
 
 def test_a_transform_whose_records_make_no_batch_is_named() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.errors import FatalStoreError
+from vecferry.errors import CorruptDataError, FatalStoreError
 from vecferry.records import (
     RecordId,
     SparseVector,
@@ -92,23 +92,39 @@ class Quarantine:
 
 
 def read_quarantine(path: Path) -> Iterator[Quarantined]:
-    """The records of a quarantine file; none if it is not there."""
+    """The records of a quarantine file; none if it is not there.
+
+    Raises:
+        CorruptDataError: naming a line that was mended into something else.
+    """
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            item = json.loads(line)
-            record = VectorRecord.model_construct(
-                id=decode_id(item["id"]),
-                text=item["text"],
-                vectors={k: _array(v) for k, v in item["vectors"].items()},
-                sparse_vectors={
-                    k: SparseVector(v["indices"], v["values"]) for k, v in item["sparse_vectors"].items()
-                },
-                metadata=from_json(item["metadata"], item["types"]),
-                score=None,
-            )
-            yield Quarantined(record, item["stage"], item["reason"])
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                item = _read_line(json.loads(line))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise CorruptDataError(
+                    f"{path} line {number} is no quarantined record ({type(error).__name__}: {error}); "
+                    "mend or remove the line"
+                ) from error
+            yield item
+
+
+def _read_line(item: dict[str, Any]) -> Quarantined:
+    record = VectorRecord.model_construct(
+        id=decode_id(item["id"]),
+        text=item["text"],
+        vectors={k: _array(v) for k, v in item["vectors"].items()},
+        sparse_vectors={
+            k: SparseVector(v["indices"], v["values"]) for k, v in item["sparse_vectors"].items()
+        },
+        metadata=from_json(item["metadata"], item["types"]),
+        score=None,
+    )
+    return Quarantined(record, item["stage"], item["reason"])
 
 
 def quarantined_ids(path: Path) -> set[RecordId]:

@@ -66,11 +66,15 @@ class Checkpointer:
         """A parcel is about to be written: until it is acknowledged the target may hold a part of it."""
         self._partial = True
 
-    def acknowledge(self, parcel: Parcel, rejections: Sequence[Rejection]) -> None:
-        """Everything of ``parcel`` is in the target, or among the rejections."""
+    def acknowledge(
+        self, parcel: Parcel, rejections: Sequence[Rejection], *, written: int = 0, size: int = 0
+    ) -> None:
+        """Everything of ``parcel`` is in the target, as ``written`` records, or among the rejections."""
         if rejections and not self.tolerance.quarantine:
             first = rejections[0]
             raise RejectedRecord(_reason(first), ids=first.batch.id_list) from first.cause
+        self.counters.written += written
+        self.counters.bytes += size
         for rejection in rejections:
             self.quarantine.add(rejection)
             self.counters.rejected += len(rejection.batch)
@@ -195,7 +199,4 @@ def _write(parcel: Parcel, writer: Writer, checkpoint: Checkpointer) -> None:
     written, bytes_ = writer.written, writer.bytes
     checkpoint.enter()
     rejections = [*parcel.rejections, *writer.write(parcel.batch)]
-    counters = checkpoint.counters
-    counters.written += writer.written - written
-    counters.bytes += writer.bytes - bytes_
-    checkpoint.acknowledge(parcel, rejections)
+    checkpoint.acknowledge(parcel, rejections, written=writer.written - written, size=writer.bytes - bytes_)
