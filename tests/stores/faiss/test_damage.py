@@ -318,9 +318,10 @@ def test_a_file_or_a_folder_of_other_things_is_no_target(tmp_path: Path) -> None
     assert (tmp_path / "notes" / "diary.txt").read_text() == "dear diary"
 
 
-def test_a_lossy_index_is_not_changed_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", [None, "SQ8", "Flat"])
+def test_a_lossy_index_is_not_changed_in_place(index: str | None, tmp_path: Path) -> None:
     write(tmp_path / "kb", records(100), index="SQ8")
-    store = FaissStore(tmp_path / "kb")
+    store = FaissStore(tmp_path / "kb", index=index)
     with pytest.raises(UnsupportedError, match="would lose more"):
         store.prepare(schema(), WriteMode.UPSERT)
     with pytest.raises(UnsupportedError, match="would lose more"):

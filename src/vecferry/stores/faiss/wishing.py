@@ -65,11 +65,11 @@ class Wish:
         schema = schema.model_copy(update={"name": name, "losses": ()})
         layout, factory, sidecar = self.layout or "plain", self.factory or "Flat", self.sidecar
         if old is not None:
-            _check_alone(old.found, url)
+            _check_keeps(old, url)
             have = old.schema(name)
             check_fits(have, schema, url)
             layout = self.layout or (have.layout if have.layout != "none" else "plain")
-            factory = self.factory or _factory_of(old, url)
+            factory = self.factory or _factory_of(old)
             sidecar = "parquet" if str(old.found.sidecar).endswith(".parquet") else sidecar
             schema = have.model_copy(update={"losses": (), "fields": (old.field,)})
         if layout == "none":
@@ -94,9 +94,14 @@ class Wish:
         return Plan(schema.model_dump(mode="json"), layout, factory, sidecar, gap, files=files)
 
 
-def _check_alone(found: Found, url: str) -> None:
-    """Whether the folder holds nothing that is no part of the collection, and would be lost."""
-    more = others_in(found.folder) if found.layout.startswith("llamaindex") else None
+def _check_keeps(old: Snapshot, url: str) -> None:
+    """Whether writing a collection anew loses nothing of it, or of what else its folder holds."""
+    if old.index.loss:
+        raise UnsupportedError(
+            f"{url}: {old.index.loss}; changing it would lose more. Migrate it to a new target, or from "
+            "the original vectors"
+        )
+    more = others_in(old.found.folder) if old.found.layout.startswith("llamaindex") else None
     if more is not None:
         raise UnsupportedError(
             f"{url} also holds {more}, which would be lost; change it with LlamaIndex, or migrate to a new "
@@ -143,13 +148,8 @@ def look_at(target: Path, index_name: str) -> Found | None:
     return found
 
 
-def _factory_of(old: Snapshot, url: str) -> str:
+def _factory_of(old: Snapshot) -> str:
     """The factory string that makes such an index again."""
-    if old.index.loss:
-        raise UnsupportedError(
-            f"{url}: {old.index.loss}; changing it would lose more. Migrate it to a new target, or from "
-            "the original vectors"
-        )
     noted = old.found.card.get("index")
     if isinstance(noted, str):
         return noted
