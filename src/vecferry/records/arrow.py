@@ -30,7 +30,7 @@ from vecferry.records.arrow_layout import KEY, Layout, VectorPlace, layout_of, s
 from vecferry.records.batch import RecordBatch, id_kind_of
 from vecferry.records.ids import RecordId, check_id, decode_id, encode_id
 from vecferry.records.schema import CollectionSchema, Kind, VectorField
-from vecferry.records.typed import from_json, to_json
+from vecferry.records.typed import from_json, parse_json, to_json
 from vecferry.records.vectors import Array, Column, DenseColumn, Mask, MultiColumn, SparseColumn
 
 
@@ -293,8 +293,8 @@ def _object(value: Any, name: Any) -> dict[str, Any]:
     found = value or None
     if isinstance(found, str):
         try:
-            found = orjson.loads(found)
-        except orjson.JSONDecodeError as error:
+            found = parse_json(found)
+        except ValueError as error:
             if not found.lstrip().startswith("{"):
                 return {name: value}
             raise CorruptDataError(

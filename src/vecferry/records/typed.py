@@ -16,12 +16,15 @@ that changed their form; `from_json` turns them back. A store keeps the table in
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 ENVELOPE = "_vecferry"
 """The payload key under which a store keeps what it cannot hold natively:
@@ -53,6 +56,22 @@ def from_json(metadata: Mapping[str, Any], types: Mapping[str, str]) -> dict[str
         steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
         _decode_at(result, steps, _DECODERS.get(types[pointer]))
     return result
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says, integers of any size exactly: orjson makes floats of those beyond 64 bits.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    value = orjson.loads(text)
+    return json.loads(text) if isinstance(value, dict) and _is_huge(value) else value
+
+
+def _is_huge(value: Any) -> bool:
+    if type(value) is dict:
+        return any(map(_is_huge, value.values()))
+    return type(value) is float and abs(value) >= 2**63
 
 
 def survives_json(value: float) -> bool:

@@ -39,6 +39,7 @@ from vecferry.records import (
     to_json,
 )
 from vecferry.records.ids import check_id
+from vecferry.records.typed import parse_json
 from vecferry.records.vectors import Array, non_finite_rows
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -176,7 +177,7 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dic
     Raises:
         ValueError: saying what is wrong with it.
     """
-    record = orjson.loads(without_mark(line))
+    record = parse_json(without_mark(line))
     if not isinstance(record, dict):
         raise ValueError(f"it is a JSON {type(record).__name__}, not an object")
     envelope = record.pop(ENVELOPE, None) or {}

@@ -154,3 +154,12 @@ def test_metadata_with_the_keys_of_a_row_survives_being_written(tmp_path: Path) 
     for layout in ("raw-pkl", "raw-json", "raw-jsonl"):
         write(tmp_path / layout, rows, schema(2), layout=layout)
         assert by_id(FaissStore(tmp_path / layout)) == {row.id: row for row in rows}
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "pkl"])
+def test_integers_beyond_64_bits_are_exact(kind: str, tmp_path: Path) -> None:
+    rows = [{"id": 2**70 + i, "n": {"deep": -(2**65) - i}} for i in range(4)]
+    records = by_id(FaissStore(lay(tmp_path, rows, kind)))
+    assert {id_: record.metadata for id_, record in records.items()} == {
+        r["id"]: {"n": r["n"]} for r in rows
+    }

@@ -133,3 +133,16 @@ def test_an_emptied_file_is_searched_with_a_filter(tmp_path: Path) -> None:
         kb.write([NEW])
         kb.delete([9])
         assert kb.search([1.0, 2.0], where={"lang": "en"}) == []
+
+
+def test_integers_beyond_64_bits_are_exact(tmp_path: Path) -> None:
+    row = {
+        "id": 2**70,
+        "vector": [1e20, 2.0],
+        "n": -(2**65) - 1,
+        "f": 1e20,
+        "metadata": {"deep": {"n": 2**64}},
+    }
+    (record,) = vecferry.connect(f"jsonl:{lay(tmp_path / 'a.jsonl', [row])}").records()
+    assert record.id == 2**70 and record.vector.tolist() == np.float32([1e20, 2]).tolist()
+    assert record.metadata == {"n": -(2**65) - 1, "f": 1e20, "deep": {"n": 2**64}}

@@ -8,6 +8,7 @@ only other key, is the metadata, else all the other keys are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vecferry.errors import CorruptDataError
 from vecferry.layouts.base import TEXT_KEYS
 from vecferry.layouts.envelope import open_envelope, seal
 from vecferry.layouts.folders.jsonwalk import JsonWalk
-from vecferry.layouts.folders.lines import Entries, Entry, Spool, dumps, is_native, loads
+from vecferry.layouts.folders.lines import Entries, Entry, Spool, dumps, is_native
 from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
@@ -66,7 +67,7 @@ def _feed(path: Path, take: Callable[[Any, Any], None]) -> None:
     with path.open("rb") as file:
         for line in filter(bytes.strip, file):
             try:
-                row = loads(line)
+                row = json.loads(line)
             except ValueError as error:
                 raise CorruptDataError(f"{path} holds a line that is not JSON; restore it") from error
             take(None, row)
