@@ -133,7 +133,7 @@ def test_a_budget_refuses_an_unknown_price() -> None:
     unknown = OpenAIEmbedder(
         "m", base_url="https://api.example.com/v1", api_key="k", space=EmbeddingSpace(model="m", dim=3)
     )
-    with pytest.raises(ConfigurationError, match=r"no price is known for openai:m"):
+    with pytest.raises(ConfigurationError, match=r"no price is known for api.example.com:m"):
         MeteredEmbedder(unknown, Ledger(), budget=Budget(usd_per_job=1))
     assert MeteredEmbedder(unknown, Ledger()).price is None
     with pytest.raises(ConfigurationError, match="0 or more"):

@@ -137,15 +137,15 @@ class QueryView:
     """An embedder of questions. The space is that of the documents they are compared with."""
 
     def __init__(self, inner: BaseEmbedder) -> None:
-        self._inner = inner
+        self.inner = inner
 
     @property
     def space(self) -> EmbeddingSpace:
-        return self._inner.space
+        return self.inner.space
 
     def embed(self, texts: Sequence[str]) -> Matrix:
-        cut = self._inner.query_prompt
-        return self._inner.embed([Prompted(cut + text) for text in texts])
+        cut = self.inner.query_prompt
+        return self.inner.embed([Prompted(cut + text) for text in texts])
 
     async def aembed(self, texts: Sequence[str]) -> Matrix:
         return await asyncio.to_thread(self.embed, texts)

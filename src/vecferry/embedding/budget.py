@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vecferry.embedding.base import Matrix, Part, assemble, parts_of
-from vecferry.embedding.cache import sqlite_errors
-from vecferry.embedding.prices import PriceTable, model_of
+from vecferry.embedding.cache import shared_database, sqlite_errors
+from vecferry.embedding.prices import PriceTable, model_of, name_of
 from vecferry.embedding.tokens import byte_bound
 from vecferry.errors import BudgetExceeded, ConfigurationError
 from vecferry.home import home
@@ -22,6 +22,12 @@ from vecferry.ports import Embedder
 from vecferry.records import EmbeddingSpace
 
 _MILLION = 1_000_000
+_CALLS = """
+CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, at REAL, month TEXT, provider TEXT, model TEXT,
+    job TEXT, texts INTEGER, tokens INTEGER, usd REAL, settled INTEGER)
+"""
+# A limit of exactly the cost is kept: sums of small amounts are off by rounding.
+_ROUNDING = 1 + 1e-9
 # Rough, and only for providers that charge nothing and count nothing.
 _BYTES_A_TOKEN = 4
 
@@ -73,22 +79,22 @@ class Ledger:
     """A SQLite file, shared between processes. A reservation counts as spent until it is settled.
 
     A process that dies in a call leaves its reservation: the call may have been billed.
+
+    Raises:
+        ConfigurationError: if there can be no such file, or it is another kind of file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path).expanduser() if path else home() / "ledger.sqlite"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            self.path, timeout=60.0, check_same_thread=False, isolation_level=None
-        )
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, at REAL, month TEXT, provider TEXT, "
-            "model TEXT, job TEXT, texts INTEGER, tokens INTEGER, usd REAL, settled INTEGER)"
-        )
-        self._connection.execute("CREATE INDEX IF NOT EXISTS calls_month ON calls (month, job)")
+        try:
+            self._connection = shared_database(self.path)
+            self._connection.execute(_CALLS)
+            self._connection.execute("CREATE INDEX IF NOT EXISTS calls_month ON calls (month, job)")
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise ConfigurationError(
+                f"the ledger {self.path} cannot be opened ({error}); move it away or name another file"
+            ) from error
 
     def reserve(
         self, provider: str, model: str, job: str, texts: int, tokens: int, usd: float, budget: Budget
@@ -143,7 +149,7 @@ class Ledger:
             (budget.usd_per_job, self._sum(None, job), "job"),
         )
         for limit, spent, what in limits:
-            if usd > 0 and limit is not None and spent + usd > limit:
+            if usd > 0 and limit is not None and spent + usd > limit * _ROUNDING:
                 raise BudgetExceeded(
                     f"the next call may cost {dollars(usd)}; with {dollars(spent)} spent "
                     f"that exceeds {dollars(limit)} "
@@ -192,7 +198,7 @@ class MeteredEmbedder:
         limited = (self._budget.usd_per_month, self._budget.usd_per_job) != (None, None)
         if self._price is None and limited:
             raise ConfigurationError(
-                f"a budget needs a price: no price is known for {self.provider}:{model_of(inner)}; "
+                f"a budget needs a price: no price is known for {name_of(inner)}; "
                 "add it to prices.json (see the page on embedding)"
             )
 

@@ -76,7 +76,7 @@ class SqliteCache:
         self._lock = threading.Lock()
         self._pinned_day: int | None = None
         self._connection = self._open()
-        self._written = 0
+        self._written = max_bytes  # so that the first put looks at the size: others have written too
 
     def __repr__(self) -> str:
         return f"SqliteCache({str(self.path)!r})"
@@ -123,18 +123,13 @@ class SqliteCache:
             self._connection.close()
 
     def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            connection = sqlite3.connect(
-                self.path, timeout=60.0, check_same_thread=False, isolation_level=None
-            )
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
+            connection = shared_database(self.path)
             connection.execute("PRAGMA mmap_size=1073741824")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used INTEGER, vector BLOB)"
             )
-        except sqlite3.DatabaseError as error:
+        except (OSError, sqlite3.DatabaseError) as error:
             raise ConfigurationError(
                 f"the embedding cache {self.path} cannot be opened ({error}); delete it or set cache="
             ) from error
@@ -235,6 +230,28 @@ class RedisCache:
             return self._retry.call(once)
         except RetryableError as error:
             raise LocalStateError(f"{error}; set cache= to go on without it") from error
+
+
+def shared_database(path: Path) -> sqlite3.Connection:
+    """A SQLite file that threads and processes share; made if it is not there.
+
+    Raises:
+        OSError, sqlite3.DatabaseError: if it cannot be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=60.0, check_same_thread=False, isolation_level=None)
+    end = time.monotonic() + 60.0
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            return connection
+        except sqlite3.OperationalError as error:
+            # Two that make the file WAL at once: SQLite does not wait here, whatever the timeout.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                connection.close()
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

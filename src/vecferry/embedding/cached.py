@@ -10,7 +10,7 @@ import numpy as np
 
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, parts_of
 from vecferry.embedding.cache import EmbeddingCache
-from vecferry.ports import Embedder
+from vecferry.ports import Embedder, for_queries
 from vecferry.records import EmbeddingSpace
 
 
@@ -51,6 +51,10 @@ class CachedEmbedder(BaseEmbedder):
     @property
     def space(self) -> EmbeddingSpace:
         return self.inner.space
+
+    def for_queries(self) -> Embedder:
+        """The inner embedder of questions; the cache keeps documents."""
+        return for_queries(self.inner)
 
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
         """First what is known, then the rest as it comes."""

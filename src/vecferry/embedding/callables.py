@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -139,26 +141,20 @@ def _name_of(function: Any) -> str:
 
 
 def _run(awaitable: Any) -> Any:
-    """Wait for an awaitable, also inside a running loop: in a thread with a loop of its own."""
+    """Wait for an awaitable, also inside a running loop."""
 
     async def wait() -> Any:
         return await awaitable
 
-    result: list[Any] = []
-    failure: list[BaseException] = []
+    return asyncio.run_coroutine_threadsafe(wait(), _loop(os.getpid())).result()
 
-    def work() -> None:
-        try:
-            result.append(asyncio.run(wait()))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            failure.append(error)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+@cache
+def _loop(_process: int) -> asyncio.AbstractEventLoop:
+    """One loop for all calls, in a thread of its own: an async client's connections belong to a loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="vecferry-async", daemon=True).start()
+    return loop
 
 
 __all__ = ["CallableEmbedder", "from_langchain", "model_of"]

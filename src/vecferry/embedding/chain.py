@@ -16,6 +16,7 @@ import numpy as np
 from vecferry.embedding.base import (
     BaseEmbedder,
     Listener,
+    LocalStateError,
     Matrix,
     Part,
     clean,
@@ -34,7 +35,7 @@ from vecferry.errors import (
     RetryableError,
     UnknownSchemeError,
 )
-from vecferry.ports import Embedder
+from vecferry.ports import Embedder, for_queries
 from vecferry.records import EmbeddingSpace
 from vecferry.retry import CircuitBreaker, RetryPolicy
 
@@ -122,6 +123,11 @@ class EmbedderChain(BaseEmbedder):
         """The same chain with every host wrapped (to meter it)."""
         return EmbedderChain([wrap(host) for host in self.hosts], retry=self.retry)
 
+    def for_queries(self) -> Embedder:
+        """The chain of the hosts' own embedders of questions."""
+        same = all(for_queries(host) is host for host in self.hosts)
+        return self if same else self.over(for_queries)
+
     def close(self) -> None:
         for host in self.hosts:
             if isinstance(host, BaseEmbedder):
@@ -173,6 +179,8 @@ class EmbedderChain(BaseEmbedder):
         error: Exception | None = None
         try:
             self._breakers[number].call(call)
+        except LocalStateError:  # no host is to blame, and no other one would help
+            raise
         except JobStopped as stopped:
             if not parts:
                 raise

@@ -106,6 +106,12 @@ class Endpoint:
         try:
             with client.stream(method, self.url + path, content=body, headers=headers) as response:
                 answer = self._read(response)
+        except (httpx.LocalProtocolError, UnicodeEncodeError) as error:
+            raise FatalStoreError(
+                f"{self.who} cannot be asked: a line break or a foreign character in {self._key_hint}"
+            ) from error
+        except httpx.TooManyRedirects as error:
+            raise FatalStoreError(f"{self.who} at {clean(self.url)} redirects in circles") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise ConfigurationError(f"{self.who}: {clean(self.url)} is not a usable address") from error
         except httpx.TimeoutException as error:

@@ -70,6 +70,8 @@ def find_model(name: str, revision: str | None = None, token: str | None = None)
     """
     if local := _on_disk(name, revision):
         return local
+    if name.startswith(("/", "./", "../", "~")):
+        raise NotFoundError(f"there is no folder {name}; check the path")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise NotFoundError(f"{name} is not on this machine and HF_HUB_OFFLINE is set; {_fetch_hint(name)}")
     return fetch_model(name, revision=revision, token=token)

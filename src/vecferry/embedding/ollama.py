@@ -65,7 +65,7 @@ class OllamaEmbedder(BaseEmbedder):
         super().__init__()
         self.name = name
         self.retry = retry or RetryPolicy()
-        self._batch_size = int(batch_size)
+        self._batch_size = max(1, int(batch_size))
         self._dimensions = int(dimensions) if dimensions else None
         self._declared = declared_space(space) if space is not None else None
         card = known(self._declared.model if self._declared else model_name("ollama", name))
@@ -128,7 +128,7 @@ class OllamaEmbedder(BaseEmbedder):
             payload["dimensions"] = self._dimensions
 
         def once() -> tuple[Matrix, int | None]:
-            with self._limit.slot(stop):
+            with self._limit.slot(stop, self.retry.max_seconds):
                 return _read(self._endpoint.post("/api/embed", payload), len(texts))
 
         return self.retry.call(once, should_stop=stop)
@@ -167,21 +167,25 @@ class OllamaEmbedder(BaseEmbedder):
 
 
 def _address(base_url: str | None) -> str:
-    """``OLLAMA_HOST`` may lack the scheme, the port, or both."""
+    """``OLLAMA_HOST`` may lack the scheme, the port, or both. With a scheme, the port is the scheme's."""
     address = base_url or os.environ.get("OLLAMA_HOST") or DEFAULT_URL
     address = address if "://" in address else f"http://{address}"
     scheme, _, host = address.partition("://")
     host = host.rstrip("/").replace("0.0.0.0", "localhost")  # noqa: S104 - what a server binds to
-    return f"{scheme}://{host if ':' in host or base_url else f'{host}:11434'}"
+    whole = "://" in (base_url or os.environ.get("OLLAMA_HOST") or DEFAULT_URL)
+    return f"{scheme}://{host if ':' in host or whole or base_url else f'{host}:11434'}"
 
 
 def _read(answer: dict[str, Any], count: int) -> tuple[Matrix, int | None]:
     vectors = answer.get("embeddings")
     if not isinstance(vectors, list) or len(vectors) != count:
-        raise RetryableError(f"ollama answered {len(vectors or ())} vectors for {count} texts")
+        got = len(vectors) if isinstance(vectors, list) else "no"
+        raise RetryableError(f"ollama answered {got} vectors for {count} texts")
     try:
         matrix = np.asarray(vectors, dtype=np.float32)
-    except ValueError as error:
-        raise FatalStoreError("ollama answered vectors of several lengths") from error
+    except (TypeError, ValueError) as error:
+        raise FatalStoreError("ollama answered vectors of several lengths, or of no numbers") from error
+    if matrix.ndim != 2:
+        raise FatalStoreError("ollama answered numbers where vectors are due")
     tokens = answer.get("prompt_eval_count")
     return matrix, int(tokens) if isinstance(tokens, int) else None

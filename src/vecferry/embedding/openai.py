@@ -194,7 +194,7 @@ class OpenAIEmbedder(BaseEmbedder):
             return failed() or listener.should_stop()
 
         def once() -> tuple[Matrix, int | None]:
-            with self._limit.slot(stop):
+            with self._limit.slot(stop, self.retry.max_seconds):
                 answer = self._endpoint.post(self._path(), self._payload(texts))
                 return self._read(answer, len(rows))
 

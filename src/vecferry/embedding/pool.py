@@ -31,13 +31,14 @@ class AdaptiveLimit:
         self._changed = threading.Condition()
 
     @contextmanager
-    def slot(self, should_stop: ShouldStop) -> Iterator[None]:
+    def slot(self, should_stop: ShouldStop, patience: float) -> Iterator[None]:
         """Wait for a place, and learn from how the call inside ends.
 
         Raises:
             JobStopped: if ``should_stop`` turns true while waiting.
+            RateLimited: at once, if the server asked for a longer pause than ``patience`` seconds.
         """
-        self._enter(should_stop)
+        self._enter(should_stop, patience)
         try:
             yield
         except RateLimited as error:
@@ -50,9 +51,13 @@ class AdaptiveLimit:
                 self._busy -= 1
                 self._changed.notify()
 
-    def _enter(self, should_stop: ShouldStop) -> None:
+    def _enter(self, should_stop: ShouldStop, patience: float) -> None:
         with self._changed:
             while (wait := self._not_before - time.monotonic()) > 0 or self._busy >= self.value:
+                if wait > patience:
+                    raise RateLimited(
+                        f"the provider asked for a pause, still {wait:.0f} s", retry_after=wait
+                    )
                 if should_stop():
                     raise JobStopped("stopped while waiting for the embedding provider")
                 self._changed.wait(min(max(wait, 0.05), 0.2))
@@ -77,7 +82,7 @@ class RequestPool:
     """Threads that send requests; made at first use."""
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
+        self._workers = max(1, workers)
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 

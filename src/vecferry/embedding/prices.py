@@ -53,20 +53,24 @@ class PriceTable:
     def of(self, embedder: Any) -> float | None:
         """The price of an embedder's tokens; 0 for what runs on your own machines, ``None`` if unknown."""
         provider = getattr(embedder, "provider", "")
-        name = f"{provider}:{model_of(embedder)}"
-        url = getattr(embedder, "url", "")
-        official = provider == "azure" or url.startswith("https://api.openai.com")
-        if name in self.prices and (official or provider != "openai"):
-            return self.prices[name]
-        host = urlsplit(url).hostname or ""
-        if f"{host}:{model_of(embedder)}" in self.prices:
-            return self.prices[f"{host}:{model_of(embedder)}"]
+        host = urlsplit(getattr(embedder, "url", "")).hostname or ""
+        for name in (name_of(embedder), f"{host}:{model_of(embedder)}"):
+            if name in self.prices:
+                return self.prices[name]
         return 0.0 if provider in _LOCAL or _is_own(host) else None
 
 
 def model_of(embedder: Any) -> str:
     """The model an embedder is billed for."""
     return str(getattr(embedder, "model", None) or embedder.space.model)
+
+
+def name_of(embedder: Any) -> str:
+    """The name in the table: ``provider:model``, or ``host:model`` for others with OpenAI's interface."""
+    provider, url = getattr(embedder, "provider", ""), getattr(embedder, "url", "")
+    if provider == "openai" and not url.startswith("https://api.openai.com"):
+        return f"{urlsplit(url).hostname}:{model_of(embedder)}"
+    return f"{provider or type(embedder).__name__}:{model_of(embedder)}"
 
 
 def _is_own(host: str) -> bool:

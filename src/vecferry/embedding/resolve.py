@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from vecferry.embedding.base import clean
 from vecferry.embedding.callables import CallableEmbedder, from_langchain
 from vecferry.embedding.llamaindex import LlamaIndexEmbedder
 from vecferry.embedding.spaces import split_name
@@ -50,8 +52,10 @@ def _from_text(text: str, options: dict[str, Any]) -> Embedder:
     embedder = find("vecferry.embedders", provider)
     try:
         return embedder(model, **{**own, **options})  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise ConfigurationError(f"{provider}: an option has no usable value: {clean(error)}") from error
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if not re.search("unexpected keyword argument|multiple values for", str(error)):
             raise
         name = str(error).rsplit("'", 2)[-2]
         raise ConfigurationError(

@@ -69,7 +69,7 @@ class SentenceTransformersEmbedder(BaseEmbedder):
     ) -> None:
         super().__init__()
         self.name = name
-        self.batch_size = int(batch_size)
+        self.batch_size = max(1, int(batch_size))
         self._revision = revision
         self._device = device
         self._token = token

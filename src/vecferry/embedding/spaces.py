@@ -136,6 +136,8 @@ def declared_space(declaration: str | EmbeddingSpace, dim: int | None = None) ->
     wanted = options.get("dimensions") or options.get("dim")
     if model_card and model_card.shortens and dim and not wanted:
         wanted = str(min(dim, model_card.dim))
+    if wanted and not wanted.isdecimal():
+        raise ConfigurationError(f"{declaration}: {wanted!r} is no dimension")
     size = int(wanted) if wanted else model_card.dim if model_card else dim
     if not size:
         raise ConfigurationError(f"{name} is not a known model: add its dimension, {declaration}?dim=768")

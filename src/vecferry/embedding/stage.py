@@ -125,6 +125,7 @@ class EmbedStage:
         self._metered_embedder = metered
         self.listen(should_stop, on_event)
         store = open_cache(cache, job_cache_path)
+        self._own: list[Any] = [x for x in (store, self._ledger) if x not in (None, cache, ledger)]
         if store is not None:
             store.pin()
         self._cached = CachedEmbedder(metered, store)
@@ -192,12 +193,11 @@ class EmbedStage:
         return other
 
     def close(self) -> None:
-        """Release processes, connections and the cache."""
+        """Release processes and connections; cache and ledger too, unless the caller has opened them."""
         if isinstance(self.embedder, BaseEmbedder):
             self.embedder.close()
-        if self._cached.cache is not None:
-            self._cached.cache.close()
-        self._ledger.close()
+        for made in self._own:
+            made.close()
 
     # -- planning -----------------------------------------------------------------------------
 

@@ -65,7 +65,8 @@ class Worker:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included."""
-        head, _ = self._ask({"texts": list(texts), "count": True})
+        sent = [text.encode("utf-8", "replace").decode() for text in texts]  # half a UTF-16 pair
+        head, _ = self._ask({"texts": sent, "count": True})
         return cast("list[int]", head["tokens"])
 
     @property
@@ -81,6 +82,9 @@ class Worker:
             head, body = read_frame(cast(BinaryIO, self._process.stdout))
         except (EOFError, OSError) as error:
             raise self._death() from error
+        except BaseException:  # interrupted: its answer would be taken for that to the next request
+            self.close()
+            raise
         if "error" in head:
             raise _translate(head["error"])
         return head, body
