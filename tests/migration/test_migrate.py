@@ -214,6 +214,14 @@ def test_a_transform_that_raises_rejects_its_record(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "job" / "quarantine.jsonl").read_text())["stage"] == "transform"
 
 
+@pytest.mark.parametrize("backup", ["~/backup", "jsonl:~/backup/all.jsonl"])
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backup: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    vf.migrate(fill(3), "jsonl:~/a.jsonl", state_dir="~/job", backup=backup).check()
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"a.jsonl", "backup", "job"}
+
+
 def test_what_is_written_again_counts_once(tmp_path: Path) -> None:
     call = (f"parquet:{tmp_path / 'in.parquet'}", f"qdrant:{tmp_path / 'q'}#kb")
     nan = float("nan")

@@ -302,7 +302,9 @@ class Crossing:
 def _absolute_place(place: str) -> str:
     """A path or a URL, the same from whatever folder it is used."""
     scheme, colon, _ = place.partition(":")
-    return _absolute(place) if colon and len(scheme) > 1 else str(Path(place).absolute())
+    if colon and len(scheme) > 1:
+        return _absolute(str(StoreURL.parse(place)))
+    return str(Path(place).expanduser().absolute())
 
 
 def _backup_url(place: str, now: datetime) -> str:

@@ -78,6 +78,11 @@ class Settings(BaseModel):
     def _well_formed(cls, where: Any) -> Any:
         return check_where(where) if isinstance(where, Mapping) else where
 
+    @field_validator("state_dir")
+    @classmethod
+    def _at_home(cls, folder: Path | None) -> Path | None:
+        return folder and folder.expanduser()
+
     @property
     def write_mode(self) -> WriteMode:
         return WriteMode(self.mode)
