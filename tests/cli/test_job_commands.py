@@ -108,12 +108,11 @@ def test_resume_from_another_folder(source: str, tmp_path: Path, monkeypatch: py
 
 
 def test_quarantine_is_shown_and_replayed(tmp_path: Path) -> None:
-    lines = [{"id": i, "text": f"t{i}", "vector": [1.0, float(i)]} for i in range(30)]
-    lines[4]["vector"] = [1.0, 1e39]  # too large for float32
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text("\n".join(json.dumps(line) for line in lines))
-    target = f"jsonl:{tmp_path / 'out.jsonl'}"
-    result = run("migrate", f"jsonl:{bad}", target, "--on-error", "quarantine", "--json")
+    rows = [{"id": i, "text": f"t{i}", "vector": [1.0, float(i)]} for i in range(30)]
+    rows[4]["vector"] = [1.0, float("inf")]
+    bad, target = f"parquet:{tmp_path / 'bad.parquet'}", f"jsonl:{tmp_path / 'out.jsonl'}"
+    vf.connect(bad).write(rows)
+    result = run("migrate", bad, target, "--on-error", "quarantine", "--json")
     assert result.exit_code == 1, result.output
     job = json.loads(result.stdout)["job"]
     [row] = ran("quarantine", "show", job)
