@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -355,3 +356,10 @@ def test_a_secret_is_never_shown(secret: str) -> None:
 def test_malformed_urls_are_named(bad: str) -> None:
     with pytest.raises(ConfigurationError):
         StoreURL.parse(bad)
+
+
+def test_the_value_of_a_text_enumeration_is_kept() -> None:
+    class Colour(str, Enum):  # noqa: UP042 - StrEnum gives its value anyway
+        RED = "red"
+
+    assert to_json({"c": Colour.RED, "l": [Colour.RED]}) == ({"c": "red", "l": ["red"]}, {})

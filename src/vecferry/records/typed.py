@@ -140,7 +140,8 @@ def _encode_special(value: Any, pointer: str, types: dict[str, str]) -> Any:
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return _encode(value.tolist(), pointer, types)
     if isinstance(value, str | int | float):  # subclasses, enumerations of them
-        plain = str if isinstance(value, str) else int if isinstance(value, int) else float
+        # `str()` of a text enumeration gives the name of its member, not its value.
+        plain = str.__str__ if isinstance(value, str) else int if isinstance(value, int) else float
         return _encode(plain(value), pointer, types)
     raise TypeError(f"metadata at {pointer} is a {type(value).__name__}, which cannot be stored")
 
