@@ -15,7 +15,7 @@ from vecferry.planning import CallOptions, Options, Plan, field_names, read_sett
 from vecferry.planning.census import SAMPLE
 from vecferry.planning.inspection import Inspection, inspect_collection
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
-from vecferry.records import CollectionSchema, RecordBatch
+from vecferry.records import CollectionSchema, RecordBatch, VectorField
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
 from vecferry.streaming.checkpoint import Progressing
@@ -102,9 +102,7 @@ def verify(
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         found, have = origin.describe(), goal.describe()
         names = _shared_fields(found, have, fields)
-        wanted = have.model_copy(
-            update={"fields": tuple(f for f in have.fields if f.name in names.values())}
-        )
+        wanted = have.model_copy(update={"fields": tuple(_as_they_come(found, have, names))})
         stages: list[Stage] = [Fit(wanted, names, keep_text=have.has_text)]
         reading = Reading(batch_size_for(found), Fields(vectors=tuple(names)), where)
         parts = [Progressing(part) for part in origin.store.partitions(1)]
@@ -112,7 +110,7 @@ def verify(
         def expected() -> Iterator[RecordBatch]:
             return (p.batch for p in flow(origin.store, parts, reading, stages) if len(p.batch))
 
-        return compare(
+        proof = compare(
             expected,
             wanted,
             goal.store,
@@ -123,6 +121,8 @@ def verify(
             should_stop=should_stop,
             **options,
         )
+    notes = (*proof.notes, *_said_otherwise(found, have, names))
+    return proof.model_copy(update={"notes": notes})
 
 
 def inspect(target: Any, *, sample: int | None = SAMPLE) -> Inspection:
@@ -148,6 +148,27 @@ def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any)
             "name the fields to compare with fields="
         )
     return names
+
+
+def _as_they_come(
+    found: CollectionSchema, have: CollectionSchema, names: Mapping[str, str]
+) -> Iterator[VectorField]:
+    """The target's fields with the component types of the source, so that nothing is rounded unseen."""
+    for old, new in names.items():
+        yield have.field(new).model_copy(update={"dtype": found.field(old).dtype})
+
+
+def _said_otherwise(
+    found: CollectionSchema, have: CollectionSchema, names: Mapping[str, str]
+) -> Iterator[str]:
+    """What the two sides record differently of vectors that may be the same: metric and space."""
+    for old, new in names.items():
+        a, b = found.field(old), have.field(new)
+        place = new or "the vector field"
+        if a.metric is not b.metric:
+            yield f"{place} is searched by {b.metric} in the target, by {a.metric} in the source"
+        if a.space and b.space and a.space.fingerprint != b.space.fingerprint:
+            yield f"{place} is recorded as {b.space} in the target, as {a.space} in the source"
 
 
 def _without_lengths(store: Any, found: CollectionSchema, names: dict[str, str]) -> list[str]:

@@ -415,6 +415,15 @@ def test_nan_is_equal_to_nothing_but_its_own_bits() -> None:
         assert not check([finite], target([bad], schema), schema=schema).ok
 
 
+def test_a_wider_type_keeps_signs_and_nan() -> None:
+    narrow = VectorRecord(id=0, vector=np.float16([-0.0, np.nan, 2, 3]))
+    wide = narrow.replace(vectors={"": narrow.vector.astype(np.float32)})
+    source, target = cosine(DType.FLOAT16, 4), cosine(dim=4)
+    assert check([narrow], Bag([wide], target), schema=source).ok
+    unsigned = wide.replace(vectors={"": np.float32([0.0, np.nan, 2, 3])})
+    assert check([narrow], Bag([unsigned], target), schema=source).different_ids == [0]
+
+
 def test_a_lossy_index_is_measured_not_judged() -> None:
     rows = dense()
     rough = [r.replace(vectors={"": np.round(r.vector)}) for r in rows]
@@ -434,16 +443,21 @@ def test_another_dimension_is_a_difference() -> None:
 
 
 class Blind(Bag):
-    """Finds whatever comes first."""
+    """Finds whatever comes last, and boasts of it or not."""
+
+    boast = 0.0
 
     def search(self, vector: Any, k: int = 10, **_: Any) -> list[VectorRecord]:
-        return [r.model_copy(update={"score": -1e9}) for r in self.rows[-k:]]
+        return [r.model_copy(update={"score": self.boast}) for r in self.rows[-k:]]
 
 
-def test_a_search_that_finds_something_else_fails() -> None:
+@pytest.mark.parametrize("boast", [-1e9, 1e9])
+def test_a_search_that_finds_something_else_fails(boast: float) -> None:
     rows = dense(200, 16)
     schema = CollectionSchema(fields=(VectorField(dim=16, metric="l2"),))
-    proof = check(rows, Blind(rows, schema), schema=schema, sample_queries=5)
+    target = Blind(rows, schema)
+    target.boast = boast
+    proof = check(rows, target, schema=schema, sample_queries=5)
     assert not proof.ok and proof.search[0].overlap < 0.5 and "searches" in proof.summary
 
 

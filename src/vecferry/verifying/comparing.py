@@ -151,7 +151,8 @@ class _Comparison:
     def _fresh(self) -> None:
         self.verifier = self._verifier()
         queries, k, _ = self.search
-        self.check = SearchCheck(self.schema, self.target, queries=queries, k=k)
+        whole = not self.allow_extra
+        self.check = SearchCheck(self.schema, self.target, queries=queries, k=k, sees_all=whole)
         self.done = 0
 
     def _verifier(self) -> Verifier:

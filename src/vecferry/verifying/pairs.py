@@ -181,7 +181,7 @@ def _measure(a: Array, b: Array, rule: Tolerance) -> tuple[Array, Array]:
         # A NaN on one side makes the comparison false, as it should.
         fine &= ((difference <= allowed) | (x == y)).all(axis=1)
     if rule.exact:
-        fine = (x == y).all(axis=1) if a.dtype != b.dtype else np.zeros(len(left), np.bool_)
+        fine = _same_bits(x, y) if a.dtype != b.dtype else np.zeros(len(left), np.bool_)
     good[left] = fine | rule.lossy
     worst = np.nan_to_num(difference, nan=np.inf).max(axis=1, initial=0.0)
     deviations[left] = worst

@@ -44,10 +44,13 @@ class SearchCheck:
     Args:
         queries: how many; 0 switches the check off.
         k: neighbours a query.
+        sees_all: whether the expected stream is all that the target should hold.
     """
 
-    def __init__(self, schema: CollectionSchema, target: Any, *, queries: int, k: int) -> None:
-        self._target, self._k = target, k
+    def __init__(
+        self, schema: CollectionSchema, target: Any, *, queries: int, k: int, sees_all: bool = True
+    ) -> None:
+        self._target, self._k, self._sees_all = target, k, sees_all
         dense = [f for f in schema.fields if f.kind is Kind.DENSE]
         able = isinstance(target, Searchable) and queries > 0
         self._fields = dense if able else []
@@ -144,7 +147,9 @@ class SearchCheck:
         wanted = query.best[: self._k]
         known = {key: point for point, key in query.best}
         keys = [encode_id(hit.id) for hit in hits]
-        points = [known.get(key, hit.score or 0.0) for key, hit in zip(keys, hits, strict=True)]
+        # A record that is not among the best is no nearer than the last of them, whatever the target says.
+        most = query.best[-1][0] if self._sees_all and len(query.best) == self._k + _SPARE else np.inf
+        points = [known.get(k, min(hit.score or 0.0, most)) for k, hit in zip(keys, hits, strict=True)]
         last = min(points, default=-np.inf) if len(hits) >= self._k else -np.inf
         slack = max(abs(last), 1e-6) * _EPSILON if np.isfinite(last) else 0.0
         good = [key in keys or point <= last + slack for point, key in wanted]
