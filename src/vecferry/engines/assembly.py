@@ -1,4 +1,4 @@
-"""From settings to stages: check ▸ transform ▸ dedupe ▸ embed ▸ dedupe by vector ▸ fit.
+"""From settings to stages: check ▸ transform ▸ check ▸ dedupe ▸ embed ▸ dedupe by vector ▸ fit.
 
 The rooms of embedding and de-duplication are imported only by the jobs that use them.
 """
@@ -216,7 +216,7 @@ def assemble(
     """All stages in order."""
     stages: list[Stage] = [Check()]
     if settings.transform is not None:
-        stages.append(Apply(settings.transform))
+        stages += [Apply(settings.transform), Check()]
     early, late = _dedupe(settings, embeds=embed is not None)
     for stage in (*early, *late):
         stage.bind_job(folder)

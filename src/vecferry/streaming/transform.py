@@ -97,7 +97,9 @@ def _joined(records: list[VectorRecord]) -> RecordBatch:
 
 
 class Fit:
-    """Bring batches into the target's schema: rename fields, leave out others, cast components.
+    """Bring batches into the target's schema: rename fields, leave out others, round components.
+
+    Records with a component beyond what the target's type holds are rejected.
 
     Args:
         schema: of the target.
@@ -116,6 +118,12 @@ class Fit:
         self._keep_text = keep_text
 
     def apply(self, parcel: Parcel) -> Parcel:
+        for old, new in self._names.items():
+            dtype = self._fields[new].dtype
+            beyond = _beyond(parcel.batch.vectors.get(old), np.dtype(dtype.numpy))
+            if beyond:
+                reason = f"a component of vector {old!r} is beyond what {dtype} holds"
+                parcel = parcel.reject(beyond, self.name, reason)
         batch = parcel.batch
         vectors = {
             new: _cast(batch.vectors[old], self._fields[new])
@@ -144,10 +152,29 @@ def _cast(column: DenseColumn | MultiColumn, field: VectorField) -> DenseColumn 
     wanted = np.dtype(field.dtype.numpy)
     if column.values.dtype == wanted:
         return column
-    values = column.values.astype(wanted)
+    rounds = wanted.kind in "iu" and column.values.dtype.kind == "f"
+    values = (np.rint(column.values) if rounds else column.values).astype(wanted)
     if isinstance(column, MultiColumn):
         return MultiColumn(values, column.offsets, column.mask)
     return DenseColumn(values, column.mask)
+
+
+def _beyond(column: DenseColumn | MultiColumn | None, wanted: np.dtype[Any]) -> list[int]:
+    """The rows with a component that ``wanted`` cannot hold; NaN and infinities are not looked at."""
+    if column is None or np.can_cast(column.values.dtype, wanted):
+        return []
+    values = column.values
+    if wanted.kind == "f":
+        with np.errstate(over="ignore"):
+            bad = np.isfinite(values) & ~np.isfinite(values.astype(wanted))
+    else:
+        limits = np.iinfo(wanted)
+        bad = (np.rint(values) < limits.min) | (np.rint(values) > limits.max)
+    lines = np.flatnonzero(bad.any(axis=1))
+    if isinstance(column, MultiColumn):
+        lines = np.unique(np.searchsorted(column.offsets, lines, side="right") - 1)
+    rows: list[int] = lines.tolist()
+    return rows
 
 
 def _add(counts: dict[str, int], stage: str, n: int) -> dict[str, int]:
