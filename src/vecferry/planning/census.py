@@ -7,8 +7,10 @@ says so. Ids are always read whole where the store does not promise that they ar
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from vecferry.records import (
     id_type,
     type_name,
 )
+from vecferry.records.typed import survives_json
 
 SAMPLE = 50_000
 """Records whose metadata is looked at, unless the caller asks for another number."""
@@ -129,15 +132,16 @@ def _look(census: Census, batch: RecordBatch) -> None:
 def _count_types(census: Census, key: str, value: Any, kind: str) -> None:
     if kind == "int" and not -(2**63) <= value < 2**63:
         kind = "big int"
-    elif kind == "float" and value - value != 0.0:
-        kind = "non-finite float"
+    elif kind == "float" and not survives_json(value):
+        kind = "unusual float" if isfinite(value) else "non-finite float"
+    elif kind == "object" and not all(isinstance(name, str) for name in value):
+        kind = "non-text-keyed object"
     census.types[kind] += 1
     if kind not in census.examples:
         shown = repr(value)
         census.examples[kind] = f"{key}={shown if len(shown) <= 40 else shown[:37] + '…'}"
-    children = value.values() if isinstance(value, dict) else value
-    if kind in ("object", "list", "tuple", "set"):
-        for child in children:
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        for child in value.values() if isinstance(value, Mapping) else value:
             _count_types(census, key, child, type_name(child))
 
 

@@ -23,7 +23,7 @@ MAX_SPARSE_DIM = 1_000_000_000
 """pgvector's own limit, used where a sparse field does not know its dimension."""
 
 _ID_TYPES: dict[str, Any] = {"int": sa.BigInteger, "uuid": sa.Uuid}
-_VALUE_TYPES: dict[str, Any] = {
+VALUE_TYPES: dict[str, Any] = {
     "int": sa.BigInteger,
     "float": sa.Double,
     "str": sa.Text,
@@ -67,7 +67,7 @@ def create_table(
     parts += [sa.Column(columns["vectors"][f.name], vector_type(f, settings)) for f in schema.fields]
     parts += [sa.Column(columns["text"], sa.Text)]
     for key, column in columns["typed"].items():
-        parts.append(sa.Column(column, _VALUE_TYPES[schema.metadata_types[key]]))
+        parts.append(sa.Column(column, VALUE_TYPES[schema.metadata_types[key]]))
     parts += [sa.Column(columns["json"], JSONB)]
     made = sa.Table(table.name, sa.MetaData(), *parts, schema=table.schema)
     connection.execute(*as_sql(CreateTable(made)))
@@ -107,7 +107,7 @@ def plan_memo(schema: CollectionSchema, settings: Settings) -> Memo:
     columns["typed"] = {}
     if settings.metadata == "columns":
         for key, type_ in schema.metadata_types.items():
-            if type_ in _VALUE_TYPES:
+            if type_ in VALUE_TYPES:
                 columns["typed"][key] = _free(key, taken)
     recorded = schema.model_copy(
         update={"losses": (), "count": None, "id_type": id_type, "layout": "plain"}

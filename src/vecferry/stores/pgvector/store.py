@@ -49,11 +49,14 @@ from vecferry.stores.pgvector.settings import Settings
 from vecferry.stores.pgvector.snapshot import Snapshot, begin_read
 from vecferry.stores.pgvector.tracking import Journal
 
+_JSON = frozenset({"str", "int", "float", "bool", "null", "list", "object"})
 _CAPABILITIES = Capabilities(
     kinds=frozenset({Kind.DENSE, Kind.SPARSE}),
     metrics=frozenset(Metric),
     dtypes=frozenset({DType.FLOAT32, DType.FLOAT16, DType.BIT}),
     max_dim=((DType.FLOAT32, 16_000), (DType.FLOAT16, 16_000)),
+    id_types=frozenset({"int", "str", "uuid"}),
+    metadata_types=_JSON,
 )
 
 
@@ -147,6 +150,8 @@ class PgVectorStore:
 
     def capabilities(self) -> Capabilities:
         able = _CAPABILITIES
+        if self.settings.metadata == "columns":
+            able = replace(able, metadata_types=_JSON | ddl.VALUE_TYPES.keys())
         if self._layout is not None:
             able = replace(
                 able,
