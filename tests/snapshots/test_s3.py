@@ -47,7 +47,7 @@ def big(tmp_path, monkeypatch):
 
 
 def left_behind(tmp_path):
-    rooms = [p for p in tmp_path.rglob("vecferry-snapshots") if p.is_dir()]
+    rooms = [p for p in tmp_path.rglob("vecferry-snapshots-*") if p.is_dir()]
     return [p for room in rooms for p in room.iterdir() if p.is_dir()]
 
 

@@ -166,7 +166,7 @@ def _line(snapshot: Snapshot) -> str:
     count = "?" if snapshot.count is None else f"{snapshot.count:,}"
     shape = f"{snapshot.dim} d {snapshot.metric}" if snapshot.dim else ""
     parts = [snapshot.version, f"{count} records", shape, f"{snapshot.bytes:,} bytes", snapshot.format]
-    return "  ".join(part for part in (*parts, snapshot.note) if part)
+    return "  ".join(part for part in (*parts, " ".join(snapshot.note.split())) if part)
 
 
 def _span(text: str) -> timedelta:

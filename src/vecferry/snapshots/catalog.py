@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vecferry.errors import CorruptDataError, NotFoundError, RetryableError
 from vecferry.snapshots.objects import Conflict, NoBucketError, Objects
@@ -64,6 +64,12 @@ class Snapshot(BaseModel):
     dedupe: dict[str, Any] | None = None
     library: str = ""
 
+    @field_validator("created")
+    @classmethod
+    def _in_utc(cls, value: datetime) -> datetime:
+        """A time written by hand may lack the zone."""
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+
 
 class Catalog(BaseModel):
     """What ``metadata.json`` holds. ``removing`` are versions whose files are being deleted."""
@@ -80,6 +86,13 @@ class Catalog(BaseModel):
         if version == "latest":
             return self.versions[0] if self.versions else None
         return next((v for v in self.versions if v.version == version), None)
+
+    def after_all(self, moment: datetime) -> datetime:
+        """``moment``, or just after the newest version, should this clock lag behind another one.
+
+        Otherwise the version saved last would not be the latest, and the first that `prune` deletes.
+        """
+        return max([moment, *(v.created + timedelta(microseconds=1) for v in self.versions)])
 
     def with_version(self, snapshot: Snapshot) -> Catalog:
         """With one more version, newest first."""
@@ -151,7 +164,10 @@ def change(objects: Objects, edit: Callable[[Catalog], Catalog]) -> Catalog:
 
 
 def repair(objects: Objects) -> Catalog:
-    """Write the catalog anew from the manifests of complete versions, whatever it holds now."""
+    """Write the catalog anew from the manifests of complete versions, whatever it holds now.
+
+    Where no version lies it is left alone: then it is somebody's own file.
+    """
     found = Catalog()
     for info in objects.list():
         version, _, name = info.key.partition("/")
@@ -163,6 +179,8 @@ def repair(objects: Objects) -> Catalog:
             continue
         if snapshot.version == version:
             found = found.with_version(snapshot)
+    if not found.versions:
+        return found
     try:
         _, etag = objects.read(NAME)
     except NotFoundError:

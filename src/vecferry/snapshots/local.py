@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -33,6 +32,8 @@ class LocalObjects:
             data = safe_path(self.root, key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(f"{self.url} holds no {key}; check the path") from None
+        except IsADirectoryError:
+            raise CorruptDataError(f"{self.url}/{key} is a folder; choose another place") from None
         return data, sha256(data).hexdigest()
 
     def write(self, key: str, data: bytes, *, replaces: str | None) -> None:
@@ -150,7 +151,6 @@ def _copy(source: Path, target: Path, advance: Advance) -> str:
         if source.exists():
             target.unlink(missing_ok=True)
         raise
-    shutil.copystat(source, target)
     return digest.hexdigest()
 
 

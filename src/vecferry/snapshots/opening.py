@@ -189,6 +189,7 @@ class S3FolderStore(OpenedFiles):
         url = self._objects.url + (f"?version={version}" if version != "latest" else "")
         super().__init__(url, Path(temp_dir) if temp_dir else None)
         self._version, self._layout = version, layout
+        self._prefix = self._objects.prefix
         self._snapshot: Snapshot | None = None
         self._found: list[ObjectInfo] = []
 
@@ -204,6 +205,7 @@ class S3FolderStore(OpenedFiles):
 
     def _name(self) -> str:
         """Look what is there, once: either a version or a plain listing."""
+        self._objects.prefix = self._prefix
         self._snapshot = self._version_of_prefix()
         if self._snapshot is not None:
             return self.url + "".join(file.sha256 for file in self._snapshot.files)

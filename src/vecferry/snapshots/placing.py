@@ -15,7 +15,7 @@ def place_whole(new: Path, target: Path) -> None:
     beside the target under a name that begins with ``.old-``.
     """
     _make_durable(new)
-    if not target.exists() or not (target.is_dir() or new.is_dir()):
+    if not os.path.lexists(target) or not (target.is_dir() or new.is_dir()):
         new.replace(target)
         return
     aside = target.with_name(f".old-{uuid4().hex[:8]}-{target.name}")
@@ -25,7 +25,7 @@ def place_whole(new: Path, target: Path) -> None:
     except OSError:
         aside.rename(target)
         raise
-    if aside.is_dir():
+    if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside)
     else:
         aside.unlink()

@@ -29,14 +29,23 @@ class ByteCounter:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder but hidden ones; links are not followed out of it."""
-    found = [
+    """The files of a folder but hidden ones.
+
+    Raises:
+        ConfigurationError: if there is a link, which is not followed out of the folder: without what it
+            leads to the version might not be whole.
+    """
+    seen = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not path.is_symlink()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
+    link = next((path for path in seen if path.is_symlink()), None)
+    if link:
+        raise ConfigurationError(
+            f'{link} is a link; put the file itself there, or save with format="parquet"'
+        )
+    found = [path for path in seen if path.is_file()]
     if any(path.relative_to(folder).as_posix() == MANIFEST for path in found):
         raise ConfigurationError(f'{folder} holds a {MANIFEST} of its own; save it with format="parquet"')
     return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -27,7 +26,7 @@ from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Catalog, Snapshot, SnapshotFile
 from vecferry.snapshots.comparing import SnapshotDiff, compare
 from vecferry.snapshots.journal import Journal
-from vecferry.snapshots.objects import Conflict
+from vecferry.snapshots.objects import Conflict, safe_path
 from vecferry.snapshots.opening import SnapshotSource, fetch, file_url, unknown_version
 from vecferry.snapshots.places import objects_at
 from vecferry.snapshots.placing import place_whole
@@ -128,12 +127,18 @@ class SnapshotStore:
             raise ConfigurationError(
                 "a version is named with letters, digits, dots, dashes and underscores"
             )
+        if version in ("latest", catalog.NAME):
+            raise ConfigurationError(f"{version!r} has a meaning already; choose another name")
         if format not in ("auto", "parquet"):
             raise ConfigurationError(f'format is {format!r}; there are "auto" and "parquet"')
         opened = connect(collection)
         have, _ = catalog.load(self._objects)
         if version and have.find(version):
             raise TargetExistsError(f"{self.url} has a version {version!r} already; choose another name")
+        if version in have.removing:
+            raise TargetExistsError(
+                f"{self.url} is still removing a version {version!r}; run prune, or choose another name"
+            )
         with ExitStack() as stack:
             known = {v.version for v in have.versions} | set(have.removing)
             journal = stack.enter_context(Journal(self.url, opened.url, version, known))
@@ -145,7 +150,9 @@ class SnapshotStore:
                 count = opened.count()
             files = self._upload(place, journal, on_progress)
             snapshot = entry_of(journal.version, note, opened.url, scheme, schema, count, files, dedupe)
-            snapshot = snapshot.model_copy(update={"open_as": place.name if place.is_file() else ""})
+            created = have.after_all(snapshot.created)
+            open_as = place.name if place.is_file() else ""
+            snapshot = snapshot.model_copy(update={"open_as": open_as, "created": created})
             self._announce(snapshot)
             journal.done()
         return snapshot
@@ -173,6 +180,8 @@ class SnapshotStore:
         version = journal.version
         paths = [place] if place.is_file() else visible_files(place)
         names = {p: p.name if place.is_file() else p.relative_to(place).as_posix() for p in paths}
+        for name in names.values():
+            safe_path(place, name)  # what could not be fetched again is not saved
         advance = ByteCounter("save", sum(p.stat().st_size for p in paths), on_progress)
         files = [(p, f"{version}/{name}") for p, name in names.items()]
         sums = self._objects.upload(files, advance, resumes=journal.resumes)
@@ -234,9 +243,14 @@ class SnapshotStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         advance = ByteCounter("fetch", snapshot.bytes, on_progress)
         room = target.parent / f".{target.name}.fetching"
-        with Workspace(snapshot.version, room) as workspace:
-            place_whole(fetch(self._objects, snapshot, workspace.folder, advance), target)
-        shutil.rmtree(room, ignore_errors=True)
+        workspace = Workspace(snapshot.version, room)
+        try:
+            with workspace:
+                place_whole(fetch(self._objects, snapshot, workspace.folder, advance), target)
+        finally:
+            with suppress(OSError):  # another download to the same place may be under way
+                workspace.home.rmdir()
+                room.rmdir()
         return snapshot
 
     def restore(
@@ -291,9 +305,9 @@ class SnapshotStore:
                 one = snapshot.model_copy(update={"files": (file,)})
                 try:
                     fetch(self._objects, one, workspace.folder, advance)
+                    safe_path(workspace.folder, file.path).unlink()
                 except CorruptDataError as error:
                     problems += (Problem(file.path, str(error)),)
-                (workspace.folder / file.path).unlink(missing_ok=True)
         return problems
 
     def prune(self, keep: int, *, abandoned_after: timedelta = ABANDONED) -> tuple[str, ...]:

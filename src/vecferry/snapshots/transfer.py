@@ -47,9 +47,11 @@ def run_all(tasks: Iterable[Callable[[], Any]]) -> None:
     """Run side by side; the first failure stops what has not begun, and is raised."""
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecferry-s3") as pool:
         futures: list[Future[Any]] = [pool.submit(task) for task in tasks]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also where Ctrl-C ends the waiting
+            for future in futures:
+                future.cancel()
         for future in done:
             future.result()
 
@@ -76,9 +78,9 @@ class _Upload:
 
     def __init__(self, s3: S3Objects, path: Path, key: str, advance: Advance) -> None:
         self._s3, self._path, self._key, self._advance = s3, path, key, advance
-        self._file = path.open("rb", buffering=0)
-        self._stamp = _stamp(self._file)
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._file: BinaryIO | None = None
+        self._stamp = _stamp(path.stat())
+        self._size = self._stamp[0]
         self._step = part_size(self._size)
         self._id: str | None = None
         self._parts: dict[int, dict[str, Any]] = {}
@@ -112,13 +114,23 @@ class _Upload:
             last = not self._left
         if last:
             self._complete()
+            self.close()
+
+    def _opened(self) -> int:
+        """Open only while it is sent, as a folder may hold more files than a process may open."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._path.open("rb", buffering=0)
+            return self._file.fileno()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _complete(self) -> None:
         """Put the parts together, and check that the file stayed as it was."""
-        if _stamp(self._file) != self._stamp or _stamp_of(self._path) != self._stamp:
+        if _stamp(os.fstat(self._opened())) != self._stamp or _stamp_of(self._path) != self._stamp:
             raise CorruptDataError(f"{self._path.name} changed while it was uploaded; save again")
         if self._id is None:
             return
@@ -151,7 +163,7 @@ class _Upload:
     def _read(self, number: int) -> bytes:
         """Part ``number``, counted from 0; its share of the checksum is taken on the way."""
         start = number * self._step
-        data = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+        data = os.pread(self._opened(), min(self._step, self._size - start), start)
         self._digest.add(number, data)
         return data
 
@@ -181,8 +193,9 @@ class _Upload:
             return False
         sums = b""
         for start in range(0, self._size, self._step):
-            part = os.pread(self._file.fileno(), min(self._step, self._size - start), start)
+            part = os.pread(self._opened(), min(self._step, self._size - start), start)
             sums += _md5(part).digest()
+        self.close()
         expected = f"{_md5(sums).hexdigest()}-{len(sums) // 16}"
         return info.etag.strip('"') == expected
 
@@ -249,17 +262,15 @@ def _check_etag(answer: dict[str, Any], hexed: str, key: str) -> None:
         raise RetryableError(f"{key} arrived damaged")
 
 
-def _stamp(file: BinaryIO | Any) -> tuple[int, int, int]:
-    stat = os.fstat(file.fileno())
+def _stamp(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int] | None:
     try:
-        stat = path.stat()
+        return _stamp(path.stat())
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 # -- down -------------------------------------------------------------------------------------
@@ -284,9 +295,16 @@ class _Download:
         self._s3, self._info, self._path, self._advance = s3, info, path, advance
         self._step = part_size(info.size)
         self._sidecar = path.with_name(path.name + ".parts")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._done = self._begun()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._done = self._begun()
+            path.touch(0o600)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise CorruptDataError(
+                f"{s3.url} has a file and a folder of one name at {info.key}, which no disk can hold; "
+                "name one of them"
+            ) from None
+        self._file: int | None = None
         self._lock = threading.Lock()
 
     def _begun(self) -> set[int]:
@@ -299,15 +317,26 @@ class _Download:
 
     def tasks(self) -> list[Callable[[], Any]]:
         """The ranges that are missing."""
-        os.truncate(self._file, self._info.size)
+        os.truncate(self._path, self._info.size)
         starts = range(0, self._info.size, self._step)
-        return [partial(self._range, start) for start in starts if start not in self._done]
+        due = [start for start in starts if start not in self._done]
+        self._left = len(due)
+        return [partial(self._range, start) for start in due]
 
     def complete(self) -> None:
         self._sidecar.unlink(missing_ok=True)
 
+    def _opened(self) -> int:
+        """As in an upload: a folder may hold more files than a process may open."""
+        with self._lock:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDWR)
+            return self._file
+
     def close(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _range(self, start: int) -> None:
         stop = min(start + self._step, self._info.size)
@@ -319,6 +348,9 @@ class _Download:
             ) from None
         with self._lock:
             self._done.add(start)
+            self._left -= 1
+            if not self._left:
+                self.close()
             if self._info.size > self._step:
                 state = {"etag": self._info.etag, "size": self._info.size, "done": sorted(self._done)}
                 self._sidecar.write_bytes(orjson.dumps(state))
@@ -343,7 +375,7 @@ class _Download:
 
     def _put(self, block: bytes, at: int) -> None:
         try:
-            os.pwrite(self._file, block, at)
+            os.pwrite(self._opened(), block, at)
         except OSError as error:
             raise FatalStoreError(
                 f"cannot write to {self._path.parent}: {error.strerror}; free some space and run again"

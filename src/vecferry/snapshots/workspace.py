@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -13,7 +14,6 @@ from filelock import FileLock, Timeout
 
 from vecferry.errors import FatalStoreError
 
-_NAME = "vecferry-snapshots"
 _MARGIN = 1.02
 
 
@@ -27,18 +27,23 @@ class Workspace:
     """
 
     def __init__(self, name: str = "", parent: Path | None = None) -> None:
-        self._home = (parent or Path(tempfile.gettempdir())) / _NAME
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.home = (parent or Path(tempfile.gettempdir())) / _own_name()
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise FatalStoreError(
+                f"cannot make {self.home}: {error.strerror}; set TMPDIR (temp_dir=) to another folder"
+            ) from error
         self._name = name or uuid4().hex
-        self._lock = FileLock(self._home / f"{self._name}.lock")
+        self._lock = FileLock(self.home / f"{self._name}.lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             self._name = uuid4().hex
-            self._lock = FileLock(self._home / f"{self._name}.lock")
+            self._lock = FileLock(self.home / f"{self._name}.lock")
             self._lock.acquire(timeout=0)
         self._sweep()
-        self.folder = self._home / self._name
+        self.folder = self.home / self._name
         self.folder.mkdir(exist_ok=True)
 
     def __enter__(self) -> Workspace:
@@ -61,12 +66,17 @@ class Workspace:
 
     def _sweep(self) -> None:
         """Remove what killed processes left: the folders whose lock nobody holds."""
-        for path in self._home.iterdir():
+        for path in self.home.iterdir():
             if not path.is_dir() or path.name == self._name:
                 continue
-            with suppress(Timeout, OSError), FileLock(self._home / f"{path.name}.lock", timeout=0):
+            with suppress(Timeout, OSError), FileLock(self.home / f"{path.name}.lock", timeout=0):
                 shutil.rmtree(path, ignore_errors=True)
-                (self._home / f"{path.name}.lock").unlink(missing_ok=True)
+                (self.home / f"{path.name}.lock").unlink(missing_ok=True)
+
+
+def _own_name() -> str:
+    """One for each user: the folder for temporary files is shared by all of them."""
+    return f"vecferry-snapshots-{os.getuid()}" if hasattr(os, "getuid") else "vecferry-snapshots"
 
 
 def check_space(folder: Path, needed: int) -> None:
