@@ -214,6 +214,35 @@ def test_a_transform_that_raises_rejects_its_record(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "job" / "quarantine.jsonl").read_text())["stage"] == "transform"
 
 
+def doubled(folder: Path) -> str:
+    """Record ``a`` stands twice, first as ``n=0`` and then as ``n=1``; ``b`` once."""
+    rows = [{"id": i, "vector": [n + 1, 1], "metadata": {"n": n}} for n, i in enumerate("aab")]
+    path = folder / "doubled.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{path}"
+
+
+def test_of_two_copies_one_may_be_rejected_and_the_other_proved(tmp_path: Path) -> None:
+    def refuse(record: vf.VectorRecord) -> vf.VectorRecord:
+        if record.metadata["n"] == 0:
+            raise ValueError("not this copy")
+        return record
+
+    target = MemoryStore()
+    options: Any = {"dedupe": "id", "on_error": "quarantine", "state_dir": tmp_path / "job"}
+    report = vf.migrate(doubled(tmp_path), target, transform=refuse, **options)
+    assert (report.written, report.rejected) == (2, 1) and report.verification.ok, report.verification
+    assert report.verification.expected_count == 2
+
+
+def test_a_backup_of_doubled_ids_keeps_one_of_each(tmp_path: Path) -> None:
+    target = MemoryStore()
+    vf.migrate(
+        doubled(tmp_path), target, dedupe=vf.Dedupe(by="id", keep="last"), backup=tmp_path / "backup"
+    ).check()
+    assert {r.id: r.metadata["n"] for r in vf.connect(target).records()} == {"a": 1, "b": 2}
+
+
 @pytest.mark.parametrize("backup", ["~/backup", "jsonl:~/backup/all.jsonl"])
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backup: str) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

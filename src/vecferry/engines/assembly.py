@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.planning import Settings
-from vecferry.ports import Collection, Fields, ShouldStop
+from vecferry.ports import Collection, Fields, ShouldStop, WriteMode
 from vecferry.records import CollectionSchema, EmbeddingSpace, VectorField
 from vecferry.streaming.checkpoint import JobState
 from vecferry.streaming.stage import Stage
@@ -235,6 +235,11 @@ def _dedupe(settings: Settings, *, embeds: bool) -> tuple[list[DedupeStage], lis
     from vecferry.dedupe import dedupe_stages
 
     stages = dedupe_stages(settings.dedupe, embeds=embeds)
+    if settings.write_mode is WriteMode.REPLACE and any(stage.against_target for stage in stages):
+        raise ConfigurationError(
+            "against_target=True drops what the target holds, which mode='replace' then removes; "
+            "use mode='upsert', or leave against_target out"
+        )
     if not embeds:
         return stages, []
     return [s for s in stages if not s.needs_vectors], [s for s in stages if s.needs_vectors]
@@ -247,3 +252,16 @@ def dedupes_ids(settings: Settings) -> bool:
     from vecferry.dedupe import dedupe_stages
 
     return any(rule.by == "id" for stage in dedupe_stages(settings.dedupe) for rule in stage.rules)
+
+
+def id_rule_of_backup(settings: Settings) -> Any:
+    """The rule by which a backup, too, keeps one record of each id; ``None`` if it must keep all.
+
+    Behind another rule, or a transform that may change ids, it would not be the same record.
+    """
+    if settings.dedupe is None or settings.transform is not None:
+        return None
+    from vecferry.dedupe import dedupe_stages
+
+    rule = dedupe_stages(settings.dedupe)[0].rules[0]
+    return rule if rule.by == "id" else None

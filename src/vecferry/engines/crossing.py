@@ -25,6 +25,7 @@ from vecferry.engines.assembly import (
     embed_stage,
     embedded_field,
     estimate,
+    id_rule_of_backup,
     source_space,
 )
 from vecferry.engines.local import Job, LocalRun, Outcome
@@ -292,7 +293,8 @@ class Crossing:
         if made:
             return str(made)
         url = _backup_url(_absolute_place(str(self.settings.backup)), datetime.now(UTC))
-        settings = Settings(where=self.settings.where, state_dir=state.folder / "backup")
+        rule = id_rule_of_backup(self.settings)
+        settings = Settings(where=self.settings.where, dedupe=rule, state_dir=state.folder / "backup")
         copied = Crossing(self.open_source, partial(connect, url), settings, None).plan()
         copied.run().check()
         log.info("backed up to %s", url)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +127,9 @@ def _read_line(item: dict[str, Any]) -> Quarantined:
     return Quarantined(record, item["stage"], item["reason"])
 
 
-def quarantined_ids(path: Path) -> set[RecordId]:
-    """The ids in a quarantine file."""
-    return {item.record.id for item in read_quarantine(path)}
+def quarantined_ids(path: Path, *, but_of: Container[str] = ()) -> set[RecordId]:
+    """The ids in a quarantine file, but those put there by the stages ``but_of``."""
+    return {item.record.id for item in read_quarantine(path) if item.stage not in but_of}
 
 
 def _line(record: VectorRecord, stage: str, reason: str) -> dict[str, Any]:
