@@ -51,7 +51,9 @@ def test_what_goes_is_backed_up_and_can_come_back(url, tmp_path):
 
 def test_nothing_to_do_is_nothing_done(url, tmp_path):
     backup = f"parquet:{tmp_path / 'gone.parquet'}"
-    assert dedupe(url, "id", backup=backup).deleted == 0
+    done = dedupe(url, "id", backup=backup)
+    assert done.deleted == 0
+    assert "undo" not in str(done)
     assert not (tmp_path / "gone.parquet").exists()
 
 
@@ -61,6 +63,17 @@ def test_ids_that_stand_twice_are_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="holds an id twice"):
         dedupe(f"jsonl:{path}", "id", backup=f"jsonl:{tmp_path / 'gone.jsonl'}")
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_the_password_of_the_backup_is_not_shown(url):
+    done = dedupe(url, NEWEST, backup="memory://user:SECRET@host/gone-with-a-password")
+    assert done.deleted == 2
+    assert "SECRET" not in f"{done} {done.to_dict()}"
+
+
+def test_an_audit_that_cannot_be_written_is_told_first(url, tmp_path):
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        dedupe(url, NEWEST, dry_run=True, audit=tmp_path)
 
 
 def test_a_backup_is_asked_for(url):

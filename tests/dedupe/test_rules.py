@@ -1,8 +1,10 @@
+import math
 from datetime import UTC, date, datetime
 
 import numpy as np
 import pytest
 
+import vecferry as vf
 from dedupe.runs import in_one_run, record
 from vecferry.dedupe import Dedupe, DedupeStage, dedupe_stages
 from vecferry.dedupe.features import normal_form
@@ -93,6 +95,13 @@ def test_zero_and_missing_vectors_are_apart(tmp_path):
         record(4),
     ]
     assert kept_ids(Dedupe(by="similar"), records, tmp_path) == [1, 2, 3, 4]
+    assert kept_ids(Dedupe(by="vector"), records, tmp_path / "bits") == [1, 2, 3, 4]
+
+
+def test_infinities_differ_and_nan_is_nothing(tmp_path):
+    values = [math.inf, -math.inf, math.nan, math.nan, [math.inf], [None], [math.inf]]
+    records = [record(n, score=value) for n, value in enumerate(values)]
+    assert kept_ids("metadata:score", records, tmp_path) == [0, 1, 2, 3, 4, 5]
 
 
 TIMES = [
@@ -102,6 +111,7 @@ TIMES = [
     (date(2024, 1, 2), 1_600_000_000.5),
     ("1700000000", "not a time"),
     ("2024-01-01 00:00:00.000002", "2024-01-01 00:00:00.000001"),
+    ("20240102", "2024-01-01"),
 ]
 
 
@@ -112,6 +122,13 @@ def test_newest_and_oldest(tmp_path, later, earlier):
     assert kept_ids(newest, records, tmp_path / "a") == [2]
     oldest = Dedupe(by="text", keep="oldest", timestamp="metadata:at")
     assert kept_ids(oldest, records, tmp_path / "b") == ([1] if earlier != "not a time" else [2])
+
+
+@pytest.mark.parametrize("at", [["2024-01-02"], {"day": 2}, 10**19, 1e300, 10**400, math.nan])
+@pytest.mark.parametrize("keep", ["newest", "oldest"])
+def test_what_is_no_time_loses(tmp_path, at, keep):
+    records = [record(1, "same", at=at), record(2, "same", at="2024-01-01")]
+    assert kept_ids(Dedupe(by="text", keep=keep, timestamp="metadata:at"), records, tmp_path) == [2]
 
 
 def test_unreadable_times_are_reported(tmp_path):
@@ -157,10 +174,28 @@ def test_union_of_metadata(tmp_path):
     ]
 
 
+def test_union_reaches_a_batch_without_metadata_and_repeats_nothing(tmp_path):
+    rule = Dedupe(by="text", merge="union")
+    records = [record(1, "a"), record(2, "b"), record(3, "a", tags=["x"]), record(4, "a", tags=["y", "y"])]
+    kept, _, _ = in_one_run(rule, records, tmp_path, size=2)
+    assert [r.metadata for r in kept] == [{"tags": ["x", "y"]}, {}]
+
+
 def test_several_rules_each_see_what_the_one_before_kept(tmp_path):
     records = [record("a", "x"), record("a", "y"), record("b", "y"), record("c", "x")]
     # "y" of the second "a" is gone before texts are compared, so the "y" of b stays.
     assert kept_ids(["id", "text"], records, tmp_path) == ["a", "b"]
+
+
+def test_a_target_that_goes_is_nothing_to_compare_with(tmp_path):
+    url = f"parquet:{tmp_path / 'kb.parquet'}"
+    rows = [{"id": 1, "text": "a", "vector": [1.0]}]
+    vf.connect(url).write(rows)
+    source = vf.connect("memory:")
+    source.write(rows)
+    with pytest.raises(ConfigurationError, match="against_target"):
+        vf.migrate(source, url, mode="replace", dedupe=Dedupe(by="text", against_target=True))
+    assert vf.connect(url).count() == 1
 
 
 def test_the_target_wins(tmp_path):
@@ -210,6 +245,15 @@ def test_a_rule_that_does_not_fit_is_refused_at_once(settings):
 def test_no_rule_is_refused():
     with pytest.raises(ConfigurationError, match="at least one rule"):
         DedupeStage([])
+
+
+@pytest.mark.parametrize("by", ["vector", "similar"])
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_whole_batches_without_vectors_are_apart(tmp_path, by, keep):
+    vectors = [None, None, [1.0, 0.0], None, None, None, [1.0, 0.0]]
+    records = [record(n, "text", vector=vector) for n, vector in enumerate(vectors)]
+    left = [0, 1, 2, 3, 4, 5] if keep == "first" else [0, 1, 3, 4, 5, 6]
+    assert kept_ids(Dedupe(by=by, keep=keep), records, tmp_path, size=2) == left
 
 
 def test_an_unknown_vector_field_is_named(tmp_path):

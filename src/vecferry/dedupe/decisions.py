@@ -68,9 +68,9 @@ class Decisions:
         np.add.at(self._seen, repeats, 1)
 
     def _merged(self, batch: RecordBatch, keep: Array, tags: Array) -> RecordBatch:
-        if not self._merges or batch.metadata is None:
+        if not self._merges:
             return batch
-        metadata = list(batch.metadata)
+        metadata = list(batch.metadata_list)
         query = "SELECT metadata FROM merged WHERE tag = ?"
         for row in keep.tolist():
             found = self._file.execute(query, (tags[row].tobytes(),)).fetchone()

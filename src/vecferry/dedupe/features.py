@@ -12,6 +12,7 @@ MinHash: A. Broder, "On the resemblance and containment of documents", 1997.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from hashlib import blake2b
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from vecferry.records.vectors import Array
 PERMUTATIONS = 128
 _SHINGLE = 3
 _NO_TIME = np.iinfo(np.int64).min
+_LAST_TIME = np.iinfo(np.int64).max - 1
 _WORD = re.compile(r"\w+")
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14
 _JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -135,12 +138,20 @@ def _messages(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
 def _values_of(keys: Sequence[str], batch: RecordBatch) -> Iterable[bytes | None]:
     for meta in batch.metadata_list:
         values = [lookup(meta, key, None) for key in keys]
-        yield None if any(value is None for value in values) else _canonical(values)
+        yield None if any(map(_lacking, values)) else _canonical(values)
+
+
+def _lacking(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isnan(value))
 
 
 def _canonical(values: list[Any]) -> bytes:
     try:
-        return orjson.dumps(values, default=_plain, option=_JSON)
+        raw = orjson.dumps(values, default=_plain, option=_JSON)
+        if b"null" not in raw:
+            return raw
+        # orjson writes infinities and NaN as it writes None.
+        return json.dumps(values, default=_plain, sort_keys=True).encode()
     except TypeError:  # integers beyond 64 bits, lone surrogates
         return repr(values).encode("utf-8", "surrogatepass")
 
@@ -154,7 +165,10 @@ def _plain(value: Any) -> Any:
 
 
 def _column(rule: Dedupe, batch: RecordBatch) -> Any:
+    """The column the rule compares; ``None`` where no record of the batch has any vector."""
     columns = dict(batch.columns())
+    if not columns:
+        return None
     if rule.field in columns:
         return columns[rule.field]
     if not rule.field and len(columns) == 1:
@@ -169,19 +183,22 @@ def _vector_bytes(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
     if not len(batch):
         return
     column = _column(rule, batch)
+    if column is None:
+        yield from [None] * len(batch)
+        return
     if isinstance(column, DenseColumn):
         width = column.values.shape[1] * column.values.itemsize
         raw = column.values.tobytes()
-        present = column.present.tolist()
+        present = (column.present & column.values.any(axis=1)).tolist()
         for row in range(len(column)):
             yield raw[row * width : (row + 1) * width] if present[row] else None
         return
     for row in range(len(batch)):
         value = column[row]
         if isinstance(value, SparseVector):
-            yield value.indices.tobytes() + value.values.tobytes()
+            yield value.indices.tobytes() + value.values.tobytes() if value.values.any() else None
         else:
-            yield None if value is None else value.tobytes()
+            yield None if value is None or not value.any() else value.tobytes()
 
 
 # -- near keys --------------------------------------------------------------------------------
@@ -191,6 +208,8 @@ def _unit_vectors(rule: Dedupe, batch: RecordBatch) -> tuple[Array, Array]:
     if not len(batch):
         return np.empty((0, 0), np.float32), np.empty(0, np.bool_)
     column = _column(rule, batch)
+    if column is None:
+        return np.empty((len(batch), 0), np.float32), np.zeros(len(batch), np.bool_)
     if not isinstance(column, DenseColumn) or isinstance(column, MultiColumn):
         raise ConfigurationError(f"by='similar' compares dense vectors; field {rule.field!r} holds others")
     values = column.values.astype(np.float32)
@@ -242,9 +261,10 @@ def _empty_sketch() -> Any:
 def _microseconds(value: Any) -> int:
     try:
         moment = _moment(value)
-        return _NO_TIME if moment is None else round(moment * 1_000_000)
-    except (ValueError, OverflowError, OSError):
+        stamp = _NO_TIME if moment is None else round(moment * 1_000_000)
+    except (TypeError, ValueError, OverflowError, OSError):
         return _NO_TIME
+    return stamp if abs(stamp) <= _LAST_TIME else _NO_TIME
 
 
 def _moment(value: Any) -> float | None:
@@ -260,6 +280,8 @@ def _moment(value: Any) -> float | None:
         else:
             if len(text) <= 4:  # a bare year
                 value = datetime(int(text), 1, 1)
+            elif len(text) == 8 and text.isdigit():  # 20240131, as ISO 8601 has it too
+                value = datetime.fromisoformat(text)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if isinstance(value, datetime):

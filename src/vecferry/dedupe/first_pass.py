@@ -76,9 +76,13 @@ class FirstPass:
     def _take_in(self, number: int, rule: Dedupe, batch: RecordBatch, *, pinned: bool) -> None:
         found = features(rule, batch)
         has = found.has & (rule.against_target or not pinned)
-        if number not in self._values:
-            self._values[number] = Rows(dtype_of(rule), found.values.shape[1])
-        self._values[number].append(found.values)
+        width = found.values.shape[1]
+        if number not in self._values and width:
+            self._values[number] = Rows(dtype_of(rule), width)
+            self._values[number].append(np.zeros((self._count, width), dtype_of(rule)))
+        if number in self._values:  # batches without any vector have rows of width 0
+            rows = self._values[number]
+            rows.append(found.values if width else np.zeros((len(batch), rows.width), rows.dtype))
         self._has[number].append(has[:, None])
         if found.group is not None:
             self._groups[number].append(found.group[:, None])

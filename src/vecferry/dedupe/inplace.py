@@ -17,7 +17,7 @@ from vecferry.dedupe.ledger import KeyLedger
 from vecferry.dedupe.report import DedupeReport
 from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.stage import DedupeStage
-from vecferry.errors import ConfigurationError, PlanError, UnsupportedError
+from vecferry.errors import ConfigurationError, PlanError, SchemaMismatchError, UnsupportedError
 from vecferry.ports import (
     Collection,
     Deletable,
@@ -58,7 +58,8 @@ class InPlace:
 
     def __str__(self) -> str:
         if self.backup is None:
-            return f"{self.records:,} records read, nothing deleted (dry run)\n{self.report}"
+            why = " (dry run)" if self.report.removed else ""
+            return f"{self.records:,} records read, nothing deleted{why}\n{self.report}"
         return (
             f"{self.deleted:,} of {self.records:,} records deleted; undo with: "
             f"vecferry migrate {self.backup} COLLECTION --mode upsert\n{self.report}"
@@ -77,7 +78,7 @@ def dedupe(
     """Find the duplicates in a collection and delete them.
 
     The audit file and a copy of every record that will go are complete before the first one is deleted.
-    Stopped at any point, the same call goes on: it finds what is left.
+    Stopped at any point, the same call with another backup goes on: it finds what is left.
 
     Args:
         collection: a URL, or what ``connect`` returned.
@@ -94,6 +95,8 @@ def dedupe(
     opened = connect(collection)
     chosen = rules_of(rules)
     _check(opened, chosen, dry_run=dry_run, backup=backup)
+    if audit and Path(audit).is_dir():
+        raise ConfigurationError(f"{audit} is a folder; name a file for the audit")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecferry-dedupe-")))
         state = stack.enter_context(closing(sqlite3.connect(folder / "dedupe.sqlite")))
@@ -104,14 +107,12 @@ def dedupe(
         path = Path(audit) if audit else folder / "audit.jsonl"
         lines = stage.write_audit(state, path)
         report = stage.report(state)
-        deleted = 0
+        deleted, filled = 0, None
         if not dry_run and lines:
             assert backup is not None
-            _back_up(opened, path, backup)
+            filled = _back_up(opened, path, backup)
             deleted = _delete(opened, path, lines, on_progress)
-        return InPlace(
-            report, records, deleted, Path(audit) if audit else None, None if dry_run else backup
-        )
+        return InPlace(report, records, deleted, Path(audit) if audit else None, filled)
 
 
 def _check(opened: Collection, rules: Sequence[Dedupe], *, dry_run: bool, backup: str | None) -> None:
@@ -136,7 +137,10 @@ def _decide(
     opened: Collection, stage: DedupeStage, state: sqlite3.Connection, on_progress: OnProgress
 ) -> int:
     fields = fields_for(stage.rules)
-    total = opened.describe().count
+    schema = opened.describe()
+    if stage.needs_vectors and not schema.fields:
+        raise SchemaMismatchError(f"{opened.url} holds no vectors to compare; dedupe it by text instead")
+    total = schema.count
     if stage.prepass_fields is not None:
         stage.prepass(_parcels(opened, fields))
     ids = KeyLedger()
@@ -161,8 +165,8 @@ def _parcels(opened: Collection, fields: Fields) -> Iterator[Parcel]:
             yield Parcel(batch, Partition("all"), batch.cursor, len(batch))
 
 
-def _back_up(opened: Collection, audit: Path, backup: str) -> None:
-    """Copy what will go, and make sure that it is there."""
+def _back_up(opened: Collection, audit: Path, backup: str) -> str:
+    """Copy what will go, and make sure that it is there. Returns where it is, without secrets."""
     target = connect(backup)
     if target.store.exists():
         raise PlanError(f"the backup {target.url} is there already; name a new one")
@@ -178,6 +182,7 @@ def _back_up(opened: Collection, audit: Path, backup: str) -> None:
             f"the backup {kept.url} holds {kept.count():,} of {copied:,} records; nothing was deleted"
         )
     kept.close()
+    return kept.url
 
 
 def _delete(opened: Collection, audit: Path, lines: int, on_progress: OnProgress) -> int:

@@ -17,7 +17,10 @@ def union(kept: Mapping[str, Any], removed: Sequence[Mapping[str, Any]]) -> dict
         for key, value in other.items():
             have = result.get(key)
             if isinstance(have, list) and isinstance(value, list):
-                result[key] = have + [item for item in value if item not in have]
+                result[key] = joined = list(have)
+                for item in value:
+                    if item not in joined:
+                        joined.append(item)
             elif have is None:
                 result[key] = value
     return result
