@@ -126,6 +126,20 @@ def test_a_folder_where_metadata_should_be(store, root):
         store.list()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "pgvector"}, {"open_as": "other.parquet"}, {"files": []}, {"open_as": "../up"}],
+    ids=str,
+)
+def test_an_entry_by_hand_is_refused_before_anything_is_placed(store, root, tmp_path, change):
+    store.save(little())
+    edit(root, lambda state: state["versions"][0].update(change))
+    for action in (lambda: store.open().count(), lambda: store.download(tmp_path / "out" / "kb")):
+        with pytest.raises(CorruptDataError):
+            action()
+    assert not list(tmp_path.rglob("out/*"))
+
+
 def test_links_in_a_saved_folder_are_refused_and_not_lost(store, tmp_path):
     kb = tmp_path / "kb"
     kb.mkdir()
@@ -211,6 +225,26 @@ def test_the_key_of_one_file_is_opened_twice(s3):
     assert collection.count() == 1
     collection.close()
     assert collection.count() == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"null", None])
+def test_versions_without_their_list_are_not_read_as_one_folder(s3, content):
+    store = SnapshotStore(s3.url())
+    store.save(little(), version="a")
+    store.save(little(), version="b")
+    if content is None:
+        s3.client.delete_object(Bucket=s3.bucket, Key="kb/metadata.json")
+    else:
+        s3.put("kb/metadata.json", content)
+    with pytest.raises(CorruptDataError, match="repair"):
+        vf.connect(s3.url()).count()
+    store.repair()
+    assert vf.connect(s3.url()).count() == 1
+
+
+def test_a_login_in_the_url_is_refused():
+    with pytest.raises(ConfigurationError, match="takes no login"):
+        SnapshotStore("s3://key:word@bucket/kb")
 
 
 def test_a_key_that_is_file_and_folder(s3):

@@ -51,7 +51,7 @@ class Snapshot(BaseModel):
     created: datetime
     note: str = ""
     source: str = ""
-    format: str
+    format: str = Field(pattern="^(faiss|parquet|jsonl)$")
     open_as: str = ""
     count: int | None = None
     dim: int | None = None
@@ -163,6 +163,14 @@ def change(objects: Objects, edit: Callable[[Catalog], Catalog]) -> Catalog:
         return wanted
 
 
+def is_manifest(data: bytes, version: str) -> bool:
+    """Whether these are the bytes of the manifest of ``version``."""
+    try:
+        return Snapshot.model_validate_json(data).version == version
+    except ValidationError:
+        return False
+
+
 def repair(objects: Objects) -> Catalog:
     """Write the catalog anew from the manifests of complete versions, whatever it holds now.
 
@@ -173,12 +181,9 @@ def repair(objects: Objects) -> Catalog:
         version, _, name = info.key.partition("/")
         if name != MANIFEST:
             continue
-        try:
-            snapshot = Snapshot.model_validate_json(objects.read(info.key)[0])
-        except ValidationError:
-            continue
-        if snapshot.version == version:
-            found = found.with_version(snapshot)
+        data = objects.read(info.key)[0]
+        if is_manifest(data, version):
+            found = found.with_version(Snapshot.model_validate_json(data))
     if not found.versions:
         return found
     try:

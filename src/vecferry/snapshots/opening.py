@@ -49,7 +49,13 @@ def fetch(objects: Objects, snapshot: Snapshot, folder: Path, advance: Advance) 
                 f"{objects.url}/{snapshot.version}/{file.path} is not what was saved "
                 "(its SHA-256 differs); choose another version"
             )
-    return safe_path(folder, snapshot.open_as) if snapshot.open_as else folder
+    place = safe_path(folder, snapshot.open_as) if snapshot.open_as else folder
+    if not place.exists():
+        raise CorruptDataError(
+            f"{objects.url}: version {snapshot.version} has no file {snapshot.open_as!r}; "
+            f"restore {catalog.NAME} with `vecferry snapshots repair {objects.url}`"
+        )
+    return place
 
 
 def _is_right(path: Path, size: int, checksum: str) -> bool:
@@ -212,6 +218,7 @@ class S3FolderStore(OpenedFiles):
         self._found = [i for i in self._objects.list() if not i.key.endswith("/")] or self._single()
         if not self._found:
             raise NotFoundError(f"{self._objects.url} holds nothing; check the bucket and the prefix")
+        self._refuse_versions()
         return self.url + "".join(f"{info.key}{info.etag}" for info in self._found)
 
     def _version_of_prefix(self) -> Snapshot | None:
@@ -228,6 +235,16 @@ class S3FolderStore(OpenedFiles):
         if found is None:
             raise NotFoundError(unknown_version(self._objects.url, self._version, versions.versions))
         return found
+
+    def _refuse_versions(self) -> None:
+        """Read as one plain folder, the files of all versions would come out mixed."""
+        for info in self._found:
+            version, _, name = info.key.partition("/")
+            if name == catalog.MANIFEST and catalog.is_manifest(self._objects.read(info.key)[0], version):
+                raise CorruptDataError(
+                    f"{self._objects.url} holds versions, but no {catalog.NAME} that lists them; "
+                    f"restore it with `vecferry snapshots repair {self._objects.url}`"
+                )
 
     def _single(self) -> list[ObjectInfo]:
         """The prefix may be the key of one file."""

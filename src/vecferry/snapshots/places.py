@@ -25,6 +25,10 @@ def objects_at(url: StoreURL, given: Mapping[str, str | None], should_stop: Shou
         return LocalObjects(Path(path).expanduser().absolute())
     if url.scheme != "s3" or not url.host:
         raise ConfigurationError("snapshots lie in s3://BUCKET/PREFIX or file:PATH")
+    if url.user or url.password:
+        raise ConfigurationError(
+            "s3:// takes no login; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     options = {name: value or url.options.get(name) for name, value in given.items()}
     unknown = set(url.options) - set(given)
     if unknown:
