@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any
 
 from vecferry.errors import JobError, NotFoundError, PlanError, UnsupportedError
 from vecferry.home import home
-from vecferry.migration import migrate, verify
+from vecferry.migration import holds_text, migrate, shared_fields, verify
 from vecferry.ports import (
     Collection,
     Fetchable,
@@ -273,7 +273,8 @@ def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
         workers: see `vecferry.verify`.
 
     Raises:
-        UnsupportedError: if the source cannot fetch by id, or the target cannot be written.
+        UnsupportedError: if the source cannot fetch by id, the target cannot be written, or it has vector
+            fields that the source lacks: writing a record would take them from it.
     """
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         if not isinstance(origin.store, Fetchable):
@@ -283,14 +284,28 @@ def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
             return proof
         wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
         if wrong:
-            goal.store.prepare(goal.describe(), WriteMode.UPSERT)
+            have = goal.describe()
+            names = shared_fields(origin.describe(), have, None)
+            _refuse_more_fields(goal.url, have, names)
+            fit = Fit(have, names, keep_text=holds_text(goal))
+            goal.store.prepare(have, WriteMode.UPSERT)
             for batch in _fetched(origin.store, wrong):
-                if Writer(goal.store).write(batch):
+                parcel = fit.apply(Parcel(batch, Partition("repair"), None, len(batch)))
+                if parcel.rejections or Writer(goal.store).write(parcel.batch):
                     raise PlanError("the target refuses some of the records; see verify()")
             goal.store.finish()
         if proof.extra_ids:
             goal.delete(list(proof.extra_ids))
         return verify(origin, goal, workers=workers)
+
+
+def _refuse_more_fields(url: str, have: CollectionSchema, names: Mapping[str, str]) -> None:
+    more = sorted({field.name for field in have.fields} - set(names.values()))
+    if more:
+        raise UnsupportedError(
+            f"{url} also has vector field {more[0]!r}, which the source has not and a repaired record "
+            'would lose; run the migration that made it again with mode="upsert"'
+        )
 
 
 def _fetched(store: Fetchable, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:

@@ -14,7 +14,7 @@ from vecferry.errors import SchemaMismatchError
 from vecferry.planning import CallOptions, Options, Plan, field_names, read_settings
 from vecferry.planning.census import SAMPLE
 from vecferry.planning.inspection import Inspection, inspect_collection
-from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
+from vecferry.ports import Collection, Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
 from vecferry.records import CollectionSchema, RecordBatch, VectorField
 from vecferry.registry import borrowed, connect
 from vecferry.reporting import Report
@@ -101,9 +101,9 @@ def verify(
     """
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         found, have = origin.describe(), goal.describe()
-        names = _shared_fields(found, have, fields)
+        names = shared_fields(found, have, fields)
         wanted = have.model_copy(update={"fields": tuple(_as_they_come(found, have, names))})
-        stages: list[Stage] = [Fit(wanted, names, keep_text=have.has_text)]
+        stages: list[Stage] = [Fit(wanted, names, keep_text=holds_text(goal))]
         reading = Reading(batch_size_for(found), Fields(vectors=tuple(names)), where)
         parts = [Progressing(part) for part in origin.store.partitions(1)]
 
@@ -135,7 +135,13 @@ def inspect(target: Any, *, sample: int | None = SAMPLE) -> Inspection:
         return inspect_collection(collection, sample=sample)
 
 
-def _shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any) -> dict[str, str]:
+def holds_text(target: Collection) -> bool:
+    """Whether the target has a place for texts; that it holds none now may be what is to be found."""
+    store = target.store
+    return store.capabilities().text if isinstance(store, Sink) else target.describe().has_text
+
+
+def shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any) -> dict[str, str]:
     """Pair the fields by name; two lone fields are a pair whatever they are called."""
     names = field_names(found, fields)
     there = {field.name for field in have.fields}
@@ -161,7 +167,9 @@ def _as_they_come(
 def _said_otherwise(
     found: CollectionSchema, have: CollectionSchema, names: Mapping[str, str]
 ) -> Iterator[str]:
-    """What the two sides record differently of vectors that may be the same: metric and space."""
+    """What the two sides record differently of vectors that may be the same, and fields not compared."""
+    for more in sorted({field.name for field in have.fields} - set(names.values())):
+        yield f"vector field {more!r} of the target was not compared"
     for old, new in names.items():
         a, b = found.field(old), have.field(new)
         place = new or "the vector field"
@@ -179,4 +187,4 @@ def _without_lengths(store: Any, found: CollectionSchema, names: dict[str, str])
     return [new for old, new in names.items() if found.field(old).metric in normalized]
 
 
-__all__ = ["inspect", "migrate", "plan", "verify"]
+__all__ = ["holds_text", "inspect", "migrate", "plan", "shared_fields", "verify"]

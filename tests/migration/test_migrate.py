@@ -25,6 +25,7 @@ from vecferry.errors import (
     SchemaMismatchError,
     TargetExistsError,
     UnknownSchemeError,
+    UnsupportedError,
     VecferryError,
     VerificationError,
 )
@@ -493,6 +494,36 @@ def test_verify_misses_no_field() -> None:
     with pytest.raises(SchemaMismatchError, match="no vector field 'b'"):
         vf.verify(one, two)
     assert vf.verify(one, two, fields=["a"]).ok
+
+
+@pytest.mark.parametrize(
+    "kind", ["faiss:{}/t", "qdrant:{}/t#c", "jsonl:{}/t.jsonl", "parquet:{}/t.parquet"]
+)
+def test_texts_that_are_all_gone_are_missed(tmp_path: Path, kind: str) -> None:
+    from vecferry import jobs
+
+    source, target = vf.Collection(MemoryStore()), kind.format(tmp_path)
+    source.write([vf.VectorRecord(id=f"r{i}", text="a text", vector=[1, i + 1]) for i in range(3)])
+    vf.migrate(source, target, metric="l2", transform=lambda record: record.replace(text=None)).check()
+    proof = vf.verify(source, target)
+    assert proof.different_count == 3 and proof.different[0].reason == "'a text' became None"
+    jobs.repair(source, target)
+    assert vf.verify(source, target).ok
+
+
+def test_repair_pairs_lone_fields_and_spares_others() -> None:
+    from vecferry import jobs
+
+    source = vf.Collection(MemoryStore())
+    source.write([vf.VectorRecord(id=i, text="a", vector=[1, i]) for i in range(3)])
+    lone, two = vf.Collection(MemoryStore()), vf.Collection(MemoryStore())
+    lone.write([vf.VectorRecord(id=0, text="b", vectors={"v": [1, 0]})])
+    two.write([vf.VectorRecord(id=0, text="b", vectors={"": [1, 0], "w": [1]})])
+    assert jobs.repair(source, lone).ok
+    assert "'w' of the target was not compared" in vf.verify(source, two).notes[0]
+    with pytest.raises(UnsupportedError, match="'w', which the source has not"):
+        jobs.repair(source, two)
+    assert [record.text for record in two.records()] == ["b"], "nothing was touched"
 
 
 def test_verify_names_what_differs() -> None:
