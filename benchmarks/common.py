@@ -44,8 +44,6 @@ def compare(title: str, limit: Side, ours: Side, *, goal: float, rounds: int = 6
     ratio = statistics.median(ratios)
     verdict = "ok" if ratio >= goal else "BELOW"
     print(f"{title}\n  {limit.name:<44}{low:>14,.0f} /s\n  {ours.name:<44}{high:>14,.0f} /s")
-    print(
-        f"  ratio {ratio:.2f} of {ratios[0]:.2f}-{ratios[-1]:.2f}  (goal ≥ {goal:.2f})  {verdict}\n",
-        flush=True,
-    )
+    spread = f"rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    print(f"  ratio {ratio:.2f} ({spread}; goal ≥ {goal:.2f})  {verdict}\n", flush=True)
     return ratio
