@@ -205,7 +205,7 @@ def batch_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout | None = N
         ids=_ids_from_arrow(batch, layout),
         vectors=vectors,
         sparse_vectors=sparse,
-        texts=None if text is None else [_text(v) for v in _flat(batch.column(text)).to_pylist()],
+        texts=None if text is None else _texts(_flat(batch.column(text))),
         metadata=_metadata_from_arrow(batch, layout, have),
     )
 
@@ -231,8 +231,11 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column
 
 
-def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
+def _texts(column: pa.Array) -> list[str | None]:
+    values = column.to_pylist()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return cast(list[str | None], values)
+    return [None if value is None else str(value) for value in values]
 
 
 def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> Sequence[RecordId] | Array:

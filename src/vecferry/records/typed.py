@@ -30,6 +30,7 @@ ENVELOPE = "_vecferry"
 """The payload key under which a store keeps what it cannot hold natively:
 ``{"id": encode_id(id), "types": {pointer: type name}, "norms": {field: length}}``, each if needed."""
 
+_BEYOND_INT64 = 2.0**63
 _JSON_NATIVE = frozenset({str, bool, type(None)})
 _INT64 = range(-(2**63), 2**63)
 
@@ -68,10 +69,16 @@ def parse_json(text: str | bytes) -> Any:
     return json.loads(text) if isinstance(value, dict) and _is_huge(value) else value
 
 
-def _is_huge(value: Any) -> bool:
-    if type(value) is dict:
-        return any(map(_is_huge, value.values()))
-    return type(value) is float and abs(value) >= 2**63
+def _is_huge(found: dict[str, Any]) -> bool:
+    """A loop, since every line that is read comes through here."""
+    for value in found.values():
+        kind = type(value)
+        if kind is float:
+            if abs(value) >= _BEYOND_INT64:
+                return True
+        elif kind is dict and _is_huge(value):
+            return True
+    return False
 
 
 def survives_json(value: float) -> bool:
