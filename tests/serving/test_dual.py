@@ -218,6 +218,32 @@ def test_many_writers_of_the_same_ids_end_equal(words: WordEmbedder, tmp_path: P
     assert contents(MemoryStore(names[0])) == contents(MemoryStore(names[1]))
 
 
+def test_a_write_overtaken_by_another_takes_over_its_outcome(words: WordEmbedder, tmp_path: Path) -> None:
+    """The slow one reached the leading side first and the other side last."""
+    names = [f"dual-{side}-{os.getpid()}-{tmp_path.name}" for side in ("old", "new")]
+    for name in names:
+        fill(MemoryStore(name), words, [1])
+    waits, go = threading.Event(), threading.Event()
+
+    class Slow(MemoryStore):
+        def write(self, batch: RecordBatch) -> Any:
+            if batch.text_list == ["slow"]:
+                waits.set()
+                assert go.wait(10)
+            return super().write(batch)
+
+    with DualWriter(MemoryStore(names[0]), Slow(names[1]), tmp_path / "j") as slow:
+        thread = threading.Thread(target=slow.write, args=([record(1, words, "slow")],))
+        thread.start()
+        assert waits.wait(10)
+        with DualWriter(MemoryStore(names[0]), MemoryStore(names[1]), tmp_path / "j") as quick:
+            quick.write([record(1, words, "quick")])
+        go.set()
+        thread.join()
+        assert slow.pending == 0
+    assert [contents(MemoryStore(name))[1].text for name in names] == ["quick", "quick"]
+
+
 class FileStore(MemoryStore):
     """A memory store that lies in a SQLite file, so that it outlives a killed process."""
 
