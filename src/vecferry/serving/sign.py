@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 
 class Sign:
@@ -19,38 +20,27 @@ class Sign:
         self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / self.name).open("ab")
-            _lock(self._file, shared=False)
+            # Not of one thread: whichever closes the journal lets go.
+            self._lock = FileLock(folder / self.name, thread_local=False)
+            self._lock.acquire(timeout=0)
 
     def close(self) -> None:
         """Not alive any more. Twice is as once."""
         if self._folder is not None:
+            self._lock.release()
             (self._folder / self.name).unlink(missing_ok=True)
-            self._file.close()
 
     def alive(self, name: str) -> bool:
         """Whether the maker of the sign ``name`` is."""
         if name == self.name or self._folder is None:
             return name == self.name
         path = self._folder / name
-        try:
-            with path.open("rb+") as file:
-                if not _lock(file, shared=True):
-                    return True
-        except FileNotFoundError:
+        if not path.exists():
             return False
+        try:
+            with FileLock(path, timeout=0):
+                pass  # nobody held it
+        except Timeout:
+            return True
         path.unlink(missing_ok=True)
         return False
-
-
-def _lock(file: BinaryIO, *, shared: bool) -> bool:
-    """Whether the lock could be had. Where there are no locks (Windows) others count as gone."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
