@@ -163,12 +163,13 @@ def change(objects: Objects, edit: Callable[[Catalog], Catalog]) -> Catalog:
         return wanted
 
 
-def is_manifest(data: bytes, version: str) -> bool:
-    """Whether these are the bytes of the manifest of ``version``."""
+def read_manifest(data: bytes, version: str) -> Snapshot | None:
+    """What the manifest of ``version`` says; ``None`` if these are no bytes of one."""
     try:
-        return Snapshot.model_validate_json(data).version == version
+        found = Snapshot.model_validate_json(data)
     except ValidationError:
-        return False
+        return None
+    return found if found.version == version else None
 
 
 def repair(objects: Objects) -> Catalog:
@@ -181,9 +182,8 @@ def repair(objects: Objects) -> Catalog:
         version, _, name = info.key.partition("/")
         if name != MANIFEST:
             continue
-        data = objects.read(info.key)[0]
-        if is_manifest(data, version):
-            found = found.with_version(Snapshot.model_validate_json(data))
+        if snapshot := read_manifest(objects.read(info.key)[0], version):
+            found = found.with_version(snapshot)
     if not found.versions:
         return found
     try:

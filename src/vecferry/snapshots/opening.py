@@ -240,7 +240,7 @@ class S3FolderStore(OpenedFiles):
         """Read as one plain folder, the files of all versions would come out mixed."""
         for info in self._found:
             version, _, name = info.key.partition("/")
-            if name == catalog.MANIFEST and catalog.is_manifest(self._objects.read(info.key)[0], version):
+            if name == catalog.MANIFEST and catalog.read_manifest(self._objects.read(info.key)[0], version):
                 raise CorruptDataError(
                     f"{self._objects.url} holds versions, but no {catalog.NAME} that lists them; "
                     f"restore it with `vecferry snapshots repair {self._objects.url}`"
