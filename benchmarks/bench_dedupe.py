@@ -22,9 +22,9 @@ from common import Side, compare
 import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
 from vecferry.dedupe.ledger import KeyLedger
+from vecferry.model import DenseColumn, RecordBatch
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import DenseColumn, RecordBatch
-from vecferry.streaming.stage import Parcel
 
 N = 500_000
 SOURCE = Path(__file__).parents[1] / "examples" / "data" / "wordnet_langchain"

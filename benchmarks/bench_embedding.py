@@ -26,9 +26,9 @@ from common import Side, compare
 from servers.openai_faults import FaultServer
 from vecferry.embedding import EmbedStage, OpenAIEmbedder, SentenceTransformersEmbedder, SqliteCache
 from vecferry.embedding.cache import keys_of
+from vecferry.model import EmbeddingSpace, RecordBatch
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import EmbeddingSpace, RecordBatch
-from vecferry.streaming.stage import Parcel
 
 WORDS = ["ship", "cat", "river", "stone", "winter", "music", "paper", "doctor", "garden", "engine", "bread"]
 

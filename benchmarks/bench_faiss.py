@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from common import Side, compare
 
+from vecferry.model import CollectionSchema, DenseColumn, Metric, RecordBatch, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, Metric, RecordBatch, VectorField
 from vecferry.stores.faiss import FaissStore
 from vecferry.stores.faiss.flat import flat_header
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import Side, compare
 
+from vecferry.model import DenseColumn, RecordBatch, schema_of
 from vecferry.ports import WriteMode
-from vecferry.records import DenseColumn, RecordBatch, schema_of
 from vecferry.stores.jsonl import JsonlStore
 from vecferry.stores.parquet import ParquetStore
 

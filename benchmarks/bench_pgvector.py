@@ -26,8 +26,8 @@ import sqlalchemy as sa
 from common import Side, compare
 
 import vecferry as vf
+from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.stores.pgvector import embedded
 
 HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"

@@ -21,9 +21,9 @@ import numpy as np
 from common import Side, compare
 
 import vecferry as vf
+from vecferry.model import DenseColumn, RecordBatch, schema_of
+from vecferry.pipeline import stream as run
 from vecferry.ports import WriteMode
-from vecferry.records import DenseColumn, RecordBatch, schema_of
-from vecferry.streaming import run
 
 DIM = 384
 BATCH = 2048

@@ -20,8 +20,8 @@ import numpy as np
 from common import Side, compare
 from qdrant_client import QdrantClient, models
 
+from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
 

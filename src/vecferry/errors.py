@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vecferry.redaction import conceal
+from vecferry.core.redaction import conceal
 
 
 class VecferryError(Exception):

@@ -19,9 +19,9 @@ import vecferry as vf
 from chaos.conftest import Zygote
 from chaos.harbour import BATCH, ROWS, SOURCES, TARGETS, Harbour
 from servers.postgres import running
-from vecferry import jobs
+from vecferry.api import jobs
 from vecferry.errors import JobLockedError, VecferryError
-from vecferry.streaming.checkpoint import peek_job
+from vecferry.pipeline.checkpoint import peek_job
 
 KILLS = int(os.environ.get("VECFERRY_CHAOS_KILLS", "5"))
 

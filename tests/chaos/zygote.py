@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-for kit in ("faiss", "qdrant_client", "psycopg", "sqlalchemy", "pyarrow.parquet", "vecferry.migration"):
+for kit in ("faiss", "qdrant_client", "psycopg", "sqlalchemy", "pyarrow.parquet", "vecferry.api.migration"):
     import_module(kit)
 STORES = {
     name: import_module(f"vecferry.stores.{name}")
@@ -31,9 +31,9 @@ STORES = {
 }
 
 import vecferry as vf  # noqa: E402
-from vecferry.registry import STORES as NAMES  # noqa: E402
-from vecferry.streaming import run  # noqa: E402
-from vecferry.streaming.checkpoint import JobState  # noqa: E402
+from vecferry.core.registry import STORES as NAMES  # noqa: E402
+from vecferry.pipeline import run  # noqa: E402
+from vecferry.pipeline.checkpoint import JobState  # noqa: E402
 
 run.COMMIT_EVERY = 0.0  # after every batch, so that a resume begins in the middle
 STEPS = ("prepare", "write", "mark", "rewind", "finish", "publish", "rollback", "prune", "delete")
@@ -102,7 +102,7 @@ def child(order: dict[str, Any]) -> None:
             say(outcome="ok" if report.ok else "different", resumed=report.resumed, steps=steps.count)
         else:
             sides = [order[side] for side in ("source", "target") if side in order]
-            result = getattr(import_module("vecferry.jobs"), order["do"])(*sides)
+            result = getattr(import_module("vecferry.api.jobs"), order["do"])(*sides)
             say(outcome="ok" if getattr(result, "ok", True) else "different", steps=steps.count)
     except Exception as error:  # noqa: BLE001 - told to the test
         say(outcome="error", type=type(error).__name__, message=str(error))

@@ -10,7 +10,7 @@ import pytest
 
 import vecferry as vf
 from servers.postgres import postgres
-from vecferry.records import VectorRecord, encode_id
+from vecferry.model import VectorRecord, encode_id
 
 __all__ = ["postgres"]
 

@@ -4,9 +4,9 @@ import sqlite3
 from pathlib import Path
 
 from vecferry.dedupe import DedupeStage
+from vecferry.model import RecordBatch, VectorRecord
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import RecordBatch, VectorRecord
-from vecferry.streaming.stage import Parcel
 
 
 def parcels(records, size=4, partitions=1):

@@ -10,9 +10,9 @@ import vecferry as vf
 from dedupe.runs import begin, record, run
 from vecferry.dedupe import Dedupe, similar
 from vecferry.dedupe.ledger import KeyLedger
+from vecferry.model import DenseColumn, RecordBatch
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import DenseColumn, RecordBatch
-from vecferry.streaming.stage import Parcel
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "wordnet_langchain"
 N = 3000

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dedupe.runs import begin, in_one_run, parcels, record, run, stopped_and_resumed
+from vecferry.connecting import Collection
 from vecferry.dedupe import Dedupe
-from vecferry.ports import Collection
 from vecferry.stores.memory import MemoryStore
 
 AT = "metadata:at"

@@ -200,7 +200,7 @@ def test_a_target_that_goes_is_nothing_to_compare_with(tmp_path):
 
 def test_the_target_wins(tmp_path):
     target = MemoryStore()
-    from vecferry.ports import Collection
+    from vecferry.connecting import Collection
 
     Collection(target).write([record("t", "known", [1.0, 0.0], at=1)])
     records = [

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from servers.openai_faults import FaultServer
+from vecferry.core.retry import RetryPolicy
 from vecferry.embedding import OpenAIEmbedder, SentenceTransformersEmbedder
+from vecferry.model import RecordBatch
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Partition
-from vecferry.records import RecordBatch
-from vecferry.retry import RetryPolicy
-from vecferry.streaming.stage import Parcel
 
 FAST = RetryPolicy(attempts=4, max_seconds=5.0, base=0.01, cap=0.02)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, tokens_of
+from vecferry.core.retry import NO_RETRY
 from vecferry.embedding import (
     Budget,
     CallableEmbedder,
@@ -18,8 +19,7 @@ from vecferry.embedding import (
     PriceTable,
 )
 from vecferry.errors import BudgetExceeded, ConfigurationError, FatalStoreError
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import NO_RETRY
+from vecferry.model import EmbeddingSpace
 
 MODEL = "text-embedding-3-small"
 

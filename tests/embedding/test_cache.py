@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vecferry.core.retry import RetryPolicy
 from vecferry.embedding import EmbeddingCache, LocalStateError, RedisCache, SqliteCache, open_cache
 from vecferry.errors import ConfigurationError
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import RetryPolicy
+from vecferry.model import EmbeddingSpace
 
 SPACE = EmbeddingSpace(model="m", dim=5)
 OTHER = EmbeddingSpace(model="n", dim=5)
@@ -94,7 +94,7 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
         "from vecferry.embedding import SqliteCache\n"
-        "from vecferry.records import EmbeddingSpace\n"
+        "from vecferry.model import EmbeddingSpace\n"
         "cache = SqliteCache(sys.argv[1]); start = int(sys.argv[2])\n"
         "space = EmbeddingSpace(model='m', dim=5)\n"
         "for i in range(start, start + 50):\n"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.retry import NO_RETRY, RetryPolicy
 from vecferry.embedding import (
     CallableEmbedder,
     EmbedderChain,
@@ -23,8 +24,7 @@ from vecferry.errors import (
     SpaceMismatchError,
     UnknownSchemeError,
 )
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import NO_RETRY, RetryPolicy
+from vecferry.model import EmbeddingSpace
 
 SPACE = EmbeddingSpace(model="m", dim=8)
 TEXTS = [f"text {i}" for i in range(100)]

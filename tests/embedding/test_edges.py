@@ -43,8 +43,8 @@ from vecferry.errors import (
     RetryableError,
     VecferryError,
 )
+from vecferry.model import CollectionSchema, EmbeddingSpace, RecordBatch
 from vecferry.ports import WriteMode, for_queries
-from vecferry.records import CollectionSchema, EmbeddingSpace, RecordBatch
 from vecferry.stores.memory import MemoryStore
 
 from .conftest import FAST

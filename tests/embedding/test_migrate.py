@@ -12,10 +12,10 @@ import pytest
 
 import vecferry as vf
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.retry import NO_RETRY
 from vecferry.embedding import Budget, OpenAIEmbedder
 from vecferry.errors import BudgetExceeded, EmbedderExhausted, SpaceMismatchError
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import NO_RETRY
+from vecferry.model import EmbeddingSpace
 
 TEXTS = [f"this is the text number {i}" for i in range(300)]
 SPACE = EmbeddingSpace(model="m", dim=8)

@@ -23,7 +23,7 @@ from vecferry.embedding import (
     sample_texts,
 )
 from vecferry.errors import ConfigurationError
-from vecferry.records import EmbeddingSpace, RecordBatch
+from vecferry.model import EmbeddingSpace, RecordBatch
 
 TEXTS = [
     "Bread rises because yeast turns sugar into gas that the dough cannot let go.",

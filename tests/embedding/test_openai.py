@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.retry import NO_RETRY, RetryPolicy
 from vecferry.embedding import AzureEmbedder, Listener, OpenAIEmbedder, TextsRejected
 from vecferry.embedding.base import listen
 from vecferry.embedding.http import retry_after
 from vecferry.embedding.openai import pack
 from vecferry.errors import ConfigurationError, FatalStoreError, JobStopped, RetryableError
-from vecferry.retry import NO_RETRY, RetryPolicy
 
 FAST = RetryPolicy(attempts=4, max_seconds=5.0, base=0.01, cap=0.02)
 TEXTS = [f"text number {i}" for i in range(100)]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from servers.openai_faults import vector_of
+from vecferry.core.retry import RetryPolicy
 from vecferry.embedding import (
     BaseEmbedder,
     EmbedderChain,
@@ -22,10 +23,9 @@ from vecferry.embedding import (
     choose_alternative,
 )
 from vecferry.errors import EmbedderExhausted, FatalStoreError, JobStopped, RetryableError
+from vecferry.model import EmbeddingSpace, RecordBatch
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Embedder, Partition
-from vecferry.records import EmbeddingSpace, RecordBatch
-from vecferry.retry import RetryPolicy
-from vecferry.streaming.stage import Parcel
 
 QUICK = RetryPolicy(attempts=2, max_seconds=1.0, base=0.0, cap=0.0)
 DIM = 4

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.retry import NO_RETRY
 from vecferry.embedding import (
     CallableEmbedder,
     OllamaEmbedder,
@@ -29,9 +30,8 @@ from vecferry.errors import (
     RetryableError,
     UnknownSchemeError,
 )
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import NO_RETRY
 
 SPACE = EmbeddingSpace(model="test", dim=4)
 
@@ -202,7 +202,7 @@ def test_entry_points_add_providers(monkeypatch: pytest.MonkeyPatch) -> None:
         def load(self) -> Any:
             return lambda model, **options: CallableEmbedder(four, name=json.dumps([model, options]))
 
-    monkeypatch.setattr("vecferry.registry._outside", lambda _: {"mine": Point()})
+    monkeypatch.setattr("vecferry.core.registry._outside", lambda _: {"mine": Point()})
     assert resolve("mine:m?a=b").space.model == '["m", {"a": "b"}]'
 
 

@@ -13,7 +13,7 @@ from vecferry.embedding import (
 )
 from vecferry.embedding.spaces import KNOWN
 from vecferry.errors import ConfigurationError, SpaceMismatchError
-from vecferry.records import EmbeddingSpace, RecordBatch
+from vecferry.model import EmbeddingSpace, RecordBatch
 
 
 def space(model: str = "m", dim: int = 4, **more: object) -> EmbeddingSpace:

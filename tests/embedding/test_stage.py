@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.retry import NO_RETRY
 from vecferry.embedding import (
     Budget,
     EmbedderChain,
@@ -27,7 +28,7 @@ from vecferry.errors import (
     LossRefusedError,
     SpaceMismatchError,
 )
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     EmbeddingSpace,
@@ -35,8 +36,7 @@ from vecferry.records import (
     Metric,
     VectorField,
 )
-from vecferry.retry import NO_RETRY
-from vecferry.streaming.stage import Parcel, Stage
+from vecferry.pipeline.stage import Parcel, Stage
 
 SPACE = EmbeddingSpace(model="m", dim=8)
 OLD = EmbeddingSpace(model="old", dim=8)

@@ -15,7 +15,7 @@ import pytest
 import vecferry as vf
 from servers.postgres import Postgres, postgres
 from vecferry.embedding import resolve
-from vecferry.records import CollectionSchema, VectorField, VectorRecord
+from vecferry.model import CollectionSchema, VectorField, VectorRecord
 from words import WordEmbedder
 
 __all__ = ["postgres"]

@@ -88,7 +88,7 @@ def test_a_server_that_dies_and_comes_back(server: QdrantServer, origin: str, tm
 
     options: dict[str, Any] = {"batch_size": 50, "state_dir": tmp_path / "job"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vecferry.retry._sleep_unless", lambda seconds, should_stop: True)
+        patch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: True)
         with pytest.raises(RetryableError):
             vf.migrate(origin, url_of(server.port), on_progress=strike, **options)
     server.start()

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import vecferry as vf
-from vecferry import jobs
+from vecferry.api import jobs
+from vecferry.core.retry import CircuitBreaker, RetryPolicy
 from vecferry.errors import JobError, RejectedRecord, RetryableError, VerificationError
+from vecferry.model import DenseColumn, RecordBatch
 from vecferry.ports import WriteReceipt
-from vecferry.records import DenseColumn, RecordBatch
-from vecferry.retry import CircuitBreaker, RetryPolicy
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import vecferry as vf
-from vecferry import registry
+from vecferry.core import registry
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,

@@ -18,8 +18,8 @@ import pytest
 import vecferry as vf
 from servers.openai_faults import Fault, FaultServer
 from servers.postgres import Postgres, postgres
-from vecferry import jobs
-from vecferry.redaction import redact
+from vecferry.api import jobs
+from vecferry.core.redaction import redact
 from vecferry.reporting.logs import configure_logging
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records
@@ -96,7 +96,7 @@ FAILING = (
 def test_a_target_that_fails(
     url: str, told: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vecferry.retry._sleep_unless", lambda seconds, should_stop: True)
+    monkeypatch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "marker").touch()
     with pytest.raises((vf.VecferryError, TypeError)) as caught:
@@ -154,8 +154,8 @@ def test_an_embedding_server_that_repeats_the_key(
     status: int, told: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some servers put the key they were given into their error."""
+    from vecferry.core.retry import RetryPolicy
     from vecferry.embedding.openai import OpenAIEmbedder
-    from vecferry.retry import RetryPolicy
 
     key = f"{PLANTED}-argument"
     with FaultServer(key=key) as server:

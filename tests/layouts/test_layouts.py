@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from vecferry.errors import ConfigurationError
 from vecferry.layouts import find_layout, recognise_layout
 from vecferry.layouts.llamaindex import NODE_KEY, build_node, read_node
-from vecferry.records import ENVELOPE
+from vecferry.model import ENVELOPE
 
 NAMES = ("plain", "langchain", "llamaindex", "both")
 SPECIAL_KEYS = (

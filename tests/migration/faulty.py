@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import RejectedRecord
+from vecferry.model import RecordBatch
 from vecferry.ports import WriteReceipt
-from vecferry.records import RecordBatch
 from vecferry.stores.jsonl import JsonlStore
 from vecferry.stores.memory import MemoryStore
 

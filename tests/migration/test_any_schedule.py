@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import vecferry as vf
 from vecferry.errors import FatalStoreError, JobStopped, RequestTooLargeError, RetryableError, TimedOutError
+from vecferry.model import RecordBatch
+from vecferry.pipeline import stream as run
 from vecferry.ports import WriteReceipt
-from vecferry.records import RecordBatch
 from vecferry.stores.jsonl import JsonlStore
 from vecferry.stores.memory import MemoryStore
-from vecferry.streaming import run
 
 
 class Death(BaseException):
@@ -120,7 +120,7 @@ STAGES: dict[str, tuple[dict[str, Any], set[int]]] = {
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits, but their bounds; a commit after every batch."""
     monkeypatch.setattr(run, "COMMIT_EVERY", 0.0)
-    monkeypatch.setattr("vecferry.retry._sleep_unless", lambda seconds, should_stop: not should_stop())
+    monkeypatch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: not should_stop())
 
 
 def attempt(source: Any, target: Any, stop_after: int, **options: Any) -> Any:

@@ -23,7 +23,7 @@ def entries(job: Path) -> list[dict[str, str]]:
 def test_two_jobs_in_one_process_keep_their_logs_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vecferry.retry._sleep_unless", lambda seconds, should_stop: True)
+    monkeypatch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: True)
 
     def ferry(name: str) -> None:
         vf.connect(f"memory:logs-{name}").write(sample_records(40))

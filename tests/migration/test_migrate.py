@@ -29,8 +29,8 @@ from vecferry.errors import (
     VecferryError,
     VerificationError,
 )
+from vecferry.pipeline.quarantine import read_quarantine
 from vecferry.stores.memory import MemoryStore
-from vecferry.streaming.quarantine import read_quarantine
 from vecferry.testing import sample_records
 
 
@@ -106,7 +106,7 @@ def test_replace_builds_beside_and_can_be_rolled_back(tmp_path: Path) -> None:
     vf.migrate(fill(10), target).check()
     vf.migrate(fill(4), target, mode="replace").check()
     assert vf.connect(target).count() == 4
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     jobs.rollback(target)
     assert vf.connect(target).count() == 10
@@ -331,7 +331,7 @@ def test_duplicate_ids_are_refused_before_the_first_write(tmp_path: Path) -> Non
 
 
 def test_lossy_refuse_names_the_loss(tmp_path: Path) -> None:
-    from vecferry.records import CollectionSchema, Loss
+    from vecferry.model import CollectionSchema, Loss
 
     class Lossy(MemoryStore):
         def describe(self) -> CollectionSchema:
@@ -370,7 +370,7 @@ def test_quarantine_takes_the_bad_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert report.verification.ok, "the rest arrived"
     with pytest.raises(VerificationError, match="3 records were rejected"):
         report.check()
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     rows = jobs.quarantined(tmp_path / "job")
     assert [(row["id"], row["stage"]) for row in rows] == [
@@ -461,7 +461,7 @@ def test_without_verification_nothing_is_proved() -> None:
 
 
 def test_manual_publishing_stops_before_the_swap(tmp_path: Path) -> None:
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     source = f"jsonl:{tmp_path / 'in.jsonl'}"
     target = f"jsonl:{tmp_path / 'out.jsonl'}"
@@ -500,7 +500,7 @@ def test_verify_misses_no_field() -> None:
     "kind", ["faiss:{}/t", "qdrant:{}/t#c", "jsonl:{}/t.jsonl", "parquet:{}/t.parquet"]
 )
 def test_texts_that_are_all_gone_are_missed(tmp_path: Path, kind: str) -> None:
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     source, target = vf.Collection(MemoryStore()), kind.format(tmp_path)
     source.write([vf.VectorRecord(id=f"r{i}", text="a text", vector=[1, i + 1]) for i in range(3)])
@@ -512,7 +512,7 @@ def test_texts_that_are_all_gone_are_missed(tmp_path: Path, kind: str) -> None:
 
 
 def test_repair_pairs_lone_fields_and_spares_others() -> None:
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     source = vf.Collection(MemoryStore())
     source.write([vf.VectorRecord(id=i, text="a", vector=[1, i]) for i in range(3)])
@@ -534,7 +534,7 @@ def test_verify_names_what_differs() -> None:
     proof = vf.verify(one, two)
     assert not proof.ok
     assert (list(proof.missing_ids), list(proof.different_ids)) == ([4], [7])
-    from vecferry import jobs
+    from vecferry.api import jobs
 
     assert jobs.repair(one, two).ok
 
@@ -591,7 +591,7 @@ def test_a_declared_space_is_checked_against_the_model(tmp_path: Path) -> None:
 
 
 def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
-    from vecferry.engines.crossing import repeatable
+    from vecferry.pipeline.migration import repeatable
 
     call = {"source": "jsonl:a", "target": "jsonl:b"}
     assert repeatable({**call, "embed": "openai:m"}) is not None
@@ -602,8 +602,8 @@ def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
 def test_a_resume_rewinds_the_target_to_the_committed_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vecferry.pipeline.checkpoint import peek_job
     from vecferry.stores.jsonl import JsonlStore
-    from vecferry.streaming.checkpoint import peek_job
 
     marks: list[Any] = []
     rewind = JsonlStore.rewind

@@ -10,8 +10,8 @@ import pytest
 
 import vecferry as vf
 from vecferry.errors import RejectedRecord
+from vecferry.model import CollectionSchema, DType, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DType, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.stores.memory import MemoryStore
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import vecferry as vf
-from vecferry.engines import local
 from vecferry.errors import JobStopped
+from vecferry.model import RecordBatch
+from vecferry.pipeline import job as local
 from vecferry.ports import Fields
-from vecferry.records import RecordBatch
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records
 from vecferry.verifying import reading

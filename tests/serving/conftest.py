@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from vecferry.core.retry import RetryPolicy
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import Changes, WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
-from vecferry.retry import RetryPolicy
 from vecferry.stores.memory import MemoryStore
 from words import DIM, WordEmbedder
 

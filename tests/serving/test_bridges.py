@@ -11,8 +11,8 @@ import pytest
 
 import vecferry as vf
 from vecferry.errors import RetryableError, UnsupportedError
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
 from vecferry.serving import DualWriter, FallbackCollection
 from vecferry.stores.memory import MemoryStore
 
@@ -72,7 +72,7 @@ def test_langchain_adds_gets_and_deletes(kb: vf.Collection, words: WordEmbedder)
 
 
 def test_langchain_from_texts(words: WordEmbedder) -> None:
-    from vecferry.serving.bridges.langchain import VecferryVectorStore
+    from vecferry.contrib.bridges.langchain import VecferryVectorStore
 
     target = MemoryStore()
     target.prepare(schema(words), WriteMode.UPSERT)

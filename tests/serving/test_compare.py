@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import vecferry as vf
 from vecferry.cli.bench import bench, read_queries
 from vecferry.cli.sync import sync as sync_command
+from vecferry.contrib.prometheus import PrometheusMetrics
 from vecferry.errors import ConfigurationError, NotFoundError, PlanError, RetryableError
 from vecferry.ports import Progress
-from vecferry.reporting.metrics import PrometheusMetrics
 from vecferry.serving import DualWriter, FallbackCollection, Figures, compare, sync
 from vecferry.serving.comparing import Run
 
@@ -173,7 +173,7 @@ def test_prometheus_counts_migrations() -> None:
 
 
 def test_every_event_is_in_the_dashboard_and_in_prometheus() -> None:
-    from vecferry.reporting import metrics
+    from vecferry.contrib import prometheus as metrics
 
     documented = {line.split("``")[1] for line in (Figures.__doc__ or "").splitlines() if "``" in line[:8]}
     assert documented == {*metrics._COUNTERS, "search_seconds"}

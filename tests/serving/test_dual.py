@@ -22,9 +22,9 @@ from vecferry.errors import (
     RetryableError,
     UnsupportedError,
 )
+from vecferry.model import RecordBatch, VectorRecord
+from vecferry.model.vectors import DenseColumn
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
-from vecferry.records.vectors import DenseColumn
 from vecferry.serving import DualWriter, Journal
 from vecferry.stores.memory import MemoryStore
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vecferry as vf
+from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -20,7 +21,6 @@ from vecferry.errors import (
     SchemaMismatchError,
     SpaceMismatchError,
 )
-from vecferry.retry import CircuitBreaker
 from vecferry.serving import FallbackCollection, Hits
 
 from .conftest import DIM, Moody, WordEmbedder, fill

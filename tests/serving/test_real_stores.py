@@ -12,8 +12,8 @@ import pytest
 
 import vecferry as vf
 from servers.postgres import Postgres, postgres
+from vecferry.model import RecordBatch
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch
 from vecferry.serving import DualWriter, FallbackCollection, sync, untrack
 from vecferry.stores.memory import MemoryStore
 

@@ -13,8 +13,8 @@ import pytest
 
 import vecferry as vf
 from servers.postgres import Postgres, postgres
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
 from vecferry.stores.memory import MemoryStore
 
 __all__ = ["postgres"]

@@ -23,8 +23,8 @@ from vecferry.errors import (
     SpaceMismatchError,
     UnsupportedError,
 )
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
 from vecferry.serving import DualWriter, sync, untrack
 from vecferry.serving.syncstate import SyncState, content_digests
 from vecferry.stores.memory import MemoryStore

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import vecferry as vf
 from vecferry.cli import app
 from vecferry.errors import ConfigurationError, PlanError
+from vecferry.model import CollectionSchema, Kind, Metric, RecordBatch, SparseVector, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, Kind, Metric, RecordBatch, SparseVector, VectorField
 from vecferry.serving import sync
 from vecferry.stores.memory import MemoryStore
 

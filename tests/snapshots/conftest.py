@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 
 from servers.s3 import s3, s3_process
-from vecferry.retry import RetryPolicy
+from vecferry.core.retry import RetryPolicy
 
 __all__ = ["s3", "s3_process"]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import vecferry as vf
-from vecferry.records import Kind, Metric, SparseVector
+from vecferry.model import Kind, Metric, SparseVector
 from vecferry.stores.memory import _CABINETS, MemoryStore
 from vecferry.testing import Peek, StoreContract
 

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecferry.errors import ConfigurationError
-from vecferry.ports import Capabilities, Fields, WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DType,
     Loss,
@@ -27,6 +26,7 @@ from vecferry.records import (
     VectorRecord,
     encode_id,
 )
+from vecferry.ports import Capabilities, Fields, WriteMode
 from vecferry.stores.memory import MemoryStore
 from vecferry.verifying import Verification, compare
 

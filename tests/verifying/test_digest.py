@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vecferry.records import RecordBatch, VectorRecord, encode_id, to_json
+from vecferry.model import RecordBatch, VectorRecord, encode_id, to_json
 from vecferry.verifying import Digest, canonical_rows
 from vecferry.verifying.digest import buckets_of, hash_rows
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 import vecferry as vf
 from servers.postgres import postgres
-from vecferry import jobs
+from vecferry.api import jobs
 from vecferry.errors import ConfigurationError, FatalStoreError, RetryableError
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord, encode_id
 from vecferry.ports import Fields, Partition
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord, encode_id
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records
 from vecferry.verifying import Verification, compare, reading
@@ -208,7 +208,10 @@ def test_in_lockstep_both_sides_are_read_at_the_same_time() -> None:
                 yield batch
 
     source, target = vf.Collection(Meeting(rows)), vf.Collection(Meeting(rows))
-    with patch.object(reading, "BATCH", SMALL), patch("vecferry.migration.batch_size_for", lambda _: SMALL):
+    with (
+        patch.object(reading, "BATCH", SMALL),
+        patch("vecferry.api.migration.batch_size_for", lambda _: SMALL),
+    ):
         proof = vf.verify(source, target, sample_queries=0)
     assert proof.ok and proof.strategy == "lockstep" and not meeting.broken
 
@@ -267,7 +270,7 @@ def test_nothing_is_left_behind(strategy: str, workers: int, how: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["lockstep", "spool", "fetch"])
 def test_each_thread_waits_out_passing_faults(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vecferry.retry._sleep_unless", lambda seconds, should_stop: not should_stop())
+    monkeypatch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: not should_stop())
     turn, lock = count(), threading.Lock()
 
     class Flaky(Shelf):

@@ -10,9 +10,9 @@ import typer
 
 from vecferry.cli.console import AsJson, emit, errors_as_text
 from vecferry.cli.sync import embedder_of
+from vecferry.connecting import connect
 from vecferry.errors import ConfigurationError, NotFoundError
-from vecferry.records import parse_where
-from vecferry.registry import connect
+from vecferry.model import parse_where
 from vecferry.serving import compare
 
 Side = Annotated[str, typer.Argument(help="A collection, such as faiss:./kb")]

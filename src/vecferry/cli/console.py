@@ -24,10 +24,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vecferry.connecting import denied
+from vecferry.core.redaction import redact
 from vecferry.errors import JobStopped, VecferryError
 from vecferry.ports import Progress as Step
-from vecferry.redaction import redact
-from vecferry.registry import denied
 
 OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
 """Exit statuses: proved; a difference was found; the command could not do it; stopped, resumable."""

@@ -11,7 +11,7 @@ import typer
 import vecferry as vf
 from vecferry.cli.console import DIFFERENT, AsJson, Workers, bars, emit, errors_as_text, graceful_stop
 from vecferry.errors import JobStopped
-from vecferry.records import parse_where
+from vecferry.model import parse_where
 
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Where to read, such as faiss:./kb")]
 To = Annotated[str, typer.Argument(metavar="TARGET", help="Where to write, such as qdrant://host/kb")]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import vecferry as vf
-from vecferry import jobs as api
+from vecferry.api import jobs as api
 from vecferry.cli.console import (
     DIFFERENT,
     AsJson,

@@ -11,8 +11,8 @@ import typer
 import vecferry as vf
 from vecferry.cli.console import AsJson, emit, errors_as_text
 from vecferry.errors import ConfigurationError, NotFoundError
+from vecferry.model import RecordId, VectorRecord, encode_id, parse_where
 from vecferry.ports import for_queries
-from vecferry.records import RecordId, VectorRecord, encode_id, parse_where
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="A collection, such as faiss:./kb")]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.cli.console import AsJson, emit, err, errors_as_text, out
+from vecferry.connecting import connect
 from vecferry.embedding import Question, bench_models, fetch_model, sample_texts
 from vecferry.errors import ConfigurationError
-from vecferry.registry import connect
 
 app = typer.Typer(no_args_is_help=True, help="Embedding models: fetch, compare.")
 

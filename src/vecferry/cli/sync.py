@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from vecferry.cli.console import AsJson, bars, emit, errors_as_text, graceful_stop
-from vecferry.records import parse_where
-from vecferry.registry import connect
+from vecferry.connecting import connect
+from vecferry.model import parse_where
 from vecferry.serving import Announcing
 from vecferry.serving import sync as run_once
 from vecferry.serving import untrack as remove_tracking

@@ -18,8 +18,8 @@ from vecferry.dedupe.features import id_keys
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.dedupe.log import Removal
 from vecferry.dedupe.merge import union
-from vecferry.records import RecordBatch, VectorRecord, decode_id, encode_id, from_json, to_json
-from vecferry.records.vectors import Array
+from vecferry.model import RecordBatch, VectorRecord, decode_id, encode_id, from_json, to_json
+from vecferry.model.vectors import Array
 
 TABLES = """
 CREATE TABLE ids (first INTEGER PRIMARY KEY, ids BLOB NOT NULL, texts BLOB NOT NULL);

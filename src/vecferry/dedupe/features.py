@@ -28,9 +28,9 @@ import orjson
 
 from vecferry.dedupe.rules import Dedupe, metadata_keys
 from vecferry.errors import ConfigurationError, MissingDependencyError, SchemaMismatchError
-from vecferry.records import DenseColumn, MultiColumn, RecordBatch, SparseVector, encode_id
-from vecferry.records.filters import lookup
-from vecferry.records.vectors import Array
+from vecferry.model import DenseColumn, MultiColumn, RecordBatch, SparseVector, encode_id
+from vecferry.model.filters import lookup
+from vecferry.model.vectors import Array
 
 PERMUTATIONS = 128
 _SHINGLE = 3

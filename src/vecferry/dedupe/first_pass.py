@@ -23,8 +23,8 @@ from vecferry.dedupe.rules import Dedupe
 from vecferry.dedupe.similar import SimilarMatcher
 from vecferry.dedupe.spill import Rows
 from vecferry.errors import ConfigurationError
-from vecferry.records import RecordBatch, VectorRecord
-from vecferry.records.vectors import Array
+from vecferry.model import RecordBatch, VectorRecord
+from vecferry.model.vectors import Array
 
 _BUCKET = 4_000_000
 _CHUNK = 100_000

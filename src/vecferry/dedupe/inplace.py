@@ -12,25 +12,16 @@ from typing import Any
 
 import orjson
 
+from vecferry.connecting import Collection, connect
 from vecferry.dedupe.features import id_keys
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.dedupe.report import DedupeReport
 from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.stage import DedupeStage
 from vecferry.errors import ConfigurationError, PlanError, SchemaMismatchError, UnsupportedError
-from vecferry.ports import (
-    Collection,
-    Deletable,
-    Fetchable,
-    Fields,
-    OnProgress,
-    Partition,
-    Progress,
-    ignore_progress,
-)
-from vecferry.records import RecordId, decode_id
-from vecferry.registry import connect
-from vecferry.streaming.stage import Parcel
+from vecferry.model import RecordId, decode_id
+from vecferry.pipeline.stage import Parcel
+from vecferry.ports import Deletable, Fetchable, Fields, OnProgress, Partition, Progress, ignore_progress
 
 _DELETE = 500
 

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 _SMALLEST_CAP = 1 << 20
 _LARGE_RUNS = 32

@@ -18,8 +18,8 @@ import orjson
 from vecferry.dedupe.features import Features, dtype_of
 from vecferry.dedupe.matchers import Verdicts
 from vecferry.dedupe.rules import Dedupe
-from vecferry.records import RecordBatch, encode_id
-from vecferry.records.vectors import Array
+from vecferry.model import RecordBatch, encode_id
+from vecferry.model.vectors import Array
 
 SNIPPET = 120
 """Characters of a text that examples show."""

@@ -11,7 +11,7 @@ import numpy as np
 from vecferry.dedupe.features import Features
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.dedupe.rules import Dedupe
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 NEW, APART = -1, -2
 """Verdicts: kept and remembered; and not comparable (kept, not remembered)."""

@@ -14,7 +14,7 @@ from vecferry.dedupe.features import PERMUTATIONS, Features, sketch
 from vecferry.dedupe.matchers import APART, NEW, Verdicts, by_group
 from vecferry.dedupe.spill import Rows
 from vecferry.errors import MissingDependencyError
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 _RATHER_FALSE_THAN_MISSED = (0.1, 0.9)
 

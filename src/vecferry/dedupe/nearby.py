@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 ROUNDING = 1e-6
 """Cosines closer to each other than this are equal: the rounding of float32 vectors."""

@@ -13,7 +13,7 @@ import orjson
 
 from vecferry.dedupe.log import Removal
 from vecferry.dedupe.rules import Dedupe
-from vecferry.records import decode_id
+from vecferry.model import decode_id
 
 _EXAMPLES = 3
 _CHARACTERS_A_TOKEN = 4

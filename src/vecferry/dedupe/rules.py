@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vecferry.errors import ConfigurationError
+from vecferry.model import VectorRecord
 from vecferry.ports import Fields
-from vecferry.records import VectorRecord
 
 Choose: TypeAlias = Callable[[Sequence[VectorRecord]], VectorRecord]
 Keep: TypeAlias = Literal["first", "last", "newest", "oldest"] | Choose

@@ -20,7 +20,7 @@ from vecferry.dedupe.matchers import APART, NEW, Verdicts, by_group
 from vecferry.dedupe.nearby import ROUNDING, UNSURE, Nearby, near_enough
 from vecferry.dedupe.spill import Rows
 from vecferry.errors import MissingDependencyError
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 EXACT = 4096
 """Kept vectors of one group up to which all are compared."""

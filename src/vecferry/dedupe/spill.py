@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 _FIRST_MAP = 1 << 20
 

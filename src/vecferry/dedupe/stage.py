@@ -21,10 +21,10 @@ from vecferry.dedupe.report import DedupeReport, audit_file, summary
 from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.similar import SimilarMatcher
 from vecferry.errors import ConfigurationError
+from vecferry.model import RecordBatch
+from vecferry.model.vectors import Array
+from vecferry.pipeline.stage import Parcel
 from vecferry.ports import Fields, Source
-from vecferry.records import RecordBatch
-from vecferry.records.vectors import Array
-from vecferry.streaming.stage import Parcel
 
 MEMORY_KEYS = 20_000_000
 """Keys of one rule held in memory, at 24 bytes each; beyond, they move to disk."""

@@ -1,5 +1,6 @@
 """Embedding: spaces, providers, chains and alternatives, the cache, the budget, the stage of a stream."""
 
+from vecferry.contrib.router import EmbeddingRouter
 from vecferry.embedding.base import BaseEmbedder, Listener, LocalStateError, Part, TextsRejected
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, Spent
 from vecferry.embedding.cache import EmbeddingCache, RedisCache, SqliteCache, open_cache
@@ -21,7 +22,6 @@ from vecferry.embedding.openai import AzureEmbedder, OpenAIEmbedder
 from vecferry.embedding.prices import PriceTable
 from vecferry.embedding.reports import EmbedReport, Estimate, Survey
 from vecferry.embedding.resolve import resolve
-from vecferry.embedding.router import EmbeddingRouter
 from vecferry.embedding.sentence_transformers import SentenceTransformersEmbedder
 from vecferry.embedding.spaces import SampleCheck, canonical, check_sample, check_source, declared_space
 from vecferry.embedding.stage import EmbedStage

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from vecferry.embedding.spaces import KNOWN
 from vecferry.embedding.tokens import count_tokens
 from vecferry.errors import FatalStoreError, RejectedRecord
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder, ShouldStop
 from vecferry.ports.progress import never_stop
-from vecferry.records import EmbeddingSpace
 
 Matrix: TypeAlias = NDArray[np.float32]
 PLAIN_SLICE = 256

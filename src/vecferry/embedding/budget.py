@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vecferry.core.home import home
 from vecferry.embedding.base import Matrix, Part, assemble, parts_of
 from vecferry.embedding.cache import shared_database, sqlite_errors
 from vecferry.embedding.prices import PriceTable, model_of, name_of
 from vecferry.embedding.tokens import byte_bound
 from vecferry.errors import BudgetExceeded, ConfigurationError
-from vecferry.home import home
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder
-from vecferry.records import EmbeddingSpace
 
 _MILLION = 1_000_000
 _CALLS = """
@@ -40,7 +40,7 @@ class Budget:
         usd_per_month: all jobs of this ledger, by calendar month (UTC).
         usd_per_job: one job, all its runs together.
         prices: a price table file, laid over the shipped one.
-        ledger: the ledger's file; else one in `vecferry.home.home`.
+        ledger: the ledger's file; else one in `vecferry.core.home.home`.
     """
 
     usd_per_month: float | None = None

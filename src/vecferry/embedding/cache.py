@@ -17,11 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from vecferry.core.home import home
+from vecferry.core.retry import RetryPolicy
 from vecferry.embedding.base import LocalStateError, Matrix, clean
 from vecferry.errors import ConfigurationError, MissingDependencyError, RetryableError
-from vecferry.home import home
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import RetryPolicy
+from vecferry.model import EmbeddingSpace
 
 DEFAULT_MAX_BYTES = 4 * 2**30
 _CHUNK = 500

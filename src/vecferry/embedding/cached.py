@@ -10,8 +10,8 @@ import numpy as np
 
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, parts_of
 from vecferry.embedding.cache import EmbeddingCache
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder, for_queries
-from vecferry.records import EmbeddingSpace
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ import numpy as np
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, checked, clean
 from vecferry.embedding.spaces import canonical, declared_space
 from vecferry.errors import ConfigurationError, FatalStoreError, VecferryError
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder
-from vecferry.records import EmbeddingSpace
 
 SLICE = 256
 _PROBE = "A short text to see how long the vectors are."

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.core.retry import CircuitBreaker, RetryPolicy
 from vecferry.embedding.base import (
     BaseEmbedder,
     Listener,
@@ -35,9 +36,8 @@ from vecferry.errors import (
     RetryableError,
     UnknownSchemeError,
 )
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder, for_queries
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import CircuitBreaker, RetryPolicy
 
 PROBE = "The quick brown fox jumps over the lazy dog."
 SAME_HOST_COSINE = 0.999

@@ -21,7 +21,7 @@ from uuid import UUID, uuid5
 
 from vecferry.embedding.tokens import byte_bound, cut
 from vecferry.errors import ConfigurationError, MissingDependencyError
-from vecferry.records import RecordBatch, RecordId, uuid_of
+from vecferry.model import RecordBatch, RecordId, uuid_of
 
 LongText: TypeAlias = Literal["truncate", "split", "quarantine", "refuse"]
 Splitter: TypeAlias = Callable[[str], list[str]]

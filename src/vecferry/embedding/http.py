@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from vecferry.core.redaction import hide
 from vecferry.embedding.base import clean
 from vecferry.errors import (
     ConfigurationError,
@@ -22,7 +23,6 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.ports import is_secret
-from vecferry.redaction import hide
 
 if TYPE_CHECKING:
     import httpx

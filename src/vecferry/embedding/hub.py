@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from vecferry.core.home import home
 from vecferry.embedding.base import clean
 from vecferry.embedding.spaces import KNOWN_WEIGHTS, canonical
 from vecferry.errors import (
@@ -23,7 +24,6 @@ from vecferry.errors import (
     RetryableError,
     VecferryError,
 )
-from vecferry.home import home
 
 ORIGIN = "vecferry-model.json"
 """The file that `fetch_model` leaves in a model's folder: ``{"name": …, "revision": …}``."""
@@ -84,7 +84,7 @@ def fetch_model(
 
     Args:
         name: such as ``"all-MiniLM-L6-v2"`` or ``"intfloat/multilingual-e5-small"``.
-        folder: else a folder below `vecferry.home.home`.
+        folder: else a folder below `vecferry.core.home.home`.
         revision: a branch, tag or commit.
         token: else the environment's.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vecferry.embedding.callables import CallableEmbedder, model_of
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 
 
 class LlamaIndexEmbedder(CallableEmbedder):

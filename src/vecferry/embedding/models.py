@@ -27,8 +27,8 @@ from vecferry.embedding.chain import quick
 from vecferry.embedding.prices import PriceTable
 from vecferry.embedding.resolve import resolve
 from vecferry.errors import ConfigurationError, MissingDependencyError, VecferryError
+from vecferry.model import RecordBatch
 from vecferry.ports import Embedder
-from vecferry.records import RecordBatch
 
 _FEWEST_WORDS = 8
 _NEIGHBOUR_QUERIES = 200

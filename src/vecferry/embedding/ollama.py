@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.core.retry import RetryPolicy
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, sendable, with_prompt
 from vecferry.embedding.http import Endpoint
 from vecferry.embedding.pool import AdaptiveLimit, RequestPool
 from vecferry.embedding.spaces import declared_space, known, model_name
 from vecferry.errors import FatalStoreError, RejectedRecord, RetryableError
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import ShouldStop
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import RetryPolicy
 
 DEFAULT_URL = "http://localhost:11434"
 _PROBE = "A short text to see how long the vectors are."

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.core.retry import RetryDetails, RetryPolicy
 from vecferry.embedding.base import BaseEmbedder, Matrix, Part, clean, sendable, with_prompt
 from vecferry.embedding.http import Endpoint
 from vecferry.embedding.pool import AdaptiveLimit, RequestPool
@@ -27,9 +28,8 @@ from vecferry.errors import (
     RequestTooLargeError,
     RetryableError,
 )
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import ShouldStop
-from vecferry.records import EmbeddingSpace
-from vecferry.retry import RetryDetails, RetryPolicy
 
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_INPUTS = 2048

@@ -1,7 +1,7 @@
 """What providers charge: a dated table that a user can override, never a number in the code.
 
 The table is ``prices.json`` beside this file. A file of the same form at ``VECFERRY_PRICES``, or
-``prices.json`` in `vecferry.home.home`, is laid over it.
+``prices.json`` in `vecferry.core.home.home`, is laid over it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from vecferry.core.home import home
 from vecferry.errors import ConfigurationError
-from vecferry.home import home
 
 _LOCAL = {"sentence-transformers", "ollama", "callable", "llamaindex", ""}
 _OWN_NAMES = (".local", ".internal", ".lan", ".localhost")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vecferry.embedding.chain import Switch
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 
 
 @dataclass(frozen=True, slots=True)

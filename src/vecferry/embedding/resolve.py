@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vecferry.core.registry import find
 from vecferry.embedding.base import clean
 from vecferry.embedding.callables import CallableEmbedder, from_langchain
 from vecferry.embedding.llamaindex import LlamaIndexEmbedder
 from vecferry.embedding.spaces import split_name
 from vecferry.errors import ConfigurationError
 from vecferry.ports import Embedder
-from vecferry.registry import find
 
 
 def resolve(embed: Any, **options: Any) -> Embedder:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vecferry.embedding.base import Matrix
-from vecferry.records import DenseColumn, RecordBatch
+from vecferry.model import DenseColumn, RecordBatch
 
 if TYPE_CHECKING:
-    from vecferry.streaming.stage import Parcel
+    from vecferry.pipeline.stage import Parcel
 
 
 def filled(batch: RecordBatch, field: str, rows: list[int], vectors: Matrix) -> RecordBatch:

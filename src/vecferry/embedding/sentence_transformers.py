@@ -13,8 +13,8 @@ from vecferry.embedding.pool import RequestPool
 from vecferry.embedding.spaces import declared_space, known
 from vecferry.embedding.workers import ModelSettings, WorkerPool, cores
 from vecferry.errors import RetryableError
+from vecferry.model import EmbeddingSpace
 from vecferry.ports import ShouldStop
-from vecferry.records import EmbeddingSpace
 
 SLICE = 8
 """Batches that go to a worker at once: enough to keep it busy, few enough to share among workers."""

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from vecferry.errors import ConfigurationError, SpaceMismatchError
+from vecferry.model import DenseColumn, EmbeddingSpace, RecordBatch
+from vecferry.model.vectors import Array
 from vecferry.ports import Embedder
-from vecferry.records import DenseColumn, EmbeddingSpace, RecordBatch
-from vecferry.records.vectors import Array
 
 
 @dataclass(frozen=True, slots=True)

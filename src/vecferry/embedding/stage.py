@@ -37,9 +37,7 @@ from vecferry.errors import (
     LossRefusedError,
     RetryableError,
 )
-from vecferry.ports import Embedder, ShouldStop
-from vecferry.ports.progress import never_stop
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     EmbeddingSpace,
@@ -48,9 +46,11 @@ from vecferry.records import (
     RecordBatch,
     VectorField,
 )
+from vecferry.ports import Embedder, ShouldStop
+from vecferry.ports.progress import never_stop
 
 if TYPE_CHECKING:
-    from vecferry.streaming.stage import Parcel
+    from vecferry.pipeline.stage import Parcel
 
 _WARM_UP = 4
 _CHOICES = {
@@ -63,7 +63,7 @@ OnNoText: TypeAlias = Literal["quarantine", "refuse"]
 
 
 class EmbedStage:
-    """Implements `vecferry.streaming.stage.Stage`.
+    """Implements `vecferry.pipeline.stage.Stage`.
 
     Args:
         embedder: what `vecferry.embedding.resolve` takes; one space for the whole job.

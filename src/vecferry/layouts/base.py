@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vecferry.errors import ConfigurationError
 from vecferry.layouts.envelope import Payload
-from vecferry.records import ENVELOPE, RecordId
+from vecferry.model import ENVELOPE, RecordId
 
 NAMES = ("plain", "langchain", "llamaindex", "both")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vecferry.layouts.envelope import Payload
 from vecferry.layouts.llamaindex import LlamaIndexLayout
-from vecferry.records import ENVELOPE
+from vecferry.model import ENVELOPE
 
 
 class BothLayout(LlamaIndexLayout):

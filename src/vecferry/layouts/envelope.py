@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vecferry.records import ENVELOPE, RecordId, decode_id, encode_id, from_json, to_json
+from vecferry.model import ENVELOPE, RecordId, decode_id, encode_id, from_json, to_json
 
 Payload = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import PAYLOAD_KEY, Payload, open_envelope, seal
-from vecferry.records import ENVELOPE, RecordId
+from vecferry.model import ENVELOPE, RecordId
 
 
 class LangChainLayout(RecordByRecord):

@@ -26,7 +26,7 @@ import orjson
 
 from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import PAYLOAD_KEY, Payload, open_envelope, seal
-from vecferry.records import ENVELOPE, RecordId
+from vecferry.model import ENVELOPE, RecordId
 
 NODE_KEY = "_llamaindex"
 RESERVED = ("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id")

@@ -10,7 +10,7 @@ from typing import Any
 
 from vecferry.layouts.base import Columns, RecordByRecord, norms_of
 from vecferry.layouts.envelope import Payload, open_envelope, seal
-from vecferry.records import ENVELOPE, RecordId
+from vecferry.model import ENVELOPE, RecordId
 
 
 class PlainLayout(RecordByRecord):

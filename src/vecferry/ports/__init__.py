@@ -14,7 +14,6 @@ from vecferry.ports.abilities import (
     Version,
 )
 from vecferry.ports.checks import check_fits
-from vecferry.ports.collection import Collection
 from vecferry.ports.embedder import AsksDifferently, Embedder, for_queries
 from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
@@ -27,7 +26,6 @@ __all__ = [
     "Capabilities",
     "ChangeTracking",
     "Changes",
-    "Collection",
     "Cursor",
     "Deletable",
     "Embedder",

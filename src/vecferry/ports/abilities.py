@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from vecferry.model import RecordBatch, RecordId, VectorRecord, Where
+from vecferry.model.vectors import Array
 from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Source
-from vecferry.records import RecordBatch, RecordId, VectorRecord, Where
-from vecferry.records.vectors import Array
 
 
 @runtime_checkable

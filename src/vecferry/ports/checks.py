@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vecferry.errors import SchemaMismatchError, SpaceMismatchError
-from vecferry.records import CollectionSchema
+from vecferry.model import CollectionSchema
 
 
 def check_fits(have: CollectionSchema, want: CollectionSchema, url: str) -> None:

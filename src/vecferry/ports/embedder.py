@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 
 
 @runtime_checkable

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from vecferry.core.concurrency import ShouldStop, never_stop
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -26,13 +28,10 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
-ShouldStop: TypeAlias = Callable[[], bool]
 
 
 def ignore_progress(_: Progress) -> None:
     """The default listener."""
 
 
-def never_stop() -> bool:
-    """The default answer to `ShouldStop`."""
-    return False
+__all__ = ["OnProgress", "Progress", "ShouldStop", "ignore_progress", "never_stop"]

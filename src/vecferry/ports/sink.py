@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from vecferry.records import CollectionSchema, DType, Kind, Loss, Metric, RecordBatch
+from vecferry.model import CollectionSchema, DType, Kind, Loss, Metric, RecordBatch
 
 
 class WriteMode(StrEnum):
@@ -37,7 +37,7 @@ class Capabilities:
     Attributes:
         kinds, metrics, dtypes: of vector fields.
         id_types: kept as they are; ids of other types are mapped and restored on the way back.
-        metadata_types: type names (see `vecferry.records.type_name`) held natively; others travel
+        metadata_types: type names (see `vecferry.model.type_name`) held natively; others travel
             in a reversible form. ``None`` means all.
         normalizes: metrics under which vectors are stored at unit length.
         keeps_norms: whether the magnitude that ``normalizes`` takes is kept with the record.

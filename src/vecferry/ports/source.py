@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from vecferry.records import CollectionSchema, RecordBatch, Where
+from vecferry.model import CollectionSchema, RecordBatch, Where
 
 Cursor: TypeAlias = Any
 """A JSON value that only the store that made it understands."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from vecferry.core.redaction import hide
 from vecferry.errors import ConfigurationError
-from vecferry.redaction import hide
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
 _SECRET = re.compile(

@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from vecferry.core.redaction import redact
 from vecferry.errors import JobStopped
-from vecferry.redaction import redact
 
 _JOB: ContextVar[str] = ContextVar("vecferry_job", default="")
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vecferry.errors import VerificationError
-from vecferry.records import Loss
+from vecferry.model import Loss
 
 
 class Report(BaseModel):

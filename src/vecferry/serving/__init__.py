@@ -1,6 +1,6 @@
 """Moving house under live traffic: search both, write both, catch up, cut over, roll back."""
 
-from vecferry.serving.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from vecferry.contrib.bridges import as_langchain_vector_store, as_llama_index_vector_store
 from vecferry.serving.comparing import Comparison, compare
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits

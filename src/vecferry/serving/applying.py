@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import RetryableError, SchemaMismatchError, SpaceMismatchError, UnsupportedError
+from vecferry.model import CollectionSchema, RecordBatch, RecordId, SparseVector, VectorField, encode_id
+from vecferry.model.vectors import Array, DenseColumn
 from vecferry.ports import Deletable, Embedder, Fetchable, Fields, Sink, WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, RecordId, SparseVector, VectorField, encode_id
-from vecferry.records.vectors import Array, DenseColumn
-from vecferry.retry import RetryPolicy
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.syncstate import content_bytes
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import MissingDependencyError, PlanError
+from vecferry.model import Where, encode_id
 from vecferry.ports import Embedder, for_queries
-from vecferry.records import Where, encode_id
 
 PERCENTILES = (50, 90, 95, 99)
 

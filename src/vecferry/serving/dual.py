@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vecferry.connecting import connect
 from vecferry.errors import ConfigurationError, RetryableError, UnsupportedError, VecferryError
+from vecferry.model import RecordBatch, RecordId, VectorRecord, encode_id
 from vecferry.ports import Deletable, Fetchable, Rewindable, Sink, WriteMode
-from vecferry.records import RecordBatch, RecordId, VectorRecord, encode_id
-from vecferry.registry import connect
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.journal import Journal
 
@@ -34,7 +34,7 @@ class DualWriter:
 
     Args:
         old, new: collections, stores or URLs that can fetch by id, write and delete. Both must exist.
-        journal: path of the journal file (`vecferry.home.home` has a good place), or a `Journal`.
+        journal: path of the journal file (`vecferry.core.home.home` has a good place), or a `Journal`.
         adapt: by side (``"old"``, ``"new"``): a function that turns a batch into what that side holds,
             such as one that embeds the texts in the side's own space.
         retry_missed: whether each write first tries to make up for what was missed before.

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vecferry.connecting import Collection
+from vecferry.contrib.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import ConfigurationError, FatalStoreError, PlanError, RetryableError, VecferryError
-from vecferry.ports import Collection, Embedder
-from vecferry.records import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
-from vecferry.retry import CircuitBreaker
-from vecferry.serving.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from vecferry.model import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
+from vecferry.ports import Embedder
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.sides import Query, Side, cause_of
 

@@ -1,7 +1,7 @@
 """Plain counters of what a service does, and events for whoever exports them.
 
 No dependency: `Figures` keeps counters and latency histograms in the process. A listener sees the same
-events one by one; `vecferry.reporting.metrics.PrometheusMetrics` is one.
+events one by one; `vecferry.contrib.prometheus.PrometheusMetrics` is one.
 """
 
 from __future__ import annotations

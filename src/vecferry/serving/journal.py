@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vecferry.errors import ConfigurationError, RetryableError
-from vecferry.records import RecordId, decode_id, encode_id
+from vecferry.model import RecordId, decode_id, encode_id
 from vecferry.serving.sign import Sign
 
 _SCHEMA = """

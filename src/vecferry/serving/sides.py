@@ -11,6 +11,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any
 
+from vecferry.connecting import Collection, connect
+from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -22,10 +24,8 @@ from vecferry.errors import (
     UnsupportedError,
     VecferryError,
 )
-from vecferry.ports import Collection, Embedder, for_queries
-from vecferry.records import EmbeddingSpace, VectorRecord, Where
-from vecferry.registry import connect
-from vecferry.retry import CircuitBreaker
+from vecferry.model import EmbeddingSpace, VectorRecord, Where
+from vecferry.ports import Embedder, for_queries
 from vecferry.serving.figures import Figures
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (

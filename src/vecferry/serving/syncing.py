@@ -10,8 +10,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from vecferry.connecting import connect
+from vecferry.core.home import home
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import ConfigurationError, JobStopped, PlanError, UnsupportedError
-from vecferry.home import home
+from vecferry.model import RecordBatch, RecordId, Where, encode_id, from_json, id_key, to_json
+from vecferry.model.filters import lookup, matches
 from vecferry.ports import (
     ChangeTracking,
     Cursor,
@@ -24,10 +28,6 @@ from vecferry.ports import (
     ignore_progress,
     never_stop,
 )
-from vecferry.records import RecordBatch, RecordId, Where, encode_id, from_json, id_key, to_json
-from vecferry.records.filters import lookup, matches
-from vecferry.registry import connect
-from vecferry.retry import RetryPolicy
 from vecferry.serving.applying import Change, Target, scan
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.figures import Figures, Listener
@@ -106,7 +106,7 @@ def sync(
               every change) is not below the highest seen. Ids are read in full to find deletions.
             - ``"journal"``: the source tells (`ChangeTracking`). The first run begins to track and compares
               once; `untrack` ends it.
-        state: the file that remembers; by default one for this pair below `vecferry.home.home`.
+        state: the file that remembers; by default one for this pair below `vecferry.core.home.home`.
         where, transform, embedder: as the migration had them.
         writer: a `DualWriter` on the two: then live writes through it are never overtaken by this copy.
         deletes: whether what is gone from the source goes from the target too.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import ConfigurationError, JobLockedError
-from vecferry.records import RecordBatch, RecordId, SparseVector, decode_id, encode_id, id_key, to_json
+from vecferry.model import RecordBatch, RecordId, SparseVector, decode_id, encode_id, id_key, to_json
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS seen (key BLOB PRIMARY KEY, id TEXT NOT NULL, digest BLOB, run INTEGER NOT NULL)

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from vecferry.ports import Collection
-from vecferry.records import RecordBatch, RecordId, SparseVector, decode_id, encode_id, to_json
+from vecferry.connecting import Collection
+from vecferry.model import RecordBatch, RecordId, SparseVector, decode_id, encode_id, to_json
 from vecferry.snapshots.workspace import Workspace
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS

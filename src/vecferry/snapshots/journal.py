@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from vecferry.home import home
+from vecferry.core.home import home
 
 _EXPIRES = 20 * 3600.0
 """Seconds; less than the day after which an abandoned version is swept."""

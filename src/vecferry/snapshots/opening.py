@@ -8,10 +8,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vecferry.connecting import Collection, connect
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError
-from vecferry.ports import Collection, Cursor, Fields, Partition, StoreURL
-from vecferry.records import CollectionSchema, RecordBatch, RecordId, VectorRecord, Where
-from vecferry.registry import connect
+from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, Where
+from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import Snapshot
 from vecferry.snapshots.objects import Advance, NoBucketError, ObjectInfo, Objects, safe_path

@@ -1,6 +1,6 @@
 """Objects in S3 and what speaks like it (MinIO, Ceph, R2), through boto3.
 
-Every request has the project's own retry around it (`vecferry.retry`); boto's is off. The signature of
+Every request has the project's own retry around it (`vecferry.core.retry`); boto's is off. The signature of
 every request covers the SHA-256 of its body (Signature Version 4), which every S3 server checks.
 """
 
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -23,7 +24,6 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.ports import ShouldStop, never_stop
-from vecferry.retry import RetryPolicy
 from vecferry.snapshots.objects import Advance, Conflict, NoBucketError, ObjectInfo
 
 T = TypeVar("T")

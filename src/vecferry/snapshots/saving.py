@@ -8,8 +8,8 @@ from typing import Any
 
 from vecferry import __version__
 from vecferry.errors import ConfigurationError
+from vecferry.model import CollectionSchema
 from vecferry.ports import OnProgress, Progress
-from vecferry.records import CollectionSchema
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Snapshot, SnapshotFile
 

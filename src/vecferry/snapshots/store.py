@@ -11,17 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vecferry.connecting import Collection, connect
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, TargetExistsError
-from vecferry.ports import (
-    Collection,
-    OnProgress,
-    ShouldStop,
-    StoreURL,
-    WriteMode,
-    ignore_progress,
-    never_stop,
-)
-from vecferry.registry import connect
+from vecferry.ports import OnProgress, ShouldStop, StoreURL, WriteMode, ignore_progress, never_stop
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Catalog, Snapshot, SnapshotFile
 from vecferry.snapshots.comparing import SnapshotDiff, compare
@@ -278,7 +270,7 @@ class SnapshotStore:
         path = _plain_path(target, snapshot)
         if path is not None and not options and mode in ("create", "replace"):
             return self.download(path, snapshot.version, replace=mode == "replace", on_progress=on_progress)
-        migrate = import_module("vecferry.migration").migrate
+        migrate = import_module("vecferry.api.migration").migrate
         with self.open(snapshot.version) as source:
             return migrate(source, target, mode=mode, on_progress=on_progress, **options)
 

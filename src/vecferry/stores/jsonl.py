@@ -1,7 +1,7 @@
 """``jsonl:PATH``: one JSON object a line, for people, ``jq`` and ``head``.
 
 A path that ends in ``.jsonl`` or ``.ndjson`` (with ``.gz`` also) is a file, any other a folder of such
-files. Every line is a record, see `vecferry.stores._json_rows`; the first one also carries the
+files. Every line is a record, see `vecferry.stores.kit.json_rows`; the first one also carries the
 collection's schema under ``_vecferry``, so that a file is complete in itself and no line of it is anything
 else. Foreign files are read by their usual key names, or as the options ``id``, ``text``, ``vector`` and
 ``metadata`` say.
@@ -21,12 +21,12 @@ import numpy as np
 import orjson
 
 from vecferry.errors import ConfigurationError, CorruptDataError
+from vecferry.model import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
+from vecferry.model.vectors import Array
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
-from vecferry.records import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
-from vecferry.records.vectors import Array
-from vecferry.stores._checks import filtered, kind_of
-from vecferry.stores._files import FileStore, Pending
-from vecferry.stores._json_rows import (
+from vecferry.stores.kit.checks import filtered, kind_of
+from vecferry.stores.kit.files import FileStore, Pending
+from vecferry.stores.kit.json_rows import (
     BadRow,
     columns_of,
     dump_rows,
@@ -34,7 +34,7 @@ from vecferry.stores._json_rows import (
     load_row,
     without_mark,
 )
-from vecferry.stores._lines import align, line_number, lines, open_lines
+from vecferry.stores.kit.lines import align, line_number, lines, open_lines
 
 _BATCH_BYTES = 64 << 20
 _COUNT_BATCH = 1024

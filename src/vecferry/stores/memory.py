@@ -17,18 +17,7 @@ from vecferry.errors import (
     SchemaMismatchError,
     TargetExistsError,
 )
-from vecferry.ports import (
-    Capabilities,
-    Cursor,
-    Fields,
-    Partition,
-    StoreURL,
-    Version,
-    WriteMode,
-    WriteReceipt,
-    check_fits,
-)
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DType,
     Kind,
@@ -41,8 +30,19 @@ from vecferry.records import (
     encode_id,
     matches,
 )
-from vecferry.records.metrics import score
-from vecferry.stores._checks import field_named
+from vecferry.model.metrics import score
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    StoreURL,
+    Version,
+    WriteMode,
+    WriteReceipt,
+    check_fits,
+)
+from vecferry.stores.kit.checks import field_named
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """``parquet:PATH``: Apache Parquet, one file or a folder of part files.
 
 A path that ends in ``.parquet`` (or ``.pq``) is a file, any other a folder. The columns are those of
-`vecferry.records.arrow`; the collection's schema, with the embedding space of each field, is in the file's
+`vecferry.model.arrow`; the collection's schema, with the embedding space of each field, is in the file's
 key-value metadata. Foreign files are read by the names and types of their columns, or as the options
 ``id``, ``text``, ``vector`` and ``metadata`` say; columns that are none of these become metadata.
 """
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vecferry.errors import ConfigurationError, CorruptDataError, MissingDependencyError
+from vecferry.model import CollectionSchema, Loss, RecordBatch, Where, type_name
+from vecferry.model.vectors import Array
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
-from vecferry.records import CollectionSchema, Loss, RecordBatch, Where, type_name
-from vecferry.records.vectors import Array
-from vecferry.stores._checks import filtered, kind_of
-from vecferry.stores._files import FileStore, Pending
+from vecferry.stores.kit.checks import filtered, kind_of
+from vecferry.stores.kit.files import FileStore, Pending
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vecferry.records.arrow import Layout
+    from vecferry.model.arrow import Layout
 else:
     try:
         import pyarrow as pa
@@ -33,7 +33,7 @@ else:
     except ImportError as error:  # pragma: no cover
         raise MissingDependencyError("parquet:", "parquet") from error
 
-from vecferry.records.arrow import (
+from vecferry.model.arrow import (
     arrow_schema,
     batch_from_arrow,
     batch_to_arrow,

@@ -13,6 +13,15 @@ import numpy as np
 import pytest
 
 from vecferry.errors import SchemaMismatchError, SpaceMismatchError, TargetExistsError
+from vecferry.model import (
+    EmbeddingSpace,
+    Metric,
+    RecordBatch,
+    VectorField,
+    VectorRecord,
+    encode_id,
+    id_type,
+)
 from vecferry.ports import (
     Deletable,
     Fetchable,
@@ -21,15 +30,6 @@ from vecferry.ports import (
     Rewindable,
     Searchable,
     WriteMode,
-)
-from vecferry.records import (
-    EmbeddingSpace,
-    Metric,
-    RecordBatch,
-    VectorField,
-    VectorRecord,
-    encode_id,
-    id_type,
 )
 from vecferry.testing.samples import DIM, ODD_IDS, TYPED_METADATA, sample_records, sample_schema
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
     Metric,

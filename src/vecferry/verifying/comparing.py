@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import ConfigurationError, JobStopped
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, encode_id
 from vecferry.ports import Fetchable, Fields, ShouldStop, Sink, Source, never_stop
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, encode_id
 from vecferry.verifying import reading
 from vecferry.verifying.reading import Reader, Share, side_by_side, skip
 from vecferry.verifying.result import Verification

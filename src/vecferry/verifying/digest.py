@@ -22,8 +22,8 @@ from zlib import crc32
 import numpy as np
 import orjson
 
-from vecferry.records import RecordBatch, RecordId, encode_id, to_json
-from vecferry.records.vectors import Array
+from vecferry.model import RecordBatch, RecordId, encode_id, to_json
+from vecferry.model.vectors import Array
 
 BUCKETS = 256
 _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME

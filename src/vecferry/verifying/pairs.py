@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.records import MultiColumn, RecordBatch, SparseColumn
-from vecferry.records.vectors import Array, Column, DenseColumn
+from vecferry.model import MultiColumn, RecordBatch, SparseColumn
+from vecferry.model.vectors import Array, Column, DenseColumn
 from vecferry.verifying.digest import parse_canonical
 from vecferry.verifying.tolerance import Tolerance
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from vecferry.core.concurrency import in_order, merged, prefetch
+from vecferry.core.retry import RetryPolicy, reopened
 from vecferry.errors import UnsupportedError
+from vecferry.model import RecordBatch
 from vecferry.ports import Cursor, Fetchable, Fields, Partition, ShouldStop, Source
-from vecferry.pump import in_order, merged, prefetch
-from vecferry.records import RecordBatch
-from vecferry.retry import RetryPolicy, reopened
 
 BATCH = 2048
 SHARES_A_WORKER = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vecferry.records import RecordId, decode_id
+from vecferry.model import RecordId, decode_id
 
 
 class _Frozen(BaseModel):

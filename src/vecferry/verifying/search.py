@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import VecferryError
-from vecferry.ports import BatchSearchable, Fields, Searchable
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     Kind,
     RecordBatch,
@@ -18,8 +17,9 @@ from vecferry.records import (
     VectorRecord,
     encode_id,
 )
-from vecferry.records.metrics import scores_many
-from vecferry.records.vectors import Array, DenseColumn
+from vecferry.model.metrics import scores_many
+from vecferry.model.vectors import Array, DenseColumn
+from vecferry.ports import BatchSearchable, Fields, Searchable
 from vecferry.verifying.result import SearchProof
 
 _SPARE = 16  # kept beyond k, so that rows rounded apart and ties are still known

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     Kind,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vecferry.records import DType, Kind, VectorField
+from vecferry.model import DType, Kind, VectorField
 
 _FLOAT16_RELATIVE, _FLOAT16_ABSOLUTE = 2.0**-11, 2.0**-25
 _ORDER = (DType.FLOAT16, DType.FLOAT32)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.model import CollectionSchema, RecordBatch, RecordId, encode_id
 from vecferry.ports import Fields
-from vecferry.records import CollectionSchema, RecordBatch, RecordId, encode_id
 from vecferry.verifying.digest import Digest, buckets_of, canonical_rows, hash_rows
 from vecferry.verifying.pairs import Measured, columns, compare_vectors, explain_documents
 from vecferry.verifying.result import Difference, FieldProof, Verification

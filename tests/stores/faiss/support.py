@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.model import CollectionSchema, Metric, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, Metric, RecordBatch, VectorField, VectorRecord
 from vecferry.stores.faiss import FaissStore
 
 DATA = Path(__file__).parents[2] / "data"

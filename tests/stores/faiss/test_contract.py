@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
-from vecferry.records import Metric
+from vecferry.model import Metric
 from vecferry.stores.faiss import FaissStore
 from vecferry.testing import Peek, StoreContract
 

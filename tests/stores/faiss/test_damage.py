@@ -23,8 +23,7 @@ from vecferry.errors import (
     TargetExistsError,
     UnsupportedError,
 )
-from vecferry.ports import WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     DType,
@@ -33,6 +32,7 @@ from vecferry.records import (
     VectorField,
     VectorRecord,
 )
+from vecferry.ports import WriteMode
 from vecferry.stores.faiss import FaissStore
 
 

@@ -22,7 +22,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.faiss.map_store import FaissMapVectorStore
 
 from stores.faiss.support import SAMPLES, by_id, records, schema, truth, write
-from vecferry.records import Metric, VectorRecord
+from vecferry.model import Metric, VectorRecord
 from vecferry.stores.faiss import FaissStore
 
 TRUTH = {doc["text"]: doc for doc in truth()}

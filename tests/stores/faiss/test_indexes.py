@@ -14,7 +14,7 @@ import pytest
 
 from stores.faiss.support import random_vectors
 from vecferry.errors import UnsupportedError
-from vecferry.records import DType, Metric
+from vecferry.model import DType, Metric
 from vecferry.stores.faiss import FaissStore
 
 DIM, N = 32, 400

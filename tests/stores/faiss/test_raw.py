@@ -147,7 +147,7 @@ def test_anything_else_is_named(rows: Any, kind: str, tmp_path: Path) -> None:
 
 def test_metadata_with_the_keys_of_a_row_survives_being_written(tmp_path: Path) -> None:
     from stores.faiss.support import schema, write
-    from vecferry.records import VectorRecord
+    from vecferry.model import VectorRecord
 
     tricky = [{"id": 1}, {"text": "x"}, {"metadata": {"a": 1}}, {"page_content": "y", "_id": None}, {}]
     rows = [VectorRecord(id=i, text=None, vector=[1.0, float(i)], metadata=m) for i, m in enumerate(tricky)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stores.faiss.support import NODE, SAMPLES, WORDNET, truth
+from vecferry.model import Metric, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import Metric, VectorRecord
 from vecferry.stores.faiss import FaissStore
 
 FOLDERS = {

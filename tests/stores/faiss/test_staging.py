@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from stores.faiss.support import by_id, records, schema, write
 from vecferry.errors import CorruptDataError, JobLockedError, NotFoundError
+from vecferry.model import DenseColumn, RecordBatch, VectorRecord
 from vecferry.ports import Deletable, Publishable, Rewindable, Store, WriteMode
-from vecferry.records import DenseColumn, RecordBatch, VectorRecord
 from vecferry.stores.faiss import FaissStore
 
 LAYOUTS = ["plain", "langchain", "llamaindex", "llamaindex-map", "llamaindex-simple", "raw-pkl", "raw-json"]
@@ -203,7 +203,7 @@ import sys
 sys.path[:0] = {paths!r}
 from stores.faiss.support import records, schema
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch
+from vecferry.model import RecordBatch
 from vecferry.stores.faiss import FaissStore
 
 for round in range(1000):

@@ -12,7 +12,7 @@ import pytest
 
 import vecferry
 from vecferry.errors import CorruptDataError
-from vecferry.records import VectorRecord
+from vecferry.model import VectorRecord
 from vecferry.stores.jsonl import JsonlStore
 
 MARK = b"\xef\xbb\xbf"

@@ -17,8 +17,7 @@ import pytest
 
 import vecferry
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, RejectedRecord
-from vecferry.ports import Fields, StoreURL, WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
     RecordBatch,
@@ -26,6 +25,7 @@ from vecferry.records import (
     VectorRecord,
     schema_of,
 )
+from vecferry.ports import Fields, StoreURL, WriteMode
 from vecferry.stores import parquet
 from vecferry.stores.parquet import ParquetStore
 from vecferry.testing import sample_records

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vecferry.errors import CorruptDataError, FatalStoreError, JobLockedError, NotFoundError
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
 from vecferry.stores import parquet
-from vecferry.stores._files import FileStore
 from vecferry.stores.jsonl import JsonlStore
+from vecferry.stores.kit.files import FileStore
 from vecferry.stores.parquet import ParquetStore
 from vecferry.testing import sample_records, sample_schema
 
@@ -261,7 +261,7 @@ def test_a_file_size_limit_is_survived_and_resumed(name: str, tmp_path: Path) ->
         "from stores.files.test_resume import make\n"
         "from vecferry.errors import FatalStoreError\n"
         "from vecferry.ports import WriteMode\n"
-        "from vecferry.records import RecordBatch\n"
+        "from vecferry.model import RecordBatch\n"
         "from vecferry.testing import sample_records, sample_schema\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"

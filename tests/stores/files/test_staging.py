@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import vecferry
+from vecferry.core.durable import exchange, write_durably
 from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, SchemaMismatchError
-from vecferry.stores import _staging
-from vecferry.stores._durable import exchange, write_durably
-from vecferry.stores._staging import StagingRoom
+from vecferry.stores.kit import staging as _staging
+from vecferry.stores.kit.staging import StagingRoom
 
 
 def put(path: Path, text: str, *, folder: bool) -> None:
@@ -164,7 +164,7 @@ def test_kill_9_while_versions_change(tmp_path: Path) -> None:
     target = tmp_path / "kb"
     put(target, "original", folder=True)
     code = (
-        "import sys; from pathlib import Path; from vecferry.stores._staging import StagingRoom\n"
+        "import sys; from pathlib import Path; from vecferry.stores.kit.staging import StagingRoom\n"
         "room = StagingRoom(Path(sys.argv[1])); n = int(sys.argv[2])\n"
         "print('go', flush=True)\n"
         "while True:\n"

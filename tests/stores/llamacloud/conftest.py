@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from servers.llamacloud import KEY, LlamaCloud, Pipeline
-from vecferry.retry import RetryPolicy
+from vecferry.core.retry import RetryPolicy
 from vecferry.stores.llamacloud import LlamaCloudStore
 
 QUICK = RetryPolicy(attempts=6, max_seconds=20.0, base=0.005, cap=0.02)

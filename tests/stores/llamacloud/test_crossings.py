@@ -12,8 +12,8 @@ import pytest
 import vecferry as vf
 from servers.llamacloud import Fault, LlamaCloud, Pipeline
 from servers.postgres import Postgres, postgres
-from vecferry.records import VectorRecord
-from vecferry.retry import RetryPolicy
+from vecferry.core.retry import RetryPolicy
+from vecferry.model import VectorRecord
 
 from .conftest import open_store
 

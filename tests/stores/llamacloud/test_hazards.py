@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from servers.llamacloud import Fault, LlamaCloud, Pipeline
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -17,8 +18,7 @@ from vecferry.errors import (
     RequestTooLargeError,
     RetryableError,
 )
-from vecferry.records import RecordBatch, VectorRecord
-from vecferry.retry import RetryPolicy
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.stores.llamacloud import LlamaCloudStore
 from vecferry.stores.llamacloud.client import retry_after
 from vecferry.stores.llamacloud.pace import Pace

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from servers.llamacloud import KEY, LlamaCloud, Pipeline
-from vecferry.records import RecordBatch, VectorRecord
+from vecferry.model import RecordBatch, VectorRecord
 
 from .conftest import open_store
 

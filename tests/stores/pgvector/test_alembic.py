@@ -9,8 +9,8 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
+from vecferry.contrib.alembic import VectorChange
 from vecferry.errors import ConfigurationError
-from vecferry.stores.pgvector.alembic import VectorChange
 
 ENV = """
 from alembic import context

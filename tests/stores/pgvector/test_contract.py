@@ -14,8 +14,8 @@ import pytest
 
 import vecferry as vf
 from servers.postgres import Postgres
+from vecferry.model import Metric
 from vecferry.ports import StoreURL
-from vecferry.records import Metric
 from vecferry.stores.pgvector import embedded
 from vecferry.testing import Peek, StoreContract
 

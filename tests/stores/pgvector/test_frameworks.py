@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 
 DIM = 4
 TEXTS = ["a cat sleeps", "a dog barks", "rain falls", "고양이가 잔다", "the sun rises"]

@@ -24,8 +24,7 @@ from vecferry.errors import (
     TimedOutError,
     VecferryError,
 )
-from vecferry.ports import Fields, StoreURL, WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     DType,
@@ -34,6 +33,7 @@ from vecferry.records import (
     VectorField,
     VectorRecord,
 )
+from vecferry.ports import Fields, StoreURL, WriteMode
 
 SCHEMA = CollectionSchema(fields=(VectorField(dim=2),), id_type="int")
 

@@ -19,7 +19,7 @@ from vecferry.errors import (
     SchemaMismatchError,
     SpaceMismatchError,
 )
-from vecferry.records import EmbeddingSpace
+from vecferry.model import EmbeddingSpace
 from vecferry.stores.pgvector import PgVectorCollection, fill_column
 
 DIM = 6

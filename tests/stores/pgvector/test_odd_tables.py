@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from vecferry.connecting import Collection
 from vecferry.errors import (
     ConfigurationError,
     RejectedRecord,
@@ -21,8 +22,8 @@ from vecferry.errors import (
     TimedOutError,
     UnsupportedError,
 )
-from vecferry.ports import Collection, WriteMode
-from vecferry.records import EmbeddingSpace, RecordBatch, VectorRecord
+from vecferry.model import EmbeddingSpace, RecordBatch, VectorRecord
+from vecferry.ports import WriteMode
 from vecferry.stores.pgvector import PgVectorCollection, PgVectorStore, fill_column
 
 

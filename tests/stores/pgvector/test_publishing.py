@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from vecferry.errors import NotFoundError, RetryableError, UnsupportedError
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 
 SCHEMA = CollectionSchema(fields=(VectorField(dim=2),), id_type="int")
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vecferry.ports import Progress, WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DType,
     Metric,
@@ -22,7 +21,8 @@ from vecferry.records import (
     VectorRecord,
     matches,
 )
-from vecferry.records.metrics import scores
+from vecferry.model.metrics import scores
+from vecferry.ports import Progress, WriteMode
 
 RNG = np.random.default_rng(3)
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from vecferry.errors import SchemaMismatchError
-from vecferry.ports import WriteMode
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DType,
     Kind,
@@ -22,6 +21,7 @@ from vecferry.records import (
     VectorField,
     VectorRecord,
 )
+from vecferry.ports import WriteMode
 
 MANY_TYPES = """
     create type mood as enum ('calm', 'wild');

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from servers.qdrant_grpc import QdrantServer
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
 

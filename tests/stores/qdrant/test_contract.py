@@ -9,7 +9,7 @@ import pytest
 from qdrant_client import QdrantClient
 
 from servers.qdrant_grpc import QdrantServer
-from vecferry.records import Metric
+from vecferry.model import Metric
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import _OPEN, MEMORY, Address
 from vecferry.testing import Peek, StoreContract

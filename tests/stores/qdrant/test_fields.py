@@ -11,9 +11,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
-from vecferry.ports import Fields, Sink, Store, WriteMode
-from vecferry.ports.abilities import BatchSearchable, Deletable, Fetchable, Publishable
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
     Metric,
@@ -23,7 +21,9 @@ from vecferry.records import (
     VectorRecord,
     encode_id,
 )
-from vecferry.records.metrics import score, sparse_score
+from vecferry.model.metrics import score, sparse_score
+from vecferry.ports import Fields, Sink, Store, WriteMode
+from vecferry.ports.abilities import BatchSearchable, Deletable, Fetchable, Publishable
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.points import after, order, point_id
 

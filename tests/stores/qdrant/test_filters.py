@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
 from vecferry.layouts import find_layout
-from vecferry.records import VectorRecord, matches, parse_where
+from vecferry.model import VectorRecord, matches, parse_where
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.config import json_path
 from vecferry.stores.qdrant.filters import bounds

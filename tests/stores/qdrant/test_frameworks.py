@@ -17,8 +17,8 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamaStore
 from qdrant_client import QdrantClient, models
 
 from vecferry.layouts.llamaindex import NODE_KEY
+from vecferry.model import CollectionSchema, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, VectorField, VectorRecord
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
 

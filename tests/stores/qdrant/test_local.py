@@ -15,8 +15,8 @@ from qdrant_client import QdrantClient
 
 import vecferry as vf
 from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, TargetExistsError
+from vecferry.model import CollectionSchema, RecordBatch, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import _OPEN
 
@@ -219,7 +219,7 @@ def test_what_was_acknowledged_survives_kill_9(folder: Open, tmp_path: Path) -> 
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from stores.qdrant.conftest import records, schema\n"
         "from vecferry.ports import WriteMode\n"
-        "from vecferry.records import RecordBatch\n"
+        "from vecferry.model import RecordBatch\n"
         "from vecferry.stores.qdrant import QdrantStore\n"
         "from vecferry.stores.qdrant.connection import Address\n"
         f"store = QdrantStore(Address(path={str(tmp_path / 'db')!r}), 'c')\n"

@@ -10,8 +10,8 @@ import pytest
 import vecferry as vf
 from servers.qdrant_rest import QdrantRest
 from vecferry.errors import FatalStoreError, NotFoundError, RejectedRecord, RetryableError
+from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.ports import Fields, WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
 

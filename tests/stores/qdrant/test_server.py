@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
+from vecferry.model import CollectionSchema, RecordBatch, VectorField, matches, parse_where
 from vecferry.ports import StoreURL, WriteMode
-from vecferry.records import CollectionSchema, RecordBatch, VectorField, matches, parse_where
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.testing import Peek, StoreContract
 

@@ -12,8 +12,8 @@ from qdrant_client import QdrantClient, models
 
 from servers.qdrant_grpc import QdrantServer
 from vecferry.errors import NotFoundError, PlanError, RetryableError
+from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.records import RecordBatch, VectorRecord
 from vecferry.stores.qdrant import QdrantStore
 
 from .conftest import DIM, fill, read, records, schema

@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient, models
 
 import vecferry as vf
 from servers.qdrant_grpc import QdrantServer
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     FatalStoreError,
     NotFoundError,
@@ -23,9 +24,8 @@ from vecferry.errors import (
     UnsupportedError,
     VecferryError,
 )
+from vecferry.model import CollectionSchema, DenseColumn, EmbeddingSpace, RecordBatch, VectorField
 from vecferry.ports import WriteMode
-from vecferry.records import CollectionSchema, DenseColumn, EmbeddingSpace, RecordBatch, VectorField
-from vecferry.retry import RetryPolicy
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import Address
 

@@ -22,9 +22,9 @@ from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
-from vecferry.records import ENVELOPE, RecordId, decode_id, encode_id
-from vecferry.records.ids import check_id
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE, RecordId, decode_id, encode_id
+from vecferry.model.ids import check_id
+from vecferry.model.vectors import Array
 
 _BATCH = 1000  # items a SETITEMS opcode takes, as Python's pickler does
 

@@ -22,8 +22,8 @@ import orjson
 
 from vecferry.errors import CorruptDataError
 from vecferry.layouts.envelope import open_envelope, seal
-from vecferry.records import ENVELOPE, RecordId
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE, RecordId
+from vecferry.model.vectors import Array
 
 _INT64 = range(-(2**63), 2**63)
 _CHUNK = 1 << 20

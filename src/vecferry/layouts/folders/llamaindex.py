@@ -28,7 +28,7 @@ from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.lines import Entry, LineFile, Spool, loads
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.layouts.llamaindex import read_node
-from vecferry.records import ENVELOPE
+from vecferry.model import ENVELOPE
 
 VECTORS = "default__vector_store.json"
 DOCSTORE = "docstore.json"

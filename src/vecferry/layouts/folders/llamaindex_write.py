@@ -26,9 +26,9 @@ from vecferry.layouts.folders.llamaindex import (
     VECTORS,
 )
 from vecferry.layouts.llamaindex import NODE_KEY, build_node, document_of, read_node
-from vecferry.records import ENVELOPE
-from vecferry.records.ids import ID_NAMESPACE
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE
+from vecferry.model.ids import ID_NAMESPACE
+from vecferry.model.vectors import Array
 
 _INDEX_ID = str(uuid5(ID_NAMESPACE, "llamaindex index struct"))
 _EMPTY: dict[str, dict[str, Any]] = {

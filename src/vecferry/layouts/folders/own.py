@@ -16,8 +16,8 @@ import numpy as np
 from vecferry.errors import CorruptDataError, MissingDependencyError
 from vecferry.layouts.folders.lines import Entry, LineFile, dumps, from_row, loads, to_row
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count
-from vecferry.records import ENVELOPE
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE
+from vecferry.model.vectors import Array
 
 JSONL = "records.jsonl"
 PARQUET = "records.parquet"

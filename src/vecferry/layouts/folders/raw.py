@@ -24,9 +24,9 @@ from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
-from vecferry.records import ENVELOPE, encode_id, id_key
-from vecferry.records.ids import RecordId, check_id
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE, encode_id, id_key
+from vecferry.model.ids import RecordId, check_id
+from vecferry.model.vectors import Array
 
 _ID_KEYS = ("id", "_id")
 _TAKEN = object()

@@ -8,7 +8,7 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError
 from vecferry.layouts.folders.lines import Entries, Entry
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 
 @dataclass(frozen=True, slots=True)

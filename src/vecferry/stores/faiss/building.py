@@ -27,9 +27,9 @@ from vecferry.layouts.folders import (
     write_raw,
     write_simple_vectors,
 )
-from vecferry.records import CollectionSchema, Loss, Metric, RecordId, encode_id, uuid_of
-from vecferry.records.ids import ID_NAMESPACE
-from vecferry.records.vectors import Array
+from vecferry.model import CollectionSchema, Loss, Metric, RecordId, encode_id, uuid_of
+from vecferry.model.ids import ID_NAMESPACE
+from vecferry.model.vectors import Array
 from vecferry.stores.faiss.flat import flat_header, id_block, mapped_header
 from vecferry.stores.faiss.stage import Stage
 from vecferry.stores.faiss.vectors import import_faiss

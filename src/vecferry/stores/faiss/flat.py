@@ -26,8 +26,8 @@ from typing import BinaryIO
 import numpy as np
 
 from vecferry.errors import CorruptDataError
-from vecferry.records import Metric
-from vecferry.records.vectors import Array
+from vecferry.model import Metric
+from vecferry.model.vectors import Array
 
 _FLAT = (b"IxF2", b"IxFI", b"IxFl")
 _MAPPED = (b"IxMp", b"IxM2", b"IBMp", b"IBM2")

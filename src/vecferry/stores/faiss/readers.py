@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import CorruptDataError, UnsupportedError
-from vecferry.records import Metric
+from vecferry.model import Metric
 from vecferry.stores.faiss.flat import FAISS_METRICS, FlatFile, parse_flat
 from vecferry.stores.faiss.vectors import (
     Bits,

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.model import VectorRecord, Where, matches
+from vecferry.model.metrics import scores, scores_many
+from vecferry.model.vectors import Array
 from vecferry.ports import Fields
-from vecferry.records import VectorRecord, Where, matches
-from vecferry.records.metrics import scores, scores_many
-from vecferry.records.vectors import Array
-from vecferry.stores._checks import check_query
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
 from vecferry.stores.faiss.vectors import import_faiss
+from vecferry.stores.kit.checks import check_query
 
 _BLOCK = 4096
 _SPARE = 4

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from vecferry.errors import CorruptDataError
 from vecferry.layouts.folders import Entry, Found, Numbering, Sidecar, find, read_simple
-from vecferry.ports import Fields
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     DType,
@@ -30,11 +29,12 @@ from vecferry.records import (
     matches,
     type_name,
 )
-from vecferry.records.vectors import Array
-from vecferry.stores._keys import KeyIndex, keys_of
+from vecferry.model.vectors import Array
+from vecferry.ports import Fields
 from vecferry.stores.faiss.building import index_metric
 from vecferry.stores.faiss.flat import flat_header
 from vecferry.stores.faiss.readers import IndexFile
+from vecferry.stores.kit.keys import KeyIndex, keys_of
 
 _SAMPLE = 100
 _BLOCK = 4096

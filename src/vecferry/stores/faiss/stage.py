@@ -22,10 +22,10 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError, JobLockedError, RejectedRecord, SchemaMismatchError
 from vecferry.layouts.folders import Entry, LineFile, encode_lines
-from vecferry.records import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_type
-from vecferry.records.vectors import Array
-from vecferry.stores._keys import KEY_TYPE, keys_of, last_of_each
-from vecferry.stores._staging import as_store_error, fsync_folder, write_durably
+from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_type
+from vecferry.model.vectors import Array
+from vecferry.stores.kit.keys import KEY_TYPE, keys_of, last_of_each
+from vecferry.stores.kit.staging import as_store_error, fsync_folder, write_durably
 
 ROW = np.dtype([("key", KEY_TYPE), ("end", "<i8"), ("kind", "u1")])
 _KINDS = ("int", "str", "uuid", "tuple")

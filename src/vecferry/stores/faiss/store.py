@@ -16,6 +16,14 @@ from vecferry.errors import (
     TargetExistsError,
 )
 from vecferry.layouts.folders import INDEX_NAME, NAMES, find
+from vecferry.model import (
+    CollectionSchema,
+    Metric,
+    RecordBatch,
+    RecordId,
+    VectorRecord,
+    Where,
+)
 from vecferry.ports import (
     Capabilities,
     Cursor,
@@ -27,21 +35,13 @@ from vecferry.ports import (
     WriteReceipt,
     check_fits,
 )
-from vecferry.records import (
-    CollectionSchema,
-    Metric,
-    RecordBatch,
-    RecordId,
-    VectorRecord,
-    Where,
-)
-from vecferry.stores._checks import field_named
-from vecferry.stores._staging import StagingRoom, fsync_tree
 from vecferry.stores.faiss.building import build
 from vecferry.stores.faiss.searching import search
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
 from vecferry.stores.faiss.stage import Plan, Stage
 from vecferry.stores.faiss.wishing import Wish, look_at
+from vecferry.stores.kit.checks import field_named
+from vecferry.stores.kit.staging import StagingRoom, fsync_tree
 
 _DIRECT = "direct"
 _COPY_BLOCK = 4096

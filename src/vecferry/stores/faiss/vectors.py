@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vecferry.errors import CorruptDataError, MissingDependencyError
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 
 
 class Vectors(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vecferry.core.durable import check_swappable
 from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError, UnsupportedError
 from vecferry.layouts.folders import INDEX_NAME, Found, find, others_in
+from vecferry.model import CollectionSchema, DType, Kind, Metric
 from vecferry.ports import Capabilities, check_fits
-from vecferry.records import CollectionSchema, DType, Kind, Metric
-from vecferry.stores._durable import check_swappable
 from vecferry.stores.faiss.building import file_names, header_of, losses_of, make_index
 from vecferry.stores.faiss.snapshot import Snapshot
 from vecferry.stores.faiss.stage import Plan

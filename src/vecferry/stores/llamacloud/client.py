@@ -13,6 +13,8 @@ from time import time
 from typing import Any
 from urllib.parse import quote
 
+from vecferry.core.redaction import hide
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -23,8 +25,6 @@ from vecferry.errors import (
     RetryableError,
     VecferryError,
 )
-from vecferry.redaction import hide
-from vecferry.retry import RetryPolicy
 from vecferry.stores.llamacloud.pace import Pace
 
 BASE_URL = "https://api.cloud.llamaindex.ai"

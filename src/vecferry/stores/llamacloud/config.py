@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from vecferry.records import EmbeddingSpace, Loss
+from vecferry.model import EmbeddingSpace, Loss
 
 _MODEL_KEYS = ("model_name", "model", "azure_deployment", "deployment_name", "model_id")
 _SECRETS = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from vecferry.records import Where
+from vecferry.model import Where
 
 _OPERATORS = {
     "$eq": "==",

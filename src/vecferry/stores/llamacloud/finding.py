@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from vecferry.errors import ConfigurationError, NotFoundError, RejectedRecord
-from vecferry.records import CollectionSchema
+from vecferry.model import CollectionSchema
 from vecferry.stores.llamacloud.client import Client, segment
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vecferry.records import VectorRecord
+from vecferry.model import VectorRecord
 from vecferry.stores.llamacloud.client import Client
 from vecferry.stores.llamacloud.mapping import chunk_id
 

@@ -13,7 +13,7 @@ from typing import Any
 from vecferry.errors import CorruptDataError, RejectedRecord
 from vecferry.layouts import open_envelope, seal
 from vecferry.layouts.llamaindex import NODE_KEY, read_node
-from vecferry.records import ENVELOPE, RecordId, VectorRecord, uuid_of
+from vecferry.model import ENVELOPE, RecordId, VectorRecord, uuid_of
 
 CLOUD_KEY = "_llamacloud"
 _EXCLUDED = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")

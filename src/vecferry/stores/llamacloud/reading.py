@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from vecferry.errors import NotFoundError
+from vecferry.model import RecordId
 from vecferry.ports import Cursor
-from vecferry.records import RecordId
 from vecferry.stores.llamacloud import later
 from vecferry.stores.llamacloud.client import Client, segment
 from vecferry.stores.llamacloud.listing import Listing

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     ConfigurationError,
     NotFoundError,
@@ -20,16 +21,7 @@ from vecferry.errors import (
     TargetExistsError,
     UnsupportedError,
 )
-from vecferry.ports import (
-    Capabilities,
-    Cursor,
-    Fields,
-    Partition,
-    StoreURL,
-    WriteMode,
-    WriteReceipt,
-)
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
     Loss,
@@ -40,8 +32,16 @@ from vecferry.records import (
     Where,
     matches,
 )
-from vecferry.records.vectors import DenseColumn
-from vecferry.retry import RetryPolicy
+from vecferry.model.vectors import DenseColumn
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    StoreURL,
+    WriteMode,
+    WriteReceipt,
+)
 from vecferry.stores.llamacloud import config, later
 from vecferry.stores.llamacloud.client import RETRY, Client, segment
 from vecferry.stores.llamacloud.filters import to_service

@@ -16,7 +16,7 @@ try:
 except ImportError:
     raise MissingDependencyError("pgvector:", "pgvector") from None
 
-from vecferry.stores.pgvector.fill import Filled, fill_column
+from vecferry.contrib.fill_postgres import Filled, fill_column
 from vecferry.stores.pgvector.models import PgVectorCollection
 from vecferry.stores.pgvector.store import PgVectorStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vecferry.records import DType, Kind
+from vecferry.model import DType, Kind
 
 VECTOR_TYPES: dict[str, tuple[Kind, DType]] = {
     "vector": (Kind.DENSE, DType.FLOAT32),
@@ -14,7 +14,7 @@ VECTOR_TYPES: dict[str, tuple[Kind, DType]] = {
     "sparsevec": (Kind.SPARSE, DType.FLOAT32),
 }
 
-# Postgres type → the type name of its Python value (see `vecferry.records.type_name`).
+# Postgres type → the type name of its Python value (see `vecferry.model.type_name`).
 VALUE_TYPES: dict[str, str] = {
     "bool": "bool",
     **dict.fromkeys(("int2", "int4", "int8", "oid"), "int"),

@@ -15,8 +15,8 @@ import psycopg
 from psycopg import sql
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError
+from vecferry.model import RecordBatch, encode_id
 from vecferry.ports import WriteReceipt
-from vecferry.records import RecordBatch, encode_id
 from vecferry.stores.pgvector import encode
 from vecferry.stores.pgvector.address import Server
 from vecferry.stores.pgvector.columns import RowMap

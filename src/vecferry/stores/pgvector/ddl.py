@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import BYTEA, JSONB
 from sqlalchemy.schema import CreateTable
 
 from vecferry.errors import FatalStoreError, SchemaMismatchError, UnsupportedError
-from vecferry.records import CollectionSchema, DType, Kind, VectorField
+from vecferry.model import CollectionSchema, DType, Kind, VectorField
 from vecferry.stores.pgvector.address import TableName
 from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.errors import EXTENSION_HINT

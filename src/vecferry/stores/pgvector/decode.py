@@ -20,8 +20,8 @@ import psycopg
 from psycopg.pq import Format
 
 from vecferry.errors import CorruptDataError
-from vecferry.records import DenseColumn, SparseColumn
-from vecferry.records.vectors import Array, Mask
+from vecferry.model import DenseColumn, SparseColumn
+from vecferry.model.vectors import Array, Mask
 from vecferry.stores.pgvector.columns import PgColumn
 
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")

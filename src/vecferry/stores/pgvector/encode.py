@@ -14,9 +14,9 @@ import numpy as np
 import orjson
 
 from vecferry.layouts import seal
-from vecferry.records import ENVELOPE, DenseColumn, SparseColumn
-from vecferry.records.typed import survives_json
-from vecferry.records.vectors import Array
+from vecferry.model import ENVELOPE, DenseColumn, SparseColumn
+from vecferry.model.typed import survives_json
+from vecferry.model.vectors import Array
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -137,7 +137,7 @@ def value_cells(values: Iterable[Any], dump: Callable[[Any], Any]) -> Cells:
 
 
 def metadata_documents(metadata: Sequence[dict[str, Any]]) -> list[bytes]:
-    """Each dict as JSON bytes; what JSON cannot hold goes in a reversible form (`vecferry.records.typed`).
+    """Each dict as JSON bytes; what JSON cannot hold goes in a reversible form (`vecferry.model.typed`).
 
     Raises:
         TypeError: for a value that cannot be kept at all.

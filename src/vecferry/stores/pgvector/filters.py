@@ -1,6 +1,6 @@
-"""`where` as SQL: the portable filters (`vecferry.records.filters`), SQLAlchemy expressions and SQL text.
+"""`where` as SQL: the portable filters (`vecferry.model.filters`), SQLAlchemy expressions and SQL text.
 
-A portable filter means the same as in `vecferry.records.matches`: a key that is missing matches only
+A portable filter means the same as in `vecferry.model.matches`: a key that is missing matches only
 ``$ne``, ``$nin`` and ``$exists: false``; a list matches when one of its items does; true is not 1; values
 of different types do not compare. Every condition is true or false, never NULL, so ``$not`` is exact.
 """
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import Grouping
 
 from vecferry.errors import ConfigurationError, SchemaMismatchError
-from vecferry.records import ENVELOPE, Where, check_where, to_json
+from vecferry.model import ENVELOPE, Where, check_where, to_json
 from vecferry.stores.pgvector.columns import PgColumn, RowMap
 from vecferry.stores.pgvector.compiled import as_sql, rebound
 from vecferry.stores.pgvector.partitions import ordered
@@ -35,7 +35,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "$lt": lambda a, b: a < b,
     "$lte": lambda a, b: a <= b,
 }
-# ISO forms as `vecferry.records.typed` writes them; checked before the cast, which would fail on others.
+# ISO forms as `vecferry.model.typed` writes them; checked before the cast, which would fail on others.
 _ISO: dict[type, tuple[str, Any]] = {
     datetime: (r"^\d{4}-\d\d-\d\dT\d\d:\d\d", sa.DateTime()),
     date: (r"^\d{4}-\d\d-\d\d$", sa.Date()),
@@ -202,7 +202,7 @@ def _in_json(document: Any, key: str, name: str, operand: Any) -> Any:
 
 
 class _Place:
-    """A value in a metadata document, and what the envelope says of its type (`vecferry.records.typed`)."""
+    """A value in a metadata document, and what the envelope says of its type (`vecferry.model.typed`)."""
 
     def __init__(self, document: Any, steps: list[str]) -> None:
         self.document, self.steps = document, steps

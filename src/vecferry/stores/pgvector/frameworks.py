@@ -23,7 +23,7 @@ from psycopg import sql
 from vecferry.errors import NotFoundError, SchemaMismatchError
 from vecferry.layouts import open_envelope, seal
 from vecferry.layouts.llamaindex import LlamaIndexLayout
-from vecferry.records import ENVELOPE, CollectionSchema, DType, RecordBatch
+from vecferry.model import ENVELOPE, CollectionSchema, DType, RecordBatch
 from vecferry.stores.pgvector.address import TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.memo import Memo, write_memo

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from vecferry.model import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.ports import OnProgress, Progress
-from vecferry.records import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.stores.pgvector.address import Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.errors import translated

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from vecferry.errors import NotFoundError
-from vecferry.records import CollectionSchema, Kind
+from vecferry.model import CollectionSchema, Kind
 from vecferry.stores.pgvector import filters
 from vecferry.stores.pgvector.address import Server, TableName
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, RowMap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vecferry.errors import SchemaMismatchError
-from vecferry.records import CollectionSchema, DType, Kind, Metric, VectorField
+from vecferry.model import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.stores.pgvector.columns import DERIVED_TYPES, VECTOR_TYPES, RowMap
 from vecferry.stores.pgvector.frameworks import Place, framework_map, recognise
 from vecferry.stores.pgvector.memo import Memo

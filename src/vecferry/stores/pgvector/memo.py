@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vecferry.records import CollectionSchema
+from vecferry.model import CollectionSchema
 from vecferry.stores.pgvector.address import TableName
 
 _LINE = re.compile(r"(?:^|\n)vecferry: (\{.*\})\s*$", re.DOTALL)

@@ -7,10 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from vecferry.connecting import Collection
+from vecferry.contrib.fill_postgres import Filled, fill_column
 from vecferry.errors import ConfigurationError
-from vecferry.ports import Collection, Embedder, StoreURL
+from vecferry.ports import Embedder, StoreURL
 from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
-from vecferry.stores.pgvector.fill import Filled, fill_column
 from vecferry.stores.pgvector.settings import names
 from vecferry.stores.pgvector.store import PgVectorStore
 

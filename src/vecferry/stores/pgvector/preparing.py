@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 
 from vecferry.errors import TargetExistsError
+from vecferry.model import CollectionSchema
 from vecferry.ports import WriteMode, check_fits
-from vecferry.records import CollectionSchema
 from vecferry.stores.pgvector import ddl, frameworks
 from vecferry.stores.pgvector.address import TableName
 from vecferry.stores.pgvector.frameworks import Place

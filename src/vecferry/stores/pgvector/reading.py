@@ -19,9 +19,9 @@ from psycopg.adapt import Transformer
 
 from vecferry.errors import CorruptDataError
 from vecferry.layouts import open_envelope
+from vecferry.model import ENVELOPE, Kind, RecordBatch, decode_id, encode_id, id_type
+from vecferry.model.ids import RecordId
 from vecferry.ports import Fields
-from vecferry.records import ENVELOPE, Kind, RecordBatch, decode_id, encode_id, id_type
-from vecferry.records.ids import RecordId
 from vecferry.stores.pgvector import decode
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, RowMap
 from vecferry.stores.pgvector.compiled import as_sql

@@ -11,8 +11,8 @@ import psycopg
 from psycopg.adapt import PyFormat, Transformer
 
 from vecferry.errors import RejectedRecord, SchemaMismatchError
-from vecferry.records import DenseColumn, Kind, MultiColumn, RecordBatch
-from vecferry.records.ids import RecordId
+from vecferry.model import DenseColumn, Kind, MultiColumn, RecordBatch
+from vecferry.model.ids import RecordId
 from vecferry.stores.pgvector import encode
 from vecferry.stores.pgvector.columns import VECTOR_TYPES, PgColumn, RowMap
 from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM

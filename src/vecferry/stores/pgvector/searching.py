@@ -13,8 +13,7 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from vecferry.errors import SchemaMismatchError
-from vecferry.ports import Fields
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     DType,
     Kind,
@@ -26,6 +25,7 @@ from vecferry.records import (
     VectorRecord,
     encode_id,
 )
+from vecferry.ports import Fields
 from vecferry.stores.pgvector.address import Server
 from vecferry.stores.pgvector.columns import PgColumn, RowMap
 from vecferry.stores.pgvector.compiled import as_sql

@@ -14,6 +14,16 @@ from vecferry.errors import (
     SchemaMismatchError,
     UnsupportedError,
 )
+from vecferry.model import (
+    CollectionSchema,
+    DType,
+    Kind,
+    Metric,
+    RecordBatch,
+    RecordId,
+    VectorRecord,
+    Where,
+)
 from vecferry.ports import (
     Capabilities,
     Changes,
@@ -24,16 +34,6 @@ from vecferry.ports import (
     Version,
     WriteMode,
     WriteReceipt,
-)
-from vecferry.records import (
-    CollectionSchema,
-    DType,
-    Kind,
-    Metric,
-    RecordBatch,
-    RecordId,
-    VectorRecord,
-    Where,
 )
 from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, preparing, publish, searching
 from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName

@@ -20,8 +20,8 @@ import orjson
 from psycopg import sql
 
 from vecferry.errors import SchemaMismatchError
+from vecferry.model import RecordBatch, RecordId, encode_id
 from vecferry.ports import Changes, Cursor
-from vecferry.records import RecordBatch, RecordId, encode_id
 from vecferry.stores.pgvector.address import Server, TableName
 from vecferry.stores.pgvector.columns import RowMap
 from vecferry.stores.pgvector.errors import translated

@@ -15,8 +15,8 @@ from typing import Any
 
 from vecferry.errors import PlanError, TargetExistsError, UnsupportedError
 from vecferry.layouts import Layout, find_layout
+from vecferry.model import CollectionSchema, DType, Metric
 from vecferry.ports import WriteMode, check_fits
-from vecferry.records import CollectionSchema, DType, Metric
 from vecferry.stores.qdrant.config import Record, creation, json_path
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.facts import Facts

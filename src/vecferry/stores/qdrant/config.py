@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vecferry.errors import SchemaMismatchError, UnsupportedError
-from vecferry.records import CollectionSchema, DType, EmbeddingSpace, Kind, Metric, VectorField
+from vecferry.model import CollectionSchema, DType, EmbeddingSpace, Kind, Metric, VectorField
 
 RECORD = "vecferry"
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from vecferry.core.redaction import hide
 from vecferry.errors import ConfigurationError, MissingDependencyError, NotFoundError, VecferryError
 from vecferry.ports import StoreURL
-from vecferry.redaction import hide
 from vecferry.stores.qdrant.faults import translate
 
 if TYPE_CHECKING:

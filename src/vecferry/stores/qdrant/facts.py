@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vecferry.errors import NotFoundError
 from vecferry.layouts import Columns, Layout, find_layout, recognise_layout
 from vecferry.layouts.llamaindex import RESERVED
+from vecferry.model import ENVELOPE, CollectionSchema, Kind, RecordBatch, Where, id_type, type_name
 from vecferry.ports import Fields
-from vecferry.records import ENVELOPE, CollectionSchema, Kind, RecordBatch, Where, id_type, type_name
 from vecferry.stores.qdrant.config import Record, page_limit, read_fields, read_indexes, read_settings
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.points import batch_of, record_id

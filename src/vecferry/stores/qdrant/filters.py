@@ -16,7 +16,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from vecferry.records import ENVELOPE, Where
+from vecferry.model import ENVELOPE, Where
 from vecferry.stores.qdrant.config import json_path
 
 # None stands for "everything"; a `has_id` of no ids stands for "nothing".

@@ -12,8 +12,7 @@ import orjson
 
 from vecferry.errors import RejectedRecord
 from vecferry.layouts import Layout
-from vecferry.ports import Fields
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     Column,
     DenseColumn,
@@ -29,8 +28,9 @@ from vecferry.records import (
     encode_id,
     ids_column,
 )
-from vecferry.records.ids import ID_NAMESPACE
-from vecferry.records.vectors import Array
+from vecferry.model.ids import ID_NAMESPACE
+from vecferry.model.vectors import Array
+from vecferry.ports import Fields
 
 PointId = int | str
 Norms = list[dict[str, Any]]

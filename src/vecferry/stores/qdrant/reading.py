@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vecferry.model import Where, check_where
 from vecferry.ports import Fields
-from vecferry.records import Where, check_where
 from vecferry.stores.qdrant import wire
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.facts import Facts

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import SchemaMismatchError
-from vecferry.ports import Fields
-from vecferry.records import (
+from vecferry.model import (
     Kind,
     Metric,
     RecordBatch,
@@ -21,6 +20,7 @@ from vecferry.records import (
     check_where,
     matches,
 )
+from vecferry.ports import Fields
 from vecferry.stores.qdrant.connection import Connection
 from vecferry.stores.qdrant.facts import Facts
 

@@ -13,17 +13,7 @@ from vecferry.errors import (
     SchemaMismatchError,
 )
 from vecferry.layouts import find_layout
-from vecferry.ports import (
-    Capabilities,
-    Cursor,
-    Fields,
-    Partition,
-    StoreURL,
-    Version,
-    WriteMode,
-    WriteReceipt,
-)
-from vecferry.records import (
+from vecferry.model import (
     CollectionSchema,
     Kind,
     Metric,
@@ -33,6 +23,16 @@ from vecferry.records import (
     Where,
     encode_id,
     matches,
+)
+from vecferry.ports import (
+    Capabilities,
+    Cursor,
+    Fields,
+    Partition,
+    StoreURL,
+    Version,
+    WriteMode,
+    WriteReceipt,
 )
 from vecferry.stores.qdrant import points as pts
 from vecferry.stores.qdrant.building import Builder

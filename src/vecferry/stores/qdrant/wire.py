@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vecferry.records.vectors import Array
+from vecferry.model.vectors import Array
 from vecferry.stores.qdrant.points import PointId
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What a user calls: migrate, plan, verify, inspect, jobs."""

@@ -1,0 +1,312 @@
+"""What can be done with jobs after the call that began them: look, go on, replay, publish, repair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vecferry.api.migration import holds_text, migrate, shared_fields, verify
+from vecferry.connecting import Collection, borrowed, connect
+from vecferry.core.home import home
+from vecferry.errors import JobError, NotFoundError, PlanError, UnsupportedError
+from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, encode_id
+from vecferry.pipeline import checkpoint
+from vecferry.pipeline.publishing import prune as _prune
+from vecferry.pipeline.publishing import rollback as _rollback
+from vecferry.pipeline.publishing import versions as _versions
+from vecferry.pipeline.quarantine import Quarantine, Quarantined, read_quarantine
+from vecferry.pipeline.stage import Parcel, Rejection
+from vecferry.pipeline.transform import Check, Fit
+from vecferry.pipeline.write import Writer
+from vecferry.ports import (
+    Fetchable,
+    OnProgress,
+    Partition,
+    Publishable,
+    ShouldStop,
+    Version,
+    WriteMode,
+    ignore_progress,
+    never_stop,
+)
+from vecferry.reporting import Report
+from vecferry.verifying import Verification
+
+_REPAIR_CHUNK = 256
+_REPAIR_LIMIT = 1_000_000
+
+
+def list_jobs() -> list[dict[str, Any]]:
+    """The jobs under ``VECFERRY_HOME``, the last touched first."""
+    return checkpoint.list_jobs(home() / "jobs")
+
+
+def show_job(job: str | Path) -> dict[str, Any]:
+    """Everything stored of one job.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    found = checkpoint.peek_job(job_folder(job))
+    if not found:
+        raise _no_job(job)
+    return found
+
+
+def _no_job(job: str | Path) -> NotFoundError:
+    return NotFoundError(f"there is no job {str(job)!r}; see: vecferry jobs list")
+
+
+def describe_job(job: dict[str, Any]) -> str:
+    """One line: id, stage, counters, source and target."""
+    if "error" in job:
+        return f"{job['id']}  {job['stage']:<7} {job['error']}"
+    counters = job.get("counters", {})
+    return (
+        f"{job['id']}  {job.get('stage', '?'):<7} {counters.get('written', 0):>12,} written  "
+        f"{job.get('updated', '')}  {job.get('source')} → {job.get('target')}"
+    )
+
+
+def job_folder(job: str | Path) -> Path:
+    """The folder of a job given by its id or by the folder itself."""
+    folder = Path(job)
+    return folder if (folder / "job.sqlite").exists() else home() / "jobs" / str(job)
+
+
+def resume_job(
+    job: str | Path,
+    *,
+    source: str | None = None,
+    target: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+    should_stop: ShouldStop = never_stop,
+) -> Report:
+    """Go on with an unfinished job, with the settings it began with, from whatever folder.
+
+    Args:
+        source, target: the URLs again, where they hold a password or a key: those are not stored.
+
+    Raises:
+        JobError: if it is done, or was begun with objects or functions that only its caller has.
+    """
+    found = show_job(job)
+    call = dict(found.get("call") or {})
+    if found.get("stage") == "done":
+        raise JobError(f"job {found['id']} is done; migrate() begins a new one")
+    if not call:
+        raise JobError(
+            f"job {found['id']} was begun from code with objects or functions; "
+            "make the same call again there"
+        )
+    given = {"source": source, "target": target}
+    for side in call.pop("hidden", ()):
+        if given[side] is None:
+            raise JobError(
+                f"the {side} URL of job {found['id']} holds a password or a key, which is not stored; "
+                f"give it again: vecferry jobs resume {found['id']} --{side} URL"
+            )
+    call |= {side: url for side, url in given.items() if url is not None}
+    hooks: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
+    return migrate(**call, state_dir=found["folder"], **hooks)
+
+
+def forget_job(job: str | Path) -> bool:
+    """Delete the state of a job (its target stays as it is); false if there is none."""
+    return checkpoint.forget_job(job_folder(job))
+
+
+def publish_job(job: str | Path) -> Version:
+    """Swap in the target of a job that was run with ``publish="manual"`` and verified without difference.
+
+    Raises:
+        JobError: if the job did not come so far.
+    """
+    found = show_job(job)
+    if found.get("stage") != "publish" or not found.get("verified"):
+        raise JobError(
+            f"job {found['id']} is at stage {found.get('stage')}; only a verified target is published"
+        )
+    with checkpoint.JobState(job_folder(job)) as state, _goal(found, None) as target:
+        store = target.store
+        if not isinstance(store, Publishable):
+            raise UnsupportedError(f"{target.url} keeps no versions")
+        version = store.publish(str(state.get("tag")))
+        state.advance("done")
+        return version
+
+
+def _goal(found: dict[str, Any], target: Any) -> AbstractContextManager[Collection]:
+    """The job's target, opened as its call opened it."""
+    if target is not None:
+        return borrowed(partial(connect, target))
+    call = found.get("call") or {}
+    options = {**({"layout": call["layout"]} if "layout" in call else {}), **call.get("target_options", {})}
+    return borrowed(partial(connect, found["target"], **options))
+
+
+# -- versions ---------------------------------------------------------------------------------
+
+
+def versions(url: str | Collection) -> list[Version]:
+    """The versions of a collection that are kept, the live one first."""
+    with borrowed(partial(connect, url)) as collection:
+        return _versions(collection)
+
+
+def rollback(url: str | Collection) -> Version:
+    """Make the version before the live one the collection again, in one step."""
+    with borrowed(partial(connect, url)) as collection:
+        return _rollback(collection)
+
+
+def prune(url: str | Collection, keep: int = 0) -> list[str]:
+    """Delete all versions but the live one and ``keep`` before it."""
+    with borrowed(partial(connect, url)) as collection:
+        return _prune(collection, keep)
+
+
+# -- quarantine -------------------------------------------------------------------------------
+
+
+def quarantined(job: str | Path, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """The rejected records of a job: id, stage, reason, text.
+
+    Raises:
+        NotFoundError: if there is no such job.
+    """
+    folder = job_folder(job)
+    if not (folder / "job.sqlite").exists():
+        raise _no_job(job)
+    rows = islice(read_quarantine(folder / "quarantine.jsonl"), limit)
+    return [
+        {"id": encode_id(r.record.id), "stage": r.stage, "reason": r.reason, "text": r.record.text}
+        for r in rows
+    ]
+
+
+def replay_quarantine(job: str | Path, target: Any = None) -> dict[str, int]:
+    """Write the quarantined records to the job's target again; those it still refuses stay.
+
+    Args:
+        target: where to write, if the job's own URL does not open it.
+
+    Returns:
+        ``{"written": n, "left": m}``.
+    """
+    found = show_job(job)
+    if found.get("stage") not in ("done", "failed", "verify", "publish"):
+        raise JobError(
+            f"job {found['id']} is not through; finish it first: vecferry jobs resume {found['id']}"
+        )
+    with checkpoint.JobState(job_folder(job)) as state, _goal(found, target) as goal:
+        path = state.folder / "quarantine.jsonl"
+        items = list(read_quarantine(path))
+        if not items:
+            return {"written": 0, "left": 0}
+        ready, left = _fitted(found, items)
+        sink = goal.store
+        writer = Writer(sink)
+        if ready:
+            sink.prepare(goal.describe(), WriteMode.UPSERT)
+            for batch in RecordBatch.from_records(ready).split(_REPAIR_CHUNK):
+                left += writer.write(batch)
+            sink.finish()
+        _rewrite(path, left)
+        counters = state.counters
+        counters.rejected = sum(len(rejection.batch) for rejection in left)
+        counters.written += writer.written
+        state.commit(counters, cursors={}, quarantine_length=path.stat().st_size)
+        return {"written": writer.written, "left": counters.rejected}
+
+
+def _fitted(
+    found: dict[str, Any], items: Sequence[Quarantined]
+) -> tuple[list[VectorRecord], list[Rejection]]:
+    """The records as the target takes them, from wherever they were rejected; and what is not mended yet.
+
+    Raises:
+        UnsupportedError: if some would have to pass the job's function or model first.
+    """
+    early = {item.stage for item in items} - {"write"}
+    if early and ((found.get("settings") or {}).get("transform") or found.get("embed_space")):
+        raise UnsupportedError(
+            f"records rejected at {', '.join(sorted(early))} have not passed the job's transform or "
+            'embedding; mend them in the source, and migrate them with mode="upsert" and where='
+        )
+    schema = CollectionSchema(**found["schema"])
+    stages = (Check(), Fit(schema, found.get("names") or {}, keep_text=found.get("keep_text", True)))
+    ready: list[VectorRecord] = []
+    left: list[Rejection] = []
+    for item in items:
+        batch = RecordBatch.from_records([item.record])
+        parcel = Parcel(batch, Partition("quarantine"), None, 0)
+        for stage in stages if item.stage != "write" else ():
+            parcel = stage.apply(parcel) if len(parcel.batch) else parcel
+        ready += parcel.batch.records()
+        left += parcel.rejections
+    return ready, left
+
+
+def _rewrite(path: Path, left: Sequence[Rejection]) -> None:
+    draft = path.with_suffix(".tmp")
+    fresh = Quarantine(draft)
+    for rejection in left:
+        fresh.add(rejection)
+    fresh.sync()
+    fresh.close()
+    draft.replace(path)
+
+
+# -- repair -----------------------------------------------------------------------------------
+
+
+def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
+    """Verify, copy the records that are missing or different, delete the surplus, verify again.
+
+    Args:
+        workers: see `vecferry.verify`.
+
+    Raises:
+        UnsupportedError: if the source cannot fetch by id, the target cannot be written, or it has vector
+            fields that the source lacks: writing a record would take them from it.
+    """
+    with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
+        if not isinstance(origin.store, Fetchable):
+            raise UnsupportedError(f"{origin.url} cannot fetch by id; migrate it again with mode='replace'")
+        proof = verify(origin, goal, limit=_REPAIR_LIMIT, workers=workers)
+        if proof.ok:
+            return proof
+        wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
+        if wrong:
+            have = goal.describe()
+            names = shared_fields(origin.describe(), have, None)
+            _refuse_more_fields(goal.url, have, names)
+            fit = Fit(have, names, keep_text=holds_text(goal))
+            goal.store.prepare(have, WriteMode.UPSERT)
+            for batch in _fetched(origin.store, wrong):
+                parcel = fit.apply(Parcel(batch, Partition("repair"), None, len(batch)))
+                if parcel.rejections or Writer(goal.store).write(parcel.batch):
+                    raise PlanError("the target refuses some of the records; see verify()")
+            goal.store.finish()
+        if proof.extra_ids:
+            goal.delete(list(proof.extra_ids))
+        return verify(origin, goal, workers=workers)
+
+
+def _refuse_more_fields(url: str, have: CollectionSchema, names: Mapping[str, str]) -> None:
+    more = sorted({field.name for field in have.fields} - set(names.values()))
+    if more:
+        raise UnsupportedError(
+            f"{url} also has vector field {more[0]!r}, which the source has not and a repaired record "
+            'would lose; run the migration that made it again with mode="upsert"'
+        )
+
+
+def _fetched(store: Fetchable, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:
+    for start in range(0, len(ids), _REPAIR_CHUNK):
+        yield store.fetch(ids[start : start + _REPAIR_CHUNK])

@@ -1,0 +1,1 @@
+"""What every room stands on: retry, concurrency, durable files, redaction, the registry."""

@@ -1,1 +1,0 @@
-"""How the partitions of a job are executed."""

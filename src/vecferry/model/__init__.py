@@ -1,0 +1,43 @@
+"""The cargo: records, batches, schemas, spaces and ids. Plain values that know no store."""
+
+from vecferry.model.batch import RecordBatch, ids_column, schema_of
+from vecferry.model.filters import Where, check_where, matches, parse_where
+from vecferry.model.ids import RecordId, decode_id, encode_id, id_key, id_type, uuid_of
+from vecferry.model.record import VectorRecord
+from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
+from vecferry.model.space import EmbeddingSpace
+from vecferry.model.typed import ENVELOPE, from_json, to_json, type_name
+from vecferry.model.vectors import Column, DenseColumn, MultiColumn, SparseColumn, SparseVector
+
+__all__ = [
+    "ENVELOPE",
+    "CollectionSchema",
+    "Column",
+    "DType",
+    "DenseColumn",
+    "EmbeddingSpace",
+    "Kind",
+    "Loss",
+    "Metric",
+    "MultiColumn",
+    "RecordBatch",
+    "RecordId",
+    "SparseColumn",
+    "SparseVector",
+    "VectorField",
+    "VectorRecord",
+    "Where",
+    "check_where",
+    "decode_id",
+    "encode_id",
+    "from_json",
+    "id_key",
+    "id_type",
+    "ids_column",
+    "matches",
+    "parse_where",
+    "schema_of",
+    "to_json",
+    "type_name",
+    "uuid_of",
+]

@@ -1,0 +1,391 @@
+"""Batches as Arrow, and back.
+
+| column | Arrow type | holds |
+|---|---|---|
+| ``id`` | ``int64``, ``string`` or ``uuid`` | the id; mixed types and tuples as text, see `encode_id` |
+| ``text`` | ``string`` | the text, null where there is none |
+| ``metadata`` | ``string`` | the metadata as a JSON object |
+| ``_vecferry`` | ``string`` | null, or ``{"types": {pointer: type name}}`` for what JSON cannot hold |
+| ``vector``, ``vector_NAME`` | ``fixed_size_list<float>[dim]`` | dense; also ``halffloat``, ``int8`` … |
+| ``vector_NAME`` | ``struct<indices: list<uint32>, values: list<float>>`` | a sparse vector |
+| ``vector_NAME`` | ``list<fixed_size_list<float>[dim]>`` | a multi-vector |
+
+A missing vector is null. What a column is stands in its own Arrow metadata, and the collection's schema in
+that of the table, both as JSON under the key ``vecferry``. Tables without them are read by the names and
+types of their columns, see `layout_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+from uuid import UUID
+
+import numpy as np
+import orjson
+
+from vecferry.errors import ConfigurationError, CorruptDataError, RejectedRecord
+from vecferry.model._pyarrow import pa
+from vecferry.model.arrow_layout import KEY, Layout, VectorPlace, layout_of, schema_from_arrow
+from vecferry.model.batch import RecordBatch, id_kind_of
+from vecferry.model.ids import RecordId, check_id, decode_id, encode_id
+from vecferry.model.schema import CollectionSchema, Kind, VectorField
+from vecferry.model.typed import from_json, parse_json, to_json
+from vecferry.model.vectors import Array, Column, DenseColumn, Mask, MultiColumn, SparseColumn
+
+
+def column_name(name: str) -> str:
+    """The column of the vector field ``name``."""
+    return f"vector_{name}" if name else "vector"
+
+
+def arrow_schema(schema: CollectionSchema, id_kind: str) -> pa.Schema:
+    """The Arrow schema of a collection, with everything `layout_of` needs in its metadata."""
+    fields = [
+        _field("id", _id_arrow_type(id_kind), role="id", kind=id_kind),
+        _field("text", pa.string(), role="text"),
+        _field("metadata", pa.string(), role="metadata"),
+        _field("_vecferry", pa.string(), role="types"),
+    ]
+    for f in schema.fields:
+        role = {"role": "vector", "name": f.name, "kind": f.kind, "dtype": f.dtype, "dim": f.dim}
+        fields.append(_field(column_name(f.name), _vector_type(f), **role))
+    about = {"version": 1, "schema": schema.model_dump(mode="json", exclude_none=True)}
+    return pa.schema(fields, metadata={KEY: orjson.dumps(about)})
+
+
+def batch_to_arrow(
+    batch: RecordBatch, schema: CollectionSchema | None = None, id_kind: str | None = None
+) -> pa.RecordBatch:
+    """One Arrow record batch of the rows.
+
+    Args:
+        schema: the fields wanted, in order; one that the batch lacks is null. By default its own.
+        id_kind: see `id_kind_of`; by default that of this batch.
+
+    Raises:
+        RejectedRecord: for a text or metadata that UTF-8 or JSON cannot hold.
+        ValueError: for a column of another width than the schema's.
+    """
+    from vecferry.model.batch import schema_of
+
+    schema = schema or schema_of(batch)
+    kind = id_kind or id_kind_of(batch.ids)
+    target = arrow_schema(schema, kind)
+    documents, types = _documents(batch)
+    arrays = [
+        _ids_to_arrow(batch.ids, kind),
+        _strings(batch, batch.text_list, "text"),
+        pa.array(documents, pa.string()),
+        pa.array(types, pa.string()),
+    ]
+    for f, arrow in zip(schema.fields, list(target)[4:], strict=True):
+        column = batch.sparse_vectors.get(f.name) or batch.vectors.get(f.name)
+        arrays.append(pa.nulls(len(batch), arrow.type) if column is None else _column(column, arrow.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=target)
+
+
+def _field(column: str, arrow: pa.DataType, **role: Any) -> pa.Field:
+    return pa.field(column, arrow, nullable=column != "id", metadata={KEY: orjson.dumps(role)})
+
+
+def _id_arrow_type(kind: str) -> pa.DataType:
+    if kind == "uuid":
+        return pa.uuid() if hasattr(pa, "uuid") else pa.binary(16)
+    return pa.int64() if kind == "int" else pa.string()
+
+
+def _vector_type(f: VectorField) -> pa.DataType:
+    component = pa.from_numpy_dtype(np.dtype(f.dtype.numpy))
+    if f.kind is Kind.SPARSE:
+        return pa.struct([("indices", pa.list_(pa.uint32())), ("values", pa.list_(pa.float32()))])
+    if not f.dim:
+        return pa.list_(component if f.kind is Kind.DENSE else pa.list_(component))
+    dense = pa.list_(component, f.dtype.width(f.dim))
+    return dense if f.kind is Kind.DENSE else pa.list_(dense)
+
+
+def _ids_to_arrow(ids: Sequence[RecordId] | Array, kind: str) -> pa.Array:
+    if kind == "int":
+        return pa.array(np.asarray(ids, dtype=np.int64))
+    values = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    if kind == "str":
+        return pa.array(values, pa.string())
+    if kind == "uuid":
+        storage = pa.array([cast(UUID, i).bytes for i in values], pa.binary(16))
+        arrow = _id_arrow_type("uuid")
+        return pa.ExtensionArray.from_storage(arrow, storage) if arrow != pa.binary(16) else storage
+    return pa.array([encode_id(i) for i in values], pa.string())
+
+
+def _strings(batch: RecordBatch, values: Sequence[str | None], what: str) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        bad = [i for i, value in zip(batch.id_list, values, strict=True) if not _is_utf8(value)]
+        raise RejectedRecord(
+            f"the {what} of {bad[:3]} is not valid Unicode; clean it in transform=…", ids=bad
+        ) from error
+
+
+def _is_utf8(value: str | None) -> bool:
+    try:
+        return value is None or bool(value.encode()) or True
+    except (UnicodeEncodeError, AttributeError):
+        return False
+
+
+def _documents(batch: RecordBatch) -> tuple[list[str | None], list[str | None]]:
+    """The metadata of each row as JSON, and the table of what JSON cannot hold."""
+    if batch.metadata is None:
+        return [None] * len(batch), [None] * len(batch)
+    documents: list[str | None] = []
+    types: list[str | None] = []
+    for id_, metadata in zip(batch.id_list, batch.metadata, strict=True):
+        try:
+            plain, table = to_json(metadata)
+            documents.append(orjson.dumps(plain).decode())
+            types.append(orjson.dumps({"types": table}).decode() if table else None)
+        except (TypeError, ValueError) as error:
+            raise RejectedRecord(
+                f"the metadata of {id_!r} cannot be written: {error}; change it in transform=…", ids=[id_]
+            ) from error
+    return documents, types
+
+
+def _column(column: Column, arrow: pa.DataType) -> pa.Array:
+    absent = None if column.mask is None else pa.array(~column.mask)
+    if isinstance(column, SparseColumn):
+        offsets = _offsets(column.indptr)
+        indices = pa.ListArray.from_arrays(offsets, pa.array(column.indices, pa.uint32()))
+        values = pa.ListArray.from_arrays(offsets, pa.array(column.values, pa.float32()))
+        return pa.StructArray.from_arrays([indices, values], fields=list(arrow), mask=absent)
+    if isinstance(column, MultiColumn):
+        return pa.ListArray.from_arrays(
+            _offsets(column.offsets), _dense(column.values, arrow.value_type), type=arrow, mask=absent
+        )
+    return _dense(column.values, arrow, absent)
+
+
+def _dense(values: Array, arrow: pa.DataType, absent: pa.Array | None = None) -> pa.Array:
+    if pa.types.is_fixed_size_list(arrow) and arrow.list_size != values.shape[1]:
+        raise ValueError(f"vectors of {values.shape[1]} components where {arrow.list_size} are due")
+    wanted = arrow.value_type.to_pandas_dtype()
+    flat = pa.array(np.ascontiguousarray(values, dtype=wanted).reshape(-1))
+    if pa.types.is_fixed_size_list(arrow):
+        return pa.FixedSizeListArray.from_arrays(flat, type=arrow, mask=absent)
+    offsets = _offsets(np.arange(len(values) + 1) * values.shape[1])
+    return pa.ListArray.from_arrays(offsets, flat, type=arrow, mask=absent)
+
+
+def _offsets(offsets: Array) -> pa.Array:
+    if len(offsets) and offsets[-1] >= 2**31:
+        raise ValueError("a batch this large does not fit one Arrow list; write smaller batches")
+    return pa.array(offsets.astype(np.int32))
+
+
+# -- from Arrow -------------------------------------------------------------------------------
+
+
+def batch_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout | None = None) -> RecordBatch:
+    """A `RecordBatch` of the rows; arrays are copied only where their layout or type has to change.
+
+    Raises:
+        CorruptDataError: for a null id, a null inside a vector, vectors of several lengths, damaged JSON.
+    """
+    layout = layout or layout_of(batch.schema)
+    have = set(batch.schema.names)
+    vectors: dict[str, DenseColumn | MultiColumn] = {}
+    sparse: dict[str, SparseColumn] = {}
+    for place in layout.vectors:
+        if place.column in have:
+            _add_vectors(place, _flat(batch.column(place.column)), vectors, sparse)
+    text = layout.text if layout.text in have else None
+    return RecordBatch(
+        ids=_ids_from_arrow(batch, layout),
+        vectors=vectors,
+        sparse_vectors=sparse,
+        texts=None if text is None else _texts(_flat(batch.column(text))),
+        metadata=_metadata_from_arrow(batch, layout, have),
+    )
+
+
+def _add_vectors(
+    place: VectorPlace, column: pa.Array, dense: dict[str, Any], sparse: dict[str, Any]
+) -> None:
+    if place.kind is Kind.SPARSE:
+        sparse[place.name] = _sparse_from_arrow(column)
+    elif place.kind is Kind.MULTI:
+        dense[place.name] = _multi_from_arrow(column, place)
+    else:
+        dense[place.name] = _dense_from_arrow(column, place)
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # an empty table has no chunk to combine
+            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    values = column.to_pylist()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return cast(list[str | None], values)
+    return [None if value is None else str(value) for value in values]
+
+
+def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> Sequence[RecordId] | Array:
+    if layout.id is None:
+        return np.arange(layout.numbered_from, layout.numbered_from + batch.num_rows, dtype=np.int64)
+    column = _flat(batch.column(layout.id))
+    if column.null_count:
+        raise CorruptDataError(f"{column.null_count} values of the id column {layout.id!r} are null")
+    if pa.types.is_integer(column.type) and not pa.types.is_uint64(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
+    values = column.to_pylist()
+    if layout.own and layout.id_kind == "mixed":
+        return [decode_id(value) for value in values]
+    if layout.id_kind == "uuid" and values and isinstance(values[0], bytes):
+        return [UUID(bytes=value) for value in values]
+    try:
+        return [check_id(value) for value in values]
+    except TypeError as error:
+        raise ConfigurationError(f"column {layout.id!r} cannot be the id: {error}; name another") from error
+
+
+def _metadata_from_arrow(
+    batch: pa.RecordBatch | pa.Table, layout: Layout, have: set[str]
+) -> list[dict[str, Any]] | None:
+    extra = [name for name in layout.extra if name in have]
+    if layout.metadata not in have and not extra:
+        return None
+    rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
+    if layout.metadata in have:
+        column = _flat(batch.column(layout.metadata))
+        rows = _json_rows(column, layout.metadata) if layout.own else _objects(column, layout.metadata)
+    if layout.types in have:
+        for at, table in enumerate(_flat(batch.column(layout.types)).to_pylist()):
+            if table:
+                rows[at] = from_json(rows[at], orjson.loads(table)["types"])
+    for name in extra:
+        for row, value in zip(rows, _to_microseconds(_flat(batch.column(name))).to_pylist(), strict=True):
+            row[name] = value
+    return rows
+
+
+def _to_microseconds(column: pa.Array) -> pa.Array:
+    """Of timestamps what a ``datetime`` holds, also where pandas is not installed."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    return column
+
+
+def _objects(column: pa.Array, name: Any) -> list[dict[str, Any]]:
+    """The metadata of a foreign column: structs, maps, or JSON; what is no object stays under its name."""
+    values = column.to_pylist()
+    if pa.types.is_map(column.type):
+        values = [dict(pairs or ()) for pairs in values]
+    return [_object(value, name) for value in values]
+
+
+def _object(value: Any, name: Any) -> dict[str, Any]:
+    found = value or None
+    if isinstance(found, str):
+        try:
+            found = parse_json(found)
+        except ValueError as error:
+            if not found.lstrip().startswith("{"):
+                return {name: value}
+            raise CorruptDataError(
+                f"column {name!r} holds {found!r:.40}, which is not JSON: {error}"
+            ) from error
+    if found is None:
+        return {}
+    return found if isinstance(found, dict) else {name: value}
+
+
+def _json_rows(column: pa.Array, name: Any) -> list[dict[str, Any]]:
+    values = [value or "{}" for value in column.to_pylist()]
+    try:
+        rows = orjson.loads(f"[{','.join(values)}]")
+    except orjson.JSONDecodeError as error:
+        raise CorruptDataError(f"column {name!r} holds something that is not JSON: {error}") from error
+    if len(rows) != len(values) or not all(isinstance(row, dict) for row in rows):
+        raise CorruptDataError(f"column {name!r} holds JSON that is not an object")
+    return cast(list[dict[str, Any]], rows)
+
+
+def _mask(column: pa.Array) -> Mask | None:
+    if not column.null_count:
+        return None
+    return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _dense_from_arrow(column: pa.Array, place: VectorPlace) -> DenseColumn:
+    mask = _mask(column)
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        flat = column.values.slice(column.offset * width, len(column) * width)
+        return DenseColumn(_components(flat, place, mask).reshape(len(column), width), mask)
+    lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    present = lengths > 0 if mask is None else mask & (lengths > 0)
+    widths = np.unique(lengths[present])
+    if len(widths) > 1:
+        raise CorruptDataError(f"column {place.column!r} holds vectors of {widths.tolist()} components")
+    width = int(widths[0]) if len(widths) else place.dim or 0
+    values = np.zeros((len(column), width), dtype=place.dtype.numpy)
+    values[present] = _components(column.flatten(), place, None).reshape(-1, width or 1)
+    return DenseColumn(values, None if present.all() else present)
+
+
+def _components(flat: pa.Array, place: VectorPlace, mask: Mask | None) -> Array:
+    """The numbers of a flat Arrow array, in the dtype of the field; nulls only where ``mask`` allows."""
+    if flat.null_count:
+        allowed = 0 if mask is None else (len(mask) - int(mask.sum())) * (len(flat) // len(mask))
+        if flat.null_count > allowed:
+            raise CorruptDataError(f"column {place.column!r} holds a vector with a null inside")
+        flat = flat.fill_null(0) if not pa.types.is_float16(flat.type) else flat
+    numbers: Array = np.asarray(flat.to_numpy(zero_copy_only=False))
+    if mask is not None and not mask.all():
+        numbers = numbers.copy()
+        numbers.reshape(len(mask), -1)[~mask] = 0
+    return numbers.astype(place.dtype.numpy, copy=False)
+
+
+def _sparse_from_arrow(column: pa.Array) -> SparseColumn:
+    mask = _mask(column)
+    indices, values = _flat(column.field("indices")), _flat(column.field("values"))
+    lengths = np.asarray(indices.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    other = np.asarray(values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    if not np.array_equal(lengths, other):
+        raise CorruptDataError("a sparse vector has another number of indices than of values")
+    indptr = np.zeros(len(column) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=indptr[1:])
+    flat_indices = np.asarray(indices.flatten().to_numpy(zero_copy_only=False), dtype=np.uint32)
+    flat_values = np.asarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+    return SparseColumn(indptr, flat_indices, flat_values, mask)
+
+
+def _multi_from_arrow(column: pa.Array, place: VectorPlace) -> MultiColumn:
+    mask = _mask(column)
+    offsets = np.zeros(len(column) + 1, dtype=np.int64)
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    np.cumsum(np.asarray(lengths), out=offsets[1:])
+    return MultiColumn(_dense_from_arrow(column.flatten(), place).values, offsets, mask)
+
+
+__all__ = [
+    "Layout",
+    "VectorPlace",
+    "arrow_schema",
+    "batch_from_arrow",
+    "batch_to_arrow",
+    "column_name",
+    "id_kind_of",
+    "layout_of",
+    "schema_from_arrow",
+]

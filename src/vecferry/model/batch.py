@@ -1,0 +1,281 @@
+"""`RecordBatch`: the columnar cargo of every stream. No object per record on the hot path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+
+from vecferry.model.ids import RecordId, check_id, id_type
+from vecferry.model.record import VectorRecord
+from vecferry.model.schema import CollectionSchema, Kind, VectorField
+from vecferry.model.vectors import (
+    Array,
+    DenseColumn,
+    MultiColumn,
+    SparseColumn,
+    SparseVector,
+    non_finite_rows,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Metadata: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordBatch:
+    """n records, column by column.
+
+    Attributes:
+        ids: a list of typed ids, or an int64 array when all are integers.
+        vectors: field name → `DenseColumn` ``(n, dim)`` or `MultiColumn`.
+        sparse_vectors: field name → `SparseColumn`.
+        texts: n strings or ``None``; ``None`` as a whole when the store keeps no text.
+        metadata: n dicts; ``None`` as a whole when the store keeps no metadata.
+        cursor: JSON value: where the scan stands *after* this batch, to be given back as ``after=``.
+    """
+
+    ids: Sequence[RecordId] | Array
+    vectors: Mapping[str, DenseColumn | MultiColumn] = field(default_factory=dict)
+    sparse_vectors: Mapping[str, SparseColumn] = field(default_factory=dict)
+    texts: Sequence[str | None] | None = None
+    metadata: Sequence[Metadata] | None = None
+    cursor: Any = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        for name, column in self.columns():
+            if len(column) != n:
+                raise ValueError(f"field {name!r} has {len(column)} rows where there are {n} ids")
+        for name, values in (("texts", self.texts), ("metadata", self.metadata)):
+            if values is not None and len(values) != n:
+                raise ValueError(f"{len(values)} {name} for {n} ids")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns(self) -> Iterator[tuple[str, DenseColumn | MultiColumn | SparseColumn]]:
+        """Every vector column, dense and multi first."""
+        yield from self.vectors.items()
+        yield from self.sparse_vectors.items()
+
+    @property
+    def id_list(self) -> list[RecordId]:
+        """The ids as Python values."""
+        return self.ids.tolist() if isinstance(self.ids, np.ndarray) else list(self.ids)
+
+    @property
+    def text_list(self) -> Sequence[str | None]:
+        return [None] * len(self) if self.texts is None else self.texts
+
+    @property
+    def metadata_list(self) -> Sequence[Metadata]:
+        return [{} for _ in range(len(self))] if self.metadata is None else self.metadata
+
+    @property
+    def nbytes(self) -> int:
+        """A close guess of the bytes this batch takes on the wire."""
+        vectors = sum(column.nbytes for _, column in self.columns())
+        texts = sum(len(text) for text in self.texts or () if text)
+        return vectors + texts + 16 * len(self) + 100 * len(self.metadata or ())
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def take(self, rows: Sequence[int] | Array) -> RecordBatch:
+        """The given rows, in the given order; the cursor stays."""
+        where = np.asarray(rows, dtype=np.int64)
+        picked = where.tolist()
+        ids = self.ids[where] if isinstance(self.ids, np.ndarray) else [self.ids[i] for i in picked]
+        return RecordBatch(
+            ids=ids,
+            vectors={name: column.take(where) for name, column in self.vectors.items()},
+            sparse_vectors={name: c.take(where) for name, c in self.sparse_vectors.items()},
+            texts=None if self.texts is None else [self.texts[i] for i in picked],
+            metadata=None if self.metadata is None else [self.metadata[i] for i in picked],
+            cursor=self.cursor,
+        )
+
+    def slice(self, start: int, stop: int) -> RecordBatch:
+        """Rows ``start`` to ``stop``."""
+        if start <= 0 and stop >= len(self):
+            return self
+        return self.take(np.arange(max(start, 0), min(stop, len(self))))
+
+    def split(self, size: int) -> Iterator[RecordBatch]:
+        """Pieces of at most ``size`` rows, in order."""
+        for start in range(0, len(self), size):
+            yield self.slice(start, start + size)
+
+    @classmethod
+    def concat(cls, batches: Sequence[RecordBatch]) -> RecordBatch:
+        """One batch of all rows; a field that one batch lacks is missing in its rows."""
+        batches = [batch for batch in batches if len(batch)] or list(batches[:1])
+        if len(batches) == 1:
+            return batches[0]
+        arrays: list[Any] = [batch.ids for batch in batches]
+        if all(isinstance(ids, np.ndarray) for ids in arrays):
+            ids: Any = np.concatenate(list(arrays))
+        else:
+            ids = [i for batch in batches for i in batch.id_list]
+        return cls(
+            ids=ids,
+            vectors={name: _concat(batches, name) for name in _names(batches, "vectors")},
+            sparse_vectors={
+                name: _concat(batches, name, sparse=True) for name in _names(batches, "sparse_vectors")
+            },
+            texts=None
+            if all(b.texts is None for b in batches)
+            else [text for b in batches for text in b.text_list],
+            metadata=None
+            if all(b.metadata is None for b in batches)
+            else [meta for b in batches for meta in b.metadata_list],
+            cursor=batches[-1].cursor,
+        )
+
+    def replace(self, **changes: Any) -> RecordBatch:
+        """A copy with some columns changed."""
+        return replace(self, **changes)
+
+    # -- records ------------------------------------------------------------------------------
+
+    def records(self) -> Iterator[VectorRecord]:
+        """The rows as `VectorRecord`, without validating again."""
+        texts, metadata = self.text_list, self.metadata_list
+        for row, id_ in enumerate(self.id_list):
+            vectors = {name: column[row] for name, column in self.vectors.items()}
+            sparse = {name: column[row] for name, column in self.sparse_vectors.items()}
+            yield VectorRecord.model_construct(
+                id=id_,
+                text=texts[row],
+                vectors={name: value for name, value in vectors.items() if value is not None},
+                sparse_vectors={name: value for name, value in sparse.items() if value is not None},
+                metadata=dict(metadata[row]),
+                score=None,
+            )
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Iterable[VectorRecord | Mapping[str, Any]],
+        schema: CollectionSchema | None = None,
+    ) -> RecordBatch:
+        """Columns of the given records (or dicts with the same keys).
+
+        Raises:
+            ValueError: when two vectors of one field differ in dimension, naming the record.
+            pydantic.ValidationError: when a dict is not a record.
+        """
+        rows = [r if isinstance(r, VectorRecord) else VectorRecord(**r) for r in records]
+        known = {f.name: f for f in schema.fields} if schema else {}
+        names = list(dict.fromkeys(name for row in rows for name in row.vectors))
+        sparse = list(dict.fromkeys(name for row in rows for name in row.sparse_vectors))
+        return cls(
+            ids=ids_column([row.id for row in rows]),
+            vectors={name: _dense_or_multi(rows, name, known.get(name)) for name in names},
+            sparse_vectors={
+                name: SparseColumn.from_rows([row.sparse_vectors.get(name) for row in rows])
+                for name in sparse
+            },
+            texts=[row.text for row in rows],
+            metadata=[row.metadata for row in rows],
+        )
+
+    def non_finite(self) -> list[int]:
+        """Rows in which some vector holds a NaN or an infinity, ascending."""
+        return sorted({row for _, column in self.columns() for row in non_finite_rows(column)})
+
+    # -- arrow --------------------------------------------------------------------------------
+
+    def to_arrow(self, schema: CollectionSchema | None = None) -> pa.RecordBatch:
+        """As Arrow; see `vecferry.model.arrow` for the columns."""
+        from vecferry.model.arrow import batch_to_arrow
+
+        return batch_to_arrow(self, schema)
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch | pa.Table) -> RecordBatch:
+        """The inverse of `to_arrow`; also reads plain tables with an ``id`` column."""
+        from vecferry.model.arrow import batch_from_arrow
+
+        return batch_from_arrow(batch)
+
+
+def ids_column(ids: Sequence[RecordId]) -> Sequence[RecordId] | Array:
+    """An int64 array if every id is an integer of that range, else the list of checked ids."""
+    if ids and all(type(i) is int for i in ids):
+        try:
+            return np.array(ids, dtype=np.int64)
+        except OverflowError:
+            return list(ids)
+    return [check_id(i) for i in ids]
+
+
+def id_kind_of(ids: Sequence[RecordId] | Array) -> str:
+    """``"int"`` (within 64 bits), ``"str"``, ``"uuid"``, or ``"mixed"`` for anything else together."""
+    if isinstance(ids, np.ndarray):
+        return "int"
+    kinds = {id_type(i) for i in ids}
+    kind = kinds.pop() if len(kinds) == 1 else "mixed"
+    if kind == "int" and not all(-(2**63) <= cast(int, i) < 2**63 for i in ids):
+        return "mixed"
+    return "mixed" if kind == "tuple" else kind
+
+
+def schema_of(batch: RecordBatch, name: str = "", **known: Any) -> CollectionSchema:
+    """The schema that a batch implies: its fields with dimension, kind and dtype, cosine metric."""
+    fields = []
+    for field_name, column in batch.columns():
+        if isinstance(column, SparseColumn):
+            fields.append(VectorField(name=field_name, kind=Kind.SPARSE, metric="ip"))
+            continue
+        kind = Kind.MULTI if isinstance(column, MultiColumn) else Kind.DENSE
+        width = column.values.shape[1] or None
+        fields.append(VectorField(name=field_name, kind=kind, dim=width, dtype=str(column.values.dtype)))
+    return CollectionSchema(name=name, fields=tuple(fields), **known)
+
+
+def _names(batches: Sequence[RecordBatch], attribute: str) -> list[str]:
+    return list(dict.fromkeys(name for batch in batches for name in getattr(batch, attribute)))
+
+
+def _concat(batches: Sequence[RecordBatch], name: str, *, sparse: bool = False) -> Any:
+    have = [(batch.sparse_vectors if sparse else batch.vectors).get(name) for batch in batches]
+    example = next(column for column in have if column is not None)
+    columns: list[Any] = [
+        column if column is not None else _absent(example, len(batch))
+        for column, batch in zip(have, batches, strict=True)
+    ]
+    return type(example).concat(columns)
+
+
+def _absent(like: Any, rows: int) -> Any:
+    """A column of ``rows`` missing vectors in the shape of ``like``."""
+    mask = np.zeros(rows, dtype=np.bool_)
+    if isinstance(like, DenseColumn):
+        return DenseColumn(np.zeros((rows, like.values.shape[1]), like.values.dtype), mask)
+    offsets = np.zeros(rows + 1, dtype=np.int64)
+    if isinstance(like, MultiColumn):
+        return MultiColumn(np.empty((0, like.values.shape[1]), like.values.dtype), offsets, mask)
+    return SparseColumn(offsets, np.empty(0, np.uint32), np.empty(0, np.float32), mask)
+
+
+def _dense_or_multi(
+    rows: Sequence[VectorRecord], name: str, known: VectorField | None
+) -> DenseColumn | MultiColumn:
+    values = [row.vectors.get(name) for row in rows]
+    first = next(value for value in values if value is not None)
+    multi = known.kind is Kind.MULTI if known else first.ndim == 2
+    width = known.dtype.width(known.dim) if known and known.dim else None
+    dtype = known.dtype.numpy if known else None
+    column: type[MultiColumn] | type[DenseColumn] = MultiColumn if multi else DenseColumn
+    try:
+        return column.from_rows(values, width, dtype)
+    except ValueError as error:
+        raise ValueError(f"vector field {name!r}: {error}") from None
+
+
+__all__ = ["RecordBatch", "SparseVector", "id_kind_of", "ids_column", "schema_of"]

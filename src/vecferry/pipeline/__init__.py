@@ -1,0 +1,1 @@
+"""One migration: settings ▸ profile ▸ plan ▸ job ▸ stages ▸ stream ▸ finish ▸ verify ▸ publish."""

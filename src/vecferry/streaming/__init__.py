@@ -1,1 +1,0 @@
-"""How a collection is streamed: read ▸ transform ▸ dedupe ▸ embed ▸ write, checkpoint, quarantine."""
