@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 PYTEST := env HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m pytest
 EXTRAS := all
 
-.PHONY: help demo test lint format bench chaos soak test-slow test-servers test-ceph test-qdrant clean
+.PHONY: help demo test lint format coverage dist bench chaos soak test-slow test-servers test-ceph test-qdrant clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,17 @@ format: $(VENV)/.test  ## write the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+coverage: $(VENV)/.test  ## the tests with branch coverage: a table, and htmlcov/
+	$(PYTEST) -q -n 2 --dist loadgroup -m "not slow" --cov --cov-report=term --cov-report=html
+
+dist: $(VENV)/.pip  ## build wheel and sdist, and look into both
+	$(BIN)/pip install --quiet --group build
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python tests/house/built.py dist
+
 test-slow: $(VENV)/.test  ## the heavy tests too
 	$(PYTEST) -q -m slow
 
@@ -64,4 +75,4 @@ bench: $(VENV)/.test  ## every benchmark, as ratios to the raw limit or a peer
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) .venv-servers demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-servers demo-out dist htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from vecferry.stores import _durable, _staging
+from vecferry.core import durable
+from vecferry.stores.kit import staging
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def crash_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
             for name in ("rename", "replace", "unlink", "mkdir", "link", "fsync", "truncate"):
                 patch.setattr(os, name, guard(getattr(os, name)))
             patch.setattr(shutil, "rmtree", guard(shutil.rmtree))
-            guarded = guard(_durable.exchange)
-            for room in (_durable, _staging):
+            guarded = guard(durable.exchange)
+            for room in (durable, staging):
                 patch.setattr(room, "exchange", guarded)
             try:
                 yield survived

@@ -16,7 +16,6 @@ import pytest
 import vecferry
 from vecferry.core.durable import exchange, write_durably
 from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, SchemaMismatchError
-from vecferry.stores.kit import staging as _staging
 from vecferry.stores.kit.staging import StagingRoom
 
 
