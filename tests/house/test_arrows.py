@@ -33,6 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Room → rooms it may import."""
 
+PENDING = {
+    "embedding/__init__.py": {"contrib"},
+    "serving/__init__.py": {"contrib"},
+    "serving/fallback.py": {"contrib"},
+    "stores/pgvector/__init__.py": {"contrib"},
+    "stores/pgvector/models.py": {"connecting", "contrib", "embedding"},
+}
+"""Modules that still point upwards; this table only ever gets shorter."""
+
 CORE_WORDS = {
     "faiss", "qdrant_client", "psycopg", "sqlalchemy", "pgvector", "boto3", "botocore", "pyarrow", "openai",
     "sentence_transformers", "torch", "llama_index", "langchain", "langchain_core", "redis", "httpx",
@@ -65,7 +74,8 @@ def test_arrows_point_one_way(path: Path) -> None:
     if allowed is None:
         return  # __init__, api, contrib, cli: they stand above all rooms
     used = {name.split(".")[1] for name in imports(path) if name.startswith("vecferry.")}
-    assert used <= allowed | {room}, f"{room} must not import {sorted(used - allowed - {room})}"
+    allowed = allowed | {room} | PENDING.get(path.relative_to(SRC).as_posix(), set())
+    assert used <= allowed, f"{room} must not import {sorted(used - allowed)}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))

@@ -16,6 +16,7 @@ import pytest
 import vecferry
 from vecferry.core.durable import exchange, write_durably
 from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, SchemaMismatchError
+from vecferry.stores.kit import staging
 from vecferry.stores.kit.staging import StagingRoom
 
 
@@ -48,7 +49,7 @@ def folder(request: pytest.FixtureRequest) -> bool:
 def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the system call, and as on a system that has none."""
     if request.param == "renames":
-        monkeypatch.setattr(_staging, "exchange", lambda a, b: False)
+        monkeypatch.setattr(staging, "exchange", lambda a, b: False)
     return str(request.param)
 
 
