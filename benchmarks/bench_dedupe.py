@@ -23,7 +23,7 @@ import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 N = 500_000
@@ -60,7 +60,9 @@ def through(rule: Dedupe, made: list[RecordBatch]) -> int:
         stage.bind_job(Path(folder))
         stage.restore(state)
         for number, batch in enumerate(made):
-            for effect in stage.apply(Parcel(batch, Partition("0"), number, len(batch))).effects:
+            for effect in stage.apply(
+                InFlightBatch(batch, Partition("0"), number, len(batch))
+            ).commit_hooks:
                 effect(state)
             if number % 100 == 0:
                 state.commit()
@@ -125,9 +127,9 @@ def similar(n: int = 100_000) -> None:
     removed: set[int] = set()
     kept_rows: list[int] = []
     for number, batch in enumerate(made):
-        done = stage.apply(Parcel(batch, Partition("0"), number, len(batch)))
+        done = stage.apply(InFlightBatch(batch, Partition("0"), number, len(batch)))
         kept_rows += [int(str(id_)[4:]) for id_ in done.batch.ids]
-        for effect in done.effects:
+        for effect in done.commit_hooks:
             effect(state)
     seconds = time.perf_counter() - start
     removed = set(range(n)) - set(kept_rows)

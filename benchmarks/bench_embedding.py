@@ -27,7 +27,7 @@ from servers.openai_faults import FaultServer
 from vecferry.embedding import EmbedStage, OpenAIEmbedder, SentenceTransformersEmbedder, SqliteCache
 from vecferry.embedding.cache import keys_of
 from vecferry.model import EmbeddingSpace, RecordBatch
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 WORDS = ["ship", "cat", "river", "stone", "winter", "music", "paper", "doctor", "garden", "engine", "bread"]
@@ -39,13 +39,13 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
     return [" ".join(chance.choices(WORDS, k=chance.randint(10, 60))) + f" {i}" for i in range(count)]
 
 
-def parcels(texts: list[str], size: int) -> list[Parcel]:
+def parcels(texts: list[str], size: int) -> list[InFlightBatch]:
     result = []
     for start in range(0, len(texts), size):
         rows = texts[start : start + size]
         ids = list(range(start, start + len(rows)))
         batch = RecordBatch(ids=ids, texts=rows, metadata=[{} for _ in rows])
-        result.append(Parcel(batch=batch, partition=Partition("0"), cursor=None, read=len(rows)))
+        result.append(InFlightBatch(batch=batch, partition=Partition("0"), cursor=None, read=len(rows)))
     return result
 
 

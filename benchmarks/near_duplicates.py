@@ -19,7 +19,7 @@ from pathlib import Path
 import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
 from vecferry.model import RecordBatch, VectorRecord
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 SOURCE = Path(__file__).parents[1] / "examples" / "data" / "wordnet_langchain"
@@ -97,7 +97,7 @@ def measure(rule: Dedupe, records: list[VectorRecord], kinds: dict[str, str]) ->
     stage.restore(state)
     for start in range(0, len(records), 512):
         batch = RecordBatch.from_records(records[start : start + 512])
-        for effect in stage.apply(Parcel(batch, Partition("0"), start, len(batch))).effects:
+        for effect in stage.apply(InFlightBatch(batch, Partition("0"), start, len(batch))).commit_hooks:
             effect(state)
     texts = {f"s:{r.id}": r.text for r in records}
     right: dict[str, int] = dict.fromkeys(KINDS, 0)

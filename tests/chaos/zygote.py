@@ -32,7 +32,7 @@ STORES = {
 
 import vecferry as vf  # noqa: E402
 from vecferry.core.registry import STORES as NAMES  # noqa: E402
-from vecferry.pipeline import run  # noqa: E402
+from vecferry.pipeline import stream as run  # noqa: E402
 from vecferry.pipeline.checkpoint import JobState  # noqa: E402
 
 run.COMMIT_EVERY = 0.0  # after every batch, so that a resume begins in the middle

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vecferry.dedupe import DedupeStage
 from vecferry.model import RecordBatch, VectorRecord
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 
@@ -16,7 +16,7 @@ def parcels(records, size=4, partitions=1):
         share = records[part : part + step]
         for start in range(0, len(share), size):
             batch = RecordBatch.from_records(share[start : start + size])
-            yield Parcel(batch, Partition(str(part)), start, len(batch))
+            yield InFlightBatch(batch, Partition(str(part)), start, len(batch))
 
 
 def run(stage, source, connection):
@@ -26,7 +26,7 @@ def run(stage, source, connection):
         done = stage.apply(parcel)
         kept += done.batch.records()
         with connection:
-            for effect in done.effects:
+            for effect in done.commit_hooks:
                 effect(connection)
     return kept
 

@@ -11,7 +11,7 @@ from dedupe.runs import begin, record, run
 from vecferry.dedupe import Dedupe, similar
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "wordnet_langchain"
@@ -33,7 +33,7 @@ def vectors():
 def parcels(vectors, size):
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size]
-        yield Parcel(
+        yield InFlightBatch(
             RecordBatch(np.arange(start, start + len(part)), {"": DenseColumn(part)}),
             Partition("0"),
             start,
@@ -93,7 +93,7 @@ def test_planted_copies_of_real_texts_are_found_by_minhash(tmp_path):
     batch = RecordBatch.from_records(records)
     connection = sqlite3.connect(":memory:")
     stage = begin(Dedupe(by="minhash", threshold=0.8), tmp_path, connection, None)
-    stay = kept(stage, [Parcel(batch, Partition("0"), 0, len(batch))], connection)
+    stay = kept(stage, [InFlightBatch(batch, Partition("0"), 0, len(batch))], connection)
     removed = set(range(len(records))) - set(stay)
     planted = set(range(len(long), len(records)))
     assert len(removed & planted) / len(planted) >= 0.95

@@ -88,7 +88,7 @@ def test_the_twin_decides_the_same(records, rules, size):
     with tempfile.TemporaryDirectory() as name:
         kept, stage, connection = in_one_run(rules, records, Path(name), size)
         other = sqlite3.connect(":memory:")
-        twin = stage.twin()
+        twin = stage.replay_copy()
         begun = [
             done for parcel in parcels(records, size + 1) for done in twin.apply(parcel).batch.records()
         ]

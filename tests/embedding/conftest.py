@@ -11,7 +11,7 @@ from servers.openai_faults import FaultServer
 from vecferry.core.retry import RetryPolicy
 from vecferry.embedding import OpenAIEmbedder, SentenceTransformersEmbedder
 from vecferry.model import RecordBatch
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Partition
 
 FAST = RetryPolicy(attempts=4, max_seconds=5.0, base=0.01, cap=0.02)
@@ -56,13 +56,13 @@ def minilm(minilm_path: str) -> Iterator[SentenceTransformersEmbedder]:
 
 
 @pytest.fixture
-def parcel() -> Callable[..., Parcel]:
+def parcel() -> Callable[..., InFlightBatch]:
     """A parcel of the given texts; ids count from 0."""
 
-    def make(texts: list[str | None], **columns: Any) -> Parcel:
+    def make(texts: list[str | None], **columns: Any) -> InFlightBatch:
         ids = columns.pop("ids", list(range(len(texts))))
         metadata = columns.pop("metadata", [{"row": i} for i in range(len(texts))])
         batch = RecordBatch(ids=ids, texts=texts, metadata=metadata, **columns)
-        return Parcel(batch=batch, partition=Partition("0"), cursor=None, read=len(texts))
+        return InFlightBatch(batch=batch, partition=Partition("0"), cursor=None, read=len(texts))
 
     return make

@@ -13,7 +13,7 @@ import pytest
 
 from vecferry.embedding import EmbedderChain, EmbedStage, OpenAIEmbedder, SentenceTransformersEmbedder
 from vecferry.errors import FatalStoreError
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 
 URL = os.environ.get("VECFERRY_TEST_INFINITY_URL")
 pytestmark = pytest.mark.skipif(not URL, reason="VECFERRY_TEST_INFINITY_URL is not set")
@@ -55,12 +55,12 @@ def test_a_chain_over_the_network_and_this_machine(
 
 
 def test_the_stage_books_what_the_server_counts(
-    remote: OpenAIEmbedder, parcel: Callable[..., Parcel]
+    remote: OpenAIEmbedder, parcel: Callable[..., InFlightBatch]
 ) -> None:
     stage = EmbedStage(remote)
     out = stage.apply(parcel(TEXTS))
     assert len(out.batch) == 300
     assert stage.report().tokens > 1000
     assert stage.report().usd == 0.0
-    stage.twin().apply(parcel(TEXTS))
+    stage.replay_copy().apply(parcel(TEXTS))
     assert stage.report().misses == 300

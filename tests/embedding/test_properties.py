@@ -24,7 +24,7 @@ from vecferry.embedding import (
 )
 from vecferry.errors import EmbedderExhausted, FatalStoreError, JobStopped, RetryableError
 from vecferry.model import EmbeddingSpace, RecordBatch
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Embedder, Partition
 
 QUICK = RetryPolicy(attempts=2, max_seconds=1.0, base=0.0, cap=0.0)
@@ -72,19 +72,19 @@ class Flaky(BaseEmbedder):
                 raise RetryableError("after an answer")
 
 
-def parcels(texts: list[str], size: int) -> list[Parcel]:
+def parcels(texts: list[str], size: int) -> list[InFlightBatch]:
     result = []
     for start in range(0, len(texts), size):
         rows = texts[start : start + size]
         ids = list(range(start, start + len(rows)))
         batch = RecordBatch(ids=ids, texts=rows, metadata=[{} for _ in rows])
-        result.append(Parcel(batch=batch, partition=Partition("0"), cursor=None, read=len(rows)))
+        result.append(InFlightBatch(batch=batch, partition=Partition("0"), cursor=None, read=len(rows)))
     return result
 
 
 def run(
     choices: list[Embedder],
-    work: list[Parcel],
+    work: list[InFlightBatch],
     target: dict[int, np.ndarray],
     folder: Path,
     known: str | None,

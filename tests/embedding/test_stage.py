@@ -36,12 +36,12 @@ from vecferry.model import (
     Metric,
     VectorField,
 )
-from vecferry.pipeline.stage import Parcel, Stage
+from vecferry.pipeline.stages import InFlightBatch, Stage
 
 SPACE = EmbeddingSpace(model="m", dim=8)
 OLD = EmbeddingSpace(model="old", dim=8)
 TEXTS = [f"text {i}" for i in range(6)]
-MakeParcel = Callable[..., Parcel]
+MakeParcel = Callable[..., InFlightBatch]
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_texts_the_provider_refuses_are_set_aside_with_its_reason(
     assert "not this one" in out.rejections[1].reason
     assert stage.report().rejected == 2
     before = len(server.requests)
-    again = stage.twin().apply(first)  # neither the good nor the bad ones are asked for again
+    again = stage.replay_copy().apply(first)  # neither the good nor the bad ones are asked for again
     assert len(server.requests) == before
     assert list(again.batch.ids) == [0, 1, 2, 4, 5]
 
@@ -164,7 +164,7 @@ def test_the_twin_makes_the_same_vectors_and_calls_nobody(
     stage = EmbedStage(provider, cache=shared, job_cache_path=tmp_path / "job.sqlite")
     first = stage.apply(parcel(TEXTS))
     before = len(server.requests)
-    second = stage.twin().apply(parcel(TEXTS))
+    second = stage.replay_copy().apply(parcel(TEXTS))
     assert len(server.requests) == before
     assert second.batch.vectors[""].values.tobytes() == first.batch.vectors[""].values.tobytes()
     assert (tmp_path / "job.sqlite").exists() is not shared
@@ -327,7 +327,7 @@ def test_long_texts_become_records_with_their_origin(
         assert LONG[start : start + len(texts[number])] == texts[number]
     assert np.allclose(out.batch.vectors[""].values[chunks], minilm.embed(texts), atol=1e-5)
     assert [out.batch.id_list[0], out.batch.id_list[-1]] == ["a", "c"]
-    again = stage.twin().apply(first)
+    again = stage.replay_copy().apply(first)
     assert again.batch.id_list == out.batch.id_list
     assert len(set(out.batch.id_list)) == len(out.batch)
     assert "vecferry_parent" not in (first.batch.metadata_list[1])

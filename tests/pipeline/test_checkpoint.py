@@ -58,9 +58,9 @@ def test_effects_and_cursor_are_one_transaction(tmp_path: Path) -> None:
 
     with JobState(tmp_path / "job") as state:
         state.begin({}, {}, PARTS)
-        state.commit(Counters(read=1), cursors={"0": 1}, effects=[good])
+        state.commit(Counters(read=1), cursors={"0": 1}, commit_hooks=[good])
         with pytest.raises(JobError, match=r"disk full.*again"):
-            state.commit(Counters(read=2), cursors={"0": 2}, effects=[good, bad])
+            state.commit(Counters(read=2), cursors={"0": 2}, commit_hooks=[good, bad])
         assert state.partitions()[0].cursor == 1
         assert state.counters.read == 1
         assert state.connection.execute("SELECT count(*) FROM ledger").fetchone() == (1,)

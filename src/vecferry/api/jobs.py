@@ -19,8 +19,7 @@ from vecferry.pipeline.publishing import prune as _prune
 from vecferry.pipeline.publishing import rollback as _rollback
 from vecferry.pipeline.publishing import versions as _versions
 from vecferry.pipeline.quarantine import Quarantine, Quarantined, read_quarantine
-from vecferry.pipeline.stage import Parcel, Rejection
-from vecferry.pipeline.transform import Check, Fit
+from vecferry.pipeline.stages import ConformToSchema, InFlightBatch, Rejection, RejectNonFinite
 from vecferry.pipeline.write import Writer
 from vecferry.ports import (
     Fetchable,
@@ -239,16 +238,19 @@ def _fitted(
             'embedding; mend them in the source, and migrate them with mode="upsert" and where='
         )
     schema = CollectionSchema(**found["schema"])
-    stages = (Check(), Fit(schema, found.get("names") or {}, keep_text=found.get("keep_text", True)))
+    stages = (
+        RejectNonFinite(),
+        ConformToSchema(schema, found.get("names") or {}, keep_text=found.get("keep_text", True)),
+    )
     ready: list[VectorRecord] = []
     left: list[Rejection] = []
     for item in items:
         batch = RecordBatch.from_records([item.record])
-        parcel = Parcel(batch, Partition("quarantine"), None, 0)
+        inflight = InFlightBatch(batch, Partition("quarantine"), None, 0)
         for stage in stages if item.stage != "write" else ():
-            parcel = stage.apply(parcel) if len(parcel.batch) else parcel
-        ready += parcel.batch.records()
-        left += parcel.rejections
+            inflight = stage.apply(inflight) if len(inflight.batch) else inflight
+        ready += inflight.batch.records()
+        left += inflight.rejections
     return ready, left
 
 
@@ -286,11 +288,11 @@ def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
             have = goal.describe()
             names = shared_fields(origin.describe(), have, None)
             _refuse_more_fields(goal.url, have, names)
-            fit = Fit(have, names, keep_text=holds_text(goal))
+            fit = ConformToSchema(have, names, keep_text=holds_text(goal))
             goal.store.prepare(have, WriteMode.UPSERT)
             for batch in _fetched(origin.store, wrong):
-                parcel = fit.apply(Parcel(batch, Partition("repair"), None, len(batch)))
-                if parcel.rejections or Writer(goal.store).write(parcel.batch):
+                inflight = fit.apply(InFlightBatch(batch, Partition("repair"), None, len(batch)))
+                if inflight.rejections or Writer(goal.store).write(inflight.batch):
                     raise PlanError("the target refuses some of the records; see verify()")
             goal.store.finish()
         if proof.extra_ids:

@@ -20,9 +20,8 @@ from vecferry.pipeline.plan import Plan
 from vecferry.pipeline.profile import SAMPLE
 from vecferry.pipeline.read import Reading, batch_size_for
 from vecferry.pipeline.settings import CallOptions, Options, read_settings
-from vecferry.pipeline.stage import Stage
+from vecferry.pipeline.stages import ConformToSchema, Stage
 from vecferry.pipeline.stream import flow
-from vecferry.pipeline.transform import Fit
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
 from vecferry.reporting import Report
 from vecferry.verifying import Verification, compare
@@ -105,7 +104,7 @@ def verify(
         found, have = origin.describe(), goal.describe()
         names = shared_fields(found, have, fields)
         wanted = have.model_copy(update={"fields": tuple(_as_they_come(found, have, names))})
-        stages: list[Stage] = [Fit(wanted, names, keep_text=holds_text(goal))]
+        stages: list[Stage] = [ConformToSchema(wanted, names, keep_text=holds_text(goal))]
         reading = Reading(batch_size_for(found), Fields(vectors=tuple(names)), where)
         parts = [Progressing(part) for part in origin.store.partitions(1)]
 

@@ -20,7 +20,7 @@ from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.stage import DedupeStage
 from vecferry.errors import ConfigurationError, PlanError, SchemaMismatchError, UnsupportedError
 from vecferry.model import RecordId, decode_id
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Deletable, Fetchable, Fields, OnProgress, Partition, Progress, ignore_progress
 
 _DELETE = 500
@@ -136,24 +136,24 @@ def _decide(
         stage.prepass(_parcels(opened, fields))
     ids = KeyLedger()
     done = 0
-    for parcel in _parcels(opened, fields):
-        if (ids.match(id_keys(parcel.batch)) >= 0).any():
+    for inflight in _parcels(opened, fields):
+        if (ids.match(id_keys(inflight.batch)) >= 0).any():
             raise UnsupportedError(
                 f"{opened.url} holds an id twice, so deleting one would delete both; "
                 "use migrate(…, dedupe=…) into a new collection"
             )
-        for effect in stage.apply(parcel).effects:
+        for effect in stage.apply(inflight).commit_hooks:
             effect(state)
-        done += parcel.read
+        done += inflight.read
         on_progress(Progress("dedupe", done, total))
     state.commit()
     return done
 
 
-def _parcels(opened: Collection, fields: Fields) -> Iterator[Parcel]:
+def _parcels(opened: Collection, fields: Fields) -> Iterator[InFlightBatch]:
     for batch in opened.scan(fields=fields):
         if len(batch):
-            yield Parcel(batch, Partition("all"), batch.cursor, len(batch))
+            yield InFlightBatch(batch, Partition("all"), batch.cursor, len(batch))
 
 
 def _back_up(opened: Collection, audit: Path, backup: str) -> str:

@@ -1,7 +1,7 @@
 """What a dedupe stage remembers in SQLite: the features of what it kept, and what it removed for what.
 
-One row a parcel and rule, written in the transaction that commits the parcel's cursor, so that the memory
-is as old as the cursor at every instant.
+One row for each in-flight batch and rule, written in the transaction that commits the batch's cursor, so
+that the memory is as old as the cursor at every instant.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _packed(texts: list[str]) -> bytes:
 
 
 class Entry:
-    """The log rows of one parcel under one rule, as an effect of the stream (see `Parcel.effects`)."""
+    """The log rows of one in-flight batch under one rule, as a commit hook."""
 
     def __init__(
         self, stage: str, rule: int, first: int, batch: RecordBatch, features: Features, verdicts: Verdicts
@@ -110,7 +110,7 @@ class Entry:
 def kept_features(
     connection: sqlite3.Connection, stage: str, number: int, rule: Dedupe
 ) -> Iterator[tuple[Features, dict[str, Any]]]:
-    """What was kept, parcel by parcel in order, with the notes."""
+    """What was kept, inflight by inflight in order, with the notes."""
     query = "SELECT n, features, groups, notes FROM dedupe_kept WHERE stage = ? AND rule = ? ORDER BY rowid"
     for n, raw, groups, notes in connection.execute(query, (stage, number)):
         group = None if groups is None else np.frombuffer(groups, np.uint64)

@@ -23,7 +23,7 @@ from vecferry.dedupe.similar import SimilarMatcher
 from vecferry.errors import ConfigurationError
 from vecferry.model import RecordBatch
 from vecferry.model.vectors import Array
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Fields, Source
 
 MEMORY_KEYS = 20_000_000
@@ -155,47 +155,47 @@ class DedupeStage:
         """What the first pass reads; ``None`` without one, and when it has been made."""
         return fields_for(self.rules) if self.needs_first_pass and self._decisions is None else None
 
-    def prepass(self, parcels: Iterator[Parcel]) -> None:
+    def prepass(self, inflights: Iterator[InFlightBatch]) -> None:
         """Decide everything, and keep the decisions beside the job."""
         first_pass = FirstPass(self.rules, self._memory_keys, self._decisions_file)
         if self._target is not None and self.against_target:
             for batch in self._target.scan(fields=fields_for(self.rules)):
                 first_pass.add(batch, pinned=True)
-        for parcel in parcels:
-            first_pass.add(parcel.batch)
+        for inflight in inflights:
+            first_pass.add(inflight.batch)
         first_pass.resolve()
         self._decisions = Decisions(self._decisions_file, self._memory_keys)
 
     # -- the stream ---------------------------------------------------------------------------
 
-    def apply(self, parcel: Parcel) -> Parcel:
+    def apply(self, inflight: InFlightBatch) -> InFlightBatch:
         """Without the duplicates."""
         if self.needs_first_pass:
             if self._decisions is None:
                 raise ConfigurationError(
                     "this dedupe rule needs a first pass: call prepass() before apply()"
                 )
-            batch, keep, repeats = self._decisions.apply(parcel.batch)
-            return self._dropped(parcel.carry(batch), keep, repeats)
-        rows = np.arange(len(parcel.batch))
+            batch, keep, repeats = self._decisions.apply(inflight.batch)
+            return self._dropped(inflight.carry(batch), keep, repeats)
+        rows = np.arange(len(inflight.batch))
         effects = []
         for number, rule in enumerate(self.rules):
-            batch = parcel.batch if rule.needs_vectors else _without_vectors(parcel.batch)
+            batch = inflight.batch if rule.needs_vectors else _without_vectors(inflight.batch)
             entries, effect = self._decided(number, batch if len(rows) == len(batch) else batch.take(rows))
             effects.append(effect)
             rows = rows[entries < 0]
-        done = self._dropped(parcel, rows, None)
-        return replace(done, effects=(*done.effects, *effects))
+        done = self._dropped(inflight, rows, None)
+        return replace(done, commit_hooks=(*done.commit_hooks, *effects))
 
-    def twin(self) -> DedupeStage:
+    def replay_copy(self) -> DedupeStage:
         """The same decisions from the beginning, for a second reading of the same source."""
-        twin = DedupeStage(self.rules, name=self.name, memory_keys=self._memory_keys)
-        twin._folder, twin._token, twin._own_folder = self._folder, self._token, self._own_folder
+        copy = DedupeStage(self.rules, name=self.name, memory_keys=self._memory_keys)
+        copy._folder, copy._token, copy._own_folder = self._folder, self._token, self._own_folder
         if self._decisions is not None:
-            twin._decisions = Decisions(self._decisions_file, self._memory_keys)
+            copy._decisions = Decisions(self._decisions_file, self._memory_keys)
         elif not self.needs_first_pass:
-            twin._load_seeds()
-        return twin
+            copy._load_seeds()
+        return copy
 
     # -- afterwards ---------------------------------------------------------------------------
 
@@ -239,20 +239,20 @@ class DedupeStage:
     def _decide(self, number: int, batch: RecordBatch, connection: sqlite3.Connection) -> None:
         self._decided(number, batch)[1](connection)
 
-    def _dropped(self, parcel: Parcel, keep: Array, repeats: Array | None) -> Parcel:
-        mask = np.ones(len(parcel.batch), dtype=np.bool_)
+    def _dropped(self, inflight: InFlightBatch, keep: Array, repeats: Array | None) -> InFlightBatch:
+        mask = np.ones(len(inflight.batch), dtype=np.bool_)
         mask[keep] = False
         gone = np.flatnonzero(mask)
-        texts = parcel.batch.text_list
+        texts = inflight.batch.text_list
         characters = sum(len(texts[row] or "") for row in gone.tolist())
-        size = parcel.batch.nbytes * len(gone) // len(mask) if len(gone) else 0
+        size = inflight.batch.nbytes * len(gone) // len(mask) if len(gone) else 0
         values = (self.name, len(gone), size, characters, None if repeats is None else repeats.tobytes())
 
         def note(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO dedupe_parcel VALUES (?,?,?,?,?)", values)
 
-        done = parcel.drop(self.name, keep.tolist())
-        return replace(done, effects=(*done.effects, note))
+        done = inflight.drop(self.name, keep.tolist())
+        return replace(done, commit_hooks=(*done.commit_hooks, note))
 
     def _load(self, connection: sqlite3.Connection) -> None:
         for number, matcher in enumerate(self._matchers):

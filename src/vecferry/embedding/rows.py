@@ -10,7 +10,7 @@ from vecferry.embedding.base import Matrix
 from vecferry.model import DenseColumn, RecordBatch
 
 if TYPE_CHECKING:
-    from vecferry.pipeline.stage import Parcel
+    from vecferry.pipeline.stages import InFlightBatch
 
 
 def filled(batch: RecordBatch, field: str, rows: list[int], vectors: Matrix) -> RecordBatch:
@@ -31,11 +31,11 @@ def filled(batch: RecordBatch, field: str, rows: list[int], vectors: Matrix) -> 
     return batch.replace(vectors={**batch.vectors, field: column})
 
 
-def rejected(parcel: Parcel, reasons: dict[int, str], stage: str) -> Parcel:
+def rejected(inflight: InFlightBatch, reasons: dict[int, str], stage: str) -> InFlightBatch:
     """Without the rows of ``reasons``, one rejection for each different reason."""
-    left = list(range(len(parcel.batch)))
+    left = list(range(len(inflight.batch)))
     for reason in dict.fromkeys(reasons.values()):
         gone = {row for row, why in reasons.items() if why == reason}
-        parcel = parcel.reject([i for i, row in enumerate(left) if row in gone], stage, reason)
+        inflight = inflight.reject([i for i, row in enumerate(left) if row in gone], stage, reason)
         left = [row for row in left if row not in gone]
-    return parcel
+    return inflight

@@ -50,7 +50,7 @@ from vecferry.ports import Embedder, ShouldStop
 from vecferry.ports.progress import never_stop
 
 if TYPE_CHECKING:
-    from vecferry.pipeline.stage import Parcel
+    from vecferry.pipeline.stages import InFlightBatch
 
 _WARM_UP = 4
 _CHOICES = {
@@ -63,7 +63,7 @@ OnNoText: TypeAlias = Literal["quarantine", "refuse"]
 
 
 class EmbedStage:
-    """Implements `vecferry.pipeline.stage.Stage`.
+    """Implements `vecferry.pipeline.stages.Stage`.
 
     Args:
         embedder: what `vecferry.embedding.resolve` takes; one space for the whole job.
@@ -158,8 +158,8 @@ class EmbedStage:
         """Ask ``should_stop`` during waits from now on, and tell ``on_event`` of retries and switches."""
         listen(self._metered_embedder, Listener(should_stop, on_event))
 
-    def apply(self, parcel: Parcel) -> Parcel:
-        """The parcel with a vector of `space` in every row; rows that cannot have one are rejected.
+    def apply(self, inflight: InFlightBatch) -> InFlightBatch:
+        """The batch with a vector of `space` in every row; rows that cannot have one are rejected.
 
         Raises:
             BudgetExceeded: before a call that would exceed the budget.
@@ -167,25 +167,25 @@ class EmbedStage:
             LossRefusedError: a row without text, or a text too long, that the settings refuse.
         """
         if self.reembed == "never":
-            self._counts["kept"] += len(parcel.batch)
-            return parcel
-        parcel = self._without_textless(parcel)
-        parcel = self._with_long_texts_handled(parcel)
-        rows = self._to_embed(parcel.batch)
-        self._counts["kept"] += len(parcel.batch) - len(rows)
+            self._counts["kept"] += len(inflight.batch)
+            return inflight
+        inflight = self._without_textless(inflight)
+        inflight = self._with_long_texts_handled(inflight)
+        rows = self._to_embed(inflight.batch)
+        self._counts["kept"] += len(inflight.batch) - len(rows)
         if not rows:
-            return parcel
-        vectors, refused = self._embed(self._texts(parcel.batch, rows))
+            return inflight
+        vectors, refused = self._embed(self._texts(inflight.batch, rows))
         good = [place for place in range(len(rows)) if place not in refused]
-        whole = filled(parcel.batch, self.field, [rows[place] for place in good], vectors[good])
+        whole = filled(inflight.batch, self.field, [rows[place] for place in good], vectors[good])
         self._counts["embedded"] += len(good)
         if not refused:
-            return parcel.carry(whole)
+            return inflight.carry(whole)
         reasons = {rows[place]: reason for place, reason in refused.items()}
-        rest = self._rejected(parcel, reasons)
+        rest = self._rejected(inflight, reasons)
         return rest.carry(whole.take([row for row in range(len(whole)) if row not in reasons]))
 
-    def twin(self) -> EmbedStage:
+    def replay_copy(self) -> EmbedStage:
         """The same decisions and vectors: through the cache, which holds what this stage computed."""
         other = copy(self)
         other._counts = dict.fromkeys(self._counts, 0)
@@ -278,42 +278,42 @@ class EmbedStage:
             return list(range(len(batch)))
         return np.flatnonzero(~column.present).tolist()
 
-    def _without_textless(self, parcel: Parcel) -> Parcel:
-        texts = parcel.batch.text_list
-        bare = [row for row in self._to_embed(parcel.batch) if not (texts[row] or "").strip()]
+    def _without_textless(self, inflight: InFlightBatch) -> InFlightBatch:
+        texts = inflight.batch.text_list
+        bare = [row for row in self._to_embed(inflight.batch) if not (texts[row] or "").strip()]
         if not bare:
-            return parcel
+            return inflight
         if self._on_no_text == "refuse":
             raise LossRefusedError(
-                f"record {parcel.batch.id_list[bare[0]]!r} needs a vector and has no text to embed; "
+                f"record {inflight.batch.id_list[bare[0]]!r} needs a vector and has no text to embed; "
                 "on_no_text='quarantine' sets such records aside"
             )
-        return self._rejected(parcel, dict.fromkeys(bare, "it needs a vector and has no text to embed"))
+        return self._rejected(inflight, dict.fromkeys(bare, "it needs a vector and has no text to embed"))
 
-    def _with_long_texts_handled(self, parcel: Parcel) -> Parcel:
+    def _with_long_texts_handled(self, inflight: InFlightBatch) -> InFlightBatch:
         if self._long_text == "truncate":
-            return parcel
-        texts = [text or "" for text in parcel.batch.text_list]
-        rows = self._to_embed(parcel.batch)
+            return inflight
+        texts = [text or "" for text in inflight.batch.text_list]
+        rows = self._to_embed(inflight.batch)
         limit = self._text_limit()
         long = [rows[place] for place in limit.too_long([texts[row] for row in rows])]
         if self._long_text == "split":
-            return self._split(parcel, rows if limit.tokens is None else long)
+            return self._split(inflight, rows if limit.tokens is None else long)
         if not long:
-            return parcel
+            return inflight
         surely = "" if limit.exact else "perhaps "
         reason = f"its text is {surely}longer than the {limit.tokens} tokens that {self.space.model} reads"
         if self._long_text == "refuse":
             raise LossRefusedError(
-                f"record {parcel.batch.id_list[long[0]]!r}: {reason}; "
+                f"record {inflight.batch.id_list[long[0]]!r}: {reason}; "
                 "long_text= takes 'truncate', 'split' or 'quarantine' as well"
             )
-        return self._rejected(parcel, dict.fromkeys(long, reason))
+        return self._rejected(inflight, dict.fromkeys(long, reason))
 
-    def _split(self, parcel: Parcel, rows: list[int]) -> Parcel:
+    def _split(self, inflight: InFlightBatch, rows: list[int]) -> InFlightBatch:
         if self._splitter is None:
             self._splitter = self._text_limit().splitter(self._chunks[1])
-        return parcel.carry(split_rows(parcel.batch, rows, self._splitter)) if rows else parcel
+        return inflight.carry(split_rows(inflight.batch, rows, self._splitter)) if rows else inflight
 
     def _texts(self, batch: RecordBatch, rows: list[int]) -> list[str]:
         """The texts as they are sent: cut where the provider would refuse instead of cutting."""
@@ -326,9 +326,9 @@ class EmbedStage:
             texts[place] = limit.cut(texts[place])
         return texts
 
-    def _rejected(self, parcel: Parcel, reasons: dict[int, str]) -> Parcel:
+    def _rejected(self, inflight: InFlightBatch, reasons: dict[int, str]) -> InFlightBatch:
         self._counts["rejected"] += len(reasons)
-        return rejected(parcel, reasons, self.name)
+        return rejected(inflight, reasons, self.name)
 
     # -- calls --------------------------------------------------------------------------------
 

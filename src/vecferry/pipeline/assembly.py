@@ -17,8 +17,7 @@ from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorField
 from vecferry.pipeline.checkpoint import JobState
 from vecferry.pipeline.settings import Settings
-from vecferry.pipeline.stage import Stage
-from vecferry.pipeline.transform import Apply, Check, Fit
+from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite, Stage, Transform
 from vecferry.ports import Fields, ShouldStop, WriteMode
 
 if TYPE_CHECKING:
@@ -215,9 +214,9 @@ def assemble(
     folder: Path,
 ) -> Assembly:
     """All stages in order."""
-    stages: list[Stage] = [Check()]
+    stages: list[Stage] = [RejectNonFinite()]
     if settings.transform is not None:
-        stages += [Apply(settings.transform), Check()]
+        stages += [Transform(settings.transform), RejectNonFinite()]
     early, late = _dedupe(settings, embeds=embed is not None)
     for stage in (*early, *late):
         stage.bind_job(folder)
@@ -225,7 +224,7 @@ def assemble(
     if embed is not None:
         stages.append(embed)
     stages += late
-    stages.append(Fit(target, names, keep_text=keep_text))
+    stages.append(ConformToSchema(target, names, keep_text=keep_text))
     return Assembly(stages, embed, [*early, *late])
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vecferry.errors import JobChangedError, JobError, JobLockedError
-from vecferry.pipeline.stage import Effect
+from vecferry.pipeline.stages import CommitHook
 from vecferry.ports import Cursor, Partition
 
 STAGES = ("stream", "finish", "verify", "publish", "done")
@@ -230,7 +230,7 @@ class JobState:
         *,
         cursors: Mapping[str, Cursor],
         done: Iterable[str] = (),
-        effects: Iterable[Effect] = (),
+        commit_hooks: Iterable[CommitHook] = (),
         **values: Any,
     ) -> None:
         """Commit cursors, counters, marks and stage state in one transaction.
@@ -246,7 +246,7 @@ class JobState:
             self.connection.executemany(
                 "UPDATE partition SET done = 1 WHERE key = ?", [(key,) for key in done]
             )
-            for effect in effects:
+            for effect in commit_hooks:
                 effect(self.connection)
             self._put({"counters": vars(counters), **values})
 

@@ -17,9 +17,16 @@ from vecferry.pipeline.checkpoint import Counters, JobState, Progressing, descri
 from vecferry.pipeline.publishing import new_tag
 from vecferry.pipeline.quarantine import Quarantine, quarantined_ids
 from vecferry.pipeline.read import Reading
-from vecferry.pipeline.stage import LooksAtTarget, Prepass, Stage, Stateful
+from vecferry.pipeline.stages import (
+    ConformToSchema,
+    LooksAtTarget,
+    Prepass,
+    RejectNonFinite,
+    Stage,
+    Stateful,
+    Transform,
+)
 from vecferry.pipeline.stream import Checkpointer, Clock, Tolerance, flow, run_stream
-from vecferry.pipeline.transform import Apply, Check, Fit
 from vecferry.pipeline.write import Writer
 from vecferry.ports import OnProgress, Progress, Publishable, Rewindable, ShouldStop, WriteMode
 
@@ -163,12 +170,12 @@ class LocalRun:
             if isinstance(stage, LooksAtTarget) and stage.against_target and job.target.store.exists():
                 stage.bind_target(job.target.store)
             self._prepass(stage, job.stages[:place])
-        parcels = flow(job.source.store, state.partitions(), job.reading, job.stages, clock)
+        inflights = flow(job.source.store, state.partitions(), job.reading, job.stages, clock)
         try:
-            for _ in run_stream(parcels, writer, checkpoint, clock, should_stop=self._should_stop):
+            for _ in run_stream(inflights, writer, checkpoint, clock, should_stop=self._should_stop):
                 self._tell("stream", self.counters.read, job.total)
         finally:
-            parcels.close()  # type: ignore[attr-defined]
+            inflights.close()  # type: ignore[attr-defined]
             quarantine.close()
 
     def _prepare(self) -> Any:
@@ -219,7 +226,7 @@ class LocalRun:
         """Let a stage see the whole source as it will come to it: behind the user's transform."""
         if not isinstance(stage, Prepass) or stage.prepass_fields is None:
             return
-        changing = [earlier.twin() for earlier in before if isinstance(earlier, Apply)]
+        changing = [earlier.replay_copy() for earlier in before if isinstance(earlier, Transform)]
         fields = self.job.reading.fields if changing else stage.prepass_fields
         reading = replace(self.job.reading, fields=fields)
         stage.prepass(flow(self.job.source.store, self._all_parts(), reading, changing))
@@ -228,17 +235,17 @@ class LocalRun:
 
     def expected(self) -> Iterator[RecordBatch]:
         """What the target should hold, derived from the source anew by twins of the stages."""
-        stages = [stage.twin() for stage in self.job.stages]
+        stages = [stage.replay_copy() for stage in self.job.stages]
         for place, stage in enumerate(stages):
             self._prepass(stage, stages[:place])
         # The twins reject again what these stages rejected; another record of that id may have passed.
-        again = (Check.name, Apply.name, Fit.name)
+        again = (RejectNonFinite.name, Transform.name, ConformToSchema.name)
         quarantined = quarantined_ids(self.state.folder / "quarantine.jsonl", but_of=again)
         rejected = set(map(encode_id, quarantined))
         rows = 0
-        for parcel in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
-            if len(parcel.batch):
-                batch = _without(parcel.batch, rejected)
+        for inflight in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
+            if len(inflight.batch):
+                batch = _without(inflight.batch, rejected)
                 rows += len(batch)
                 yield batch
         self._rows = rows
@@ -270,7 +277,7 @@ class LocalRun:
 
     def _count_collisions(self, proof: Any) -> Any:
         """The proof, less the records that a transform gave the id of another: one of each is there."""
-        if not proof.ok or not any(isinstance(stage, Apply) for stage in self.job.stages):
+        if not proof.ok or not any(isinstance(stage, Transform) for stage in self.job.stages):
             return proof  # the plan has looked at the ids of the source itself
         rows = sum(map(len, self.expected())) if self._rows is None else self._rows
         lost = rows - proof.expected_count

@@ -1,4 +1,4 @@
-"""Read parcels from a source: partition after partition, re-opened at the last good cursor."""
+"""Read inflights from a source: partition after partition, re-opened at the last good cursor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from vecferry.core.retry import RetryDetails, RetryPolicy, reopened
 from vecferry.model import CollectionSchema, RecordBatch, Where
 from vecferry.pipeline.checkpoint import Progressing
-from vecferry.pipeline.stage import Parcel
+from vecferry.pipeline.stages import InFlightBatch
 from vecferry.ports import Fields, ShouldStop, Source, never_stop
 
 log = logging.getLogger("vecferry.job")
@@ -36,22 +36,22 @@ def batch_size_for(schema: CollectionSchema) -> int:
     return max(_SMALLEST, min(_LARGEST, _BATCH_BYTES // row))
 
 
-def read_parcels(source: Source, parts: Sequence[Progressing], reading: Reading) -> Iterator[Parcel]:
-    """The parcels of all unfinished partitions, in order.
+def read_parcels(source: Source, parts: Sequence[Progressing], reading: Reading) -> Iterator[InFlightBatch]:
+    """The inflights of all unfinished partitions, in order.
 
-    A partition ends with an empty parcel whose cursor is that of its last batch, so that its end can
-    be committed.
+    A partition ends with an empty in-flight batch whose cursor is that of its last batch, so that its
+    end can be committed.
     """
     for part in parts:
         if not part.done:
             yield from _read_partition(source, part, reading)
 
 
-def _read_partition(source: Source, part: Progressing, reading: Reading) -> Iterator[Parcel]:
+def _read_partition(source: Source, part: Progressing, reading: Reading) -> Iterator[InFlightBatch]:
     cursor = part.cursor
     backoff = reading.retry.backoff(should_stop=reading.should_stop, on_retry=_log_retry)
 
-    def open_stream(after: Any, size: int) -> Iterator[Parcel]:
+    def open_stream(after: Any, size: int) -> Iterator[InFlightBatch]:
         batches = source.scan(
             partition=part.partition,
             after=after,
@@ -60,12 +60,12 @@ def _read_partition(source: Source, part: Progressing, reading: Reading) -> Iter
             where=reading.where,
         )
         for batch in batches:
-            yield Parcel(batch, part.partition, batch.cursor, len(batch))
+            yield InFlightBatch(batch, part.partition, batch.cursor, len(batch))
 
-    for parcel in reopened(open_stream, cursor, reading.batch_size, backoff):
-        cursor = parcel.cursor
-        yield parcel
-    yield Parcel(RecordBatch(ids=[]), part.partition, cursor, 0, last=True)
+    for inflight in reopened(open_stream, cursor, reading.batch_size, backoff):
+        cursor = inflight.cursor
+        yield inflight
+    yield InFlightBatch(RecordBatch(ids=[]), part.partition, cursor, 0, last=True)
 
 
 def _log_retry(details: RetryDetails) -> None:

@@ -13,7 +13,7 @@ from vecferry.errors import FatalStoreError, JobStopped, RejectedRecord, Vecferr
 from vecferry.pipeline.checkpoint import Counters, JobState, Progressing
 from vecferry.pipeline.quarantine import Quarantine
 from vecferry.pipeline.read import Reading, read_parcels
-from vecferry.pipeline.stage import Effect, Parcel, Rejection, Stage
+from vecferry.pipeline.stages import CommitHook, InFlightBatch, Rejection, Stage
 from vecferry.pipeline.write import Writer
 from vecferry.ports import Cursor, Rewindable, ShouldStop, Sink, Source, never_stop
 
@@ -58,18 +58,18 @@ class Checkpointer:
     tolerance: Tolerance
     _cursors: dict[str, Cursor] = field(default_factory=dict)
     _done: list[str] = field(default_factory=list)
-    _effects: list[Effect] = field(default_factory=list)
+    _effects: list[CommitHook] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
     _partial: bool = False
 
     def enter(self) -> None:
-        """A parcel is about to be written: until it is acknowledged the target may hold a part of it."""
+        """A inflight is about to be written: until it is acknowledged the target may hold a part of it."""
         self._partial = True
 
     def acknowledge(
-        self, parcel: Parcel, rejections: Sequence[Rejection], *, written: int = 0, size: int = 0
+        self, inflight: InFlightBatch, rejections: Sequence[Rejection], *, written: int = 0, size: int = 0
     ) -> None:
-        """Everything of ``parcel`` is in the target, as ``written`` records, or among the rejections."""
+        """Everything of ``inflight`` is in the target, as ``written`` records, or among the rejections."""
         if rejections and not self.tolerance.quarantine:
             first = rejections[0]
             raise RejectedRecord(_reason(first), ids=first.batch.id_list) from first.cause
@@ -78,19 +78,19 @@ class Checkpointer:
         for rejection in rejections:
             self.quarantine.add(rejection)
             self.counters.rejected += len(rejection.batch)
-        self.counters.read += parcel.read
-        self.counters.drop(parcel.dropped)
-        self._cursors[parcel.partition.key] = parcel.cursor
-        self._effects += parcel.effects
-        if parcel.last:
-            self._done.append(parcel.partition.key)
+        self.counters.read += inflight.read
+        self.counters.drop(inflight.dropped)
+        self._cursors[inflight.partition.key] = inflight.cursor
+        self._effects += inflight.commit_hooks
+        if inflight.last:
+            self._done.append(inflight.partition.key)
         self._partial = False
         self.tolerance.check(self.counters)
 
     def commit(self, *, force: bool = False) -> None:
         """Commit, if it is time. Marks and the quarantine are made durable before the cursor is.
 
-        After a fault in the middle of a parcel a log is not marked: its end would stand behind rows that
+        After a fault in the middle of a batch a log is not marked: its end would stand behind rows that
         the cursor does not, and the resume would write them twice.
         """
         if not force and time.monotonic() - self._last < COMMIT_EVERY:
@@ -101,7 +101,7 @@ class Checkpointer:
         if isinstance(self.sink, Rewindable):
             values["mark"] = self.sink.mark()
         self.state.commit(
-            self.counters, cursors=self._cursors, done=self._done, effects=self._effects, **values
+            self.counters, cursors=self._cursors, done=self._done, commit_hooks=self._effects, **values
         )
         self._cursors, self._done, self._effects = {}, [], []
         self._last = time.monotonic()
@@ -132,50 +132,50 @@ def flow(
     reading: Reading,
     stages: Sequence[Stage],
     clock: Clock | None = None,
-) -> Iterator[Parcel]:
-    """The parcels as they come out of the last stage; reading and waiting stages run ahead."""
+) -> Iterator[InFlightBatch]:
+    """The inflights as they come out of the last stage; reading and waiting stages run ahead."""
     clock = clock or Clock({})
     stop = reading.should_stop
-    parcels: Iterator[Parcel] = prefetch(
+    inflights: Iterator[InFlightBatch] = prefetch(
         lambda: read_parcels(source, parts, reading), name="read", busy=clock.add, should_stop=stop
     )
     for stage in stages:
-        step = _timed(stage, parcels, clock)
+        step = _timed(stage, inflights, clock)
         if getattr(stage, "waits", False):
-            parcels = prefetch(lambda step=step: step, name=stage.name, should_stop=stop)  # type: ignore[misc]
+            inflights = prefetch(lambda step=step: step, name=stage.name, should_stop=stop)  # type: ignore[misc]
         else:
-            parcels = step
-    return parcels
+            inflights = step
+    return inflights
 
 
-def _timed(stage: Stage, parcels: Iterator[Parcel], clock: Clock) -> Iterator[Parcel]:
-    for parcel in parcels:
-        if not len(parcel.batch):
-            yield parcel
+def _timed(stage: Stage, inflights: Iterator[InFlightBatch], clock: Clock) -> Iterator[InFlightBatch]:
+    for inflight in inflights:
+        if not len(inflight.batch):
+            yield inflight
             continue
         start = time.perf_counter()
-        result = stage.apply(parcel)
+        result = stage.apply(inflight)
         clock.add(stage.name, time.perf_counter() - start)
         yield result
 
 
 def run_stream(
-    parcels: Iterator[Parcel],
+    inflights: Iterator[InFlightBatch],
     writer: Writer,
     checkpoint: Checkpointer,
     clock: Clock,
     *,
     should_stop: ShouldStop = never_stop,
 ) -> Iterator[Counters]:
-    """Write every parcel; yields the counters after each, for progress.
+    """Write every inflight; yields the counters after each, for progress.
 
     Raises:
         JobStopped: when ``should_stop`` turns true; everything acknowledged so far is committed.
     """
     try:
-        for parcel in parcels:
+        for inflight in inflights:
             start = time.perf_counter()
-            _write(parcel, writer, checkpoint)
+            _write(inflight, writer, checkpoint)
             checkpoint.commit()
             clock.add("write", time.perf_counter() - start)
             yield checkpoint.counters
@@ -195,8 +195,10 @@ def run_stream(
     checkpoint.commit(force=True)
 
 
-def _write(parcel: Parcel, writer: Writer, checkpoint: Checkpointer) -> None:
+def _write(inflight: InFlightBatch, writer: Writer, checkpoint: Checkpointer) -> None:
     written, bytes_ = writer.written, writer.bytes
     checkpoint.enter()
-    rejections = [*parcel.rejections, *writer.write(parcel.batch)]
-    checkpoint.acknowledge(parcel, rejections, written=writer.written - written, size=writer.bytes - bytes_)
+    rejections = [*inflight.rejections, *writer.write(inflight.batch)]
+    checkpoint.acknowledge(
+        inflight, rejections, written=writer.written - written, size=writer.bytes - bytes_
+    )

@@ -1,4 +1,4 @@
-"""Write parcels to a sink: retry a passing fault, shrink what is too large, single out what is bad."""
+"""Write inflights to a sink: retry a passing fault, shrink what is too large, single out what is bad."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vecferry.core.retry import Backoff, OnRetry, RetryDetails, RetryPolicy
 from vecferry.errors import RejectedRecord, RequestTooLargeError, RetryableError, TimedOutError
 from vecferry.model import RecordBatch
-from vecferry.pipeline.stage import Rejection
+from vecferry.pipeline.stages import Rejection
 from vecferry.ports import ShouldStop, Sink, never_stop
 
 log = logging.getLogger("vecferry.job")

@@ -150,6 +150,34 @@ class Publishable(Protocol):
         ...
 
 
+@runtime_checkable
+class Stamped(Protocol):
+    """Tells one state of a collection from another without reading its records."""
+
+    def stamp(self) -> dict[str, Any]:
+        """What is known of the present state, as JSON values; equal stamps mean that nothing has changed.
+
+        ``kind`` is ``"files"`` (number of files, bytes, newest modification time, inodes, a hash of
+        the tail, over all files that the collection is made of) or ``"store"`` (whatever is cheap to
+        ask). ``count`` is the store's own count where it is cheap. Raises nothing for a collection that is
+        not there: ``{"kind": …, "absent": True}``.
+        """
+        ...
+
+
+@runtime_checkable
+class ConcurrentSink(Protocol):
+    """A sink that takes records from several threads at once, each through a writer of its own."""
+
+    def writers(self, want: int) -> Sequence[Sink]:
+        """At most ``want`` further writers of the prepared collection; only `Sink.write` is called.
+
+        Writes are idempotent and may overlap. A writer that has ``close()`` is closed before ``finish()``
+        is called on the sink itself. An empty answer means that one writer is all there is.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What happened after a cursor: records to upsert, ids to delete, and the cursor to go on from."""
@@ -181,11 +209,13 @@ __all__ = [
     "BatchSearchable",
     "ChangeTracking",
     "Changes",
+    "ConcurrentSink",
     "Deletable",
     "Fetchable",
     "Publishable",
     "Rewindable",
     "Searchable",
+    "Stamped",
     "Store",
     "TextSearchable",
     "Version",
