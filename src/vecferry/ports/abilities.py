@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from vecferry.model import RecordBatch, RecordId, VectorRecord, Where
+from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, Where
 from vecferry.model.vectors import Array
 from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Source
@@ -99,6 +99,39 @@ class Rewindable(Protocol):
 
         Raises:
             CorruptDataError: if the staged data is shorter than the mark says.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an upsert leaves as it is in a record that does not bring it.
+
+    ``text`` says so of the text, where a whole source has none; ``metadata`` of a key of the metadata.
+    """
+
+    text: bool = False
+    metadata: Callable[[str], bool] = lambda _: False
+
+
+@runtime_checkable
+class KeepsOwn(Protocol):
+    """Updates records in place: what the application keeps beside the source's data stays."""
+
+    def kept(self, schema: CollectionSchema) -> Kept:
+        """What an upsert of records of ``schema`` does not touch. Works before and after `prepare`."""
+        ...
+
+
+@runtime_checkable
+class ChecksFilters(Protocol):
+    """Knows which filters cannot match anything."""
+
+    def check_filter(self, where: Any) -> None:
+        """Look at a filter before a long job begins with it.
+
+        Raises:
+            PlanError: for a key that no record has, or a value that no value of the key compares with.
         """
         ...
 
@@ -209,9 +242,12 @@ __all__ = [
     "BatchSearchable",
     "ChangeTracking",
     "Changes",
+    "ChecksFilters",
     "ConcurrentSink",
     "Deletable",
     "Fetchable",
+    "KeepsOwn",
+    "Kept",
     "Publishable",
     "Rewindable",
     "Searchable",
