@@ -3,10 +3,11 @@
 from vecferry.model.batch import RecordBatch, ids_column, schema_of
 from vecferry.model.filters import Where, check_where, matches, parse_where
 from vecferry.model.ids import RecordId, decode_id, encode_id, id_key, id_type, uuid_of
+from vecferry.model.json_column import JsonColumn
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
 from vecferry.model.space import EmbeddingSpace
-from vecferry.model.typed import ENVELOPE, from_json, to_json, type_name
+from vecferry.model.typed import ENVELOPE, dump_json, from_json, parse_json, to_json, type_name
 from vecferry.model.vectors import Column, DenseColumn, MultiColumn, SparseColumn, SparseVector
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DType",
     "DenseColumn",
     "EmbeddingSpace",
+    "JsonColumn",
     "Kind",
     "Loss",
     "Metric",
@@ -29,12 +31,14 @@ __all__ = [
     "Where",
     "check_where",
     "decode_id",
+    "dump_json",
     "encode_id",
     "from_json",
     "id_key",
     "id_type",
     "ids_column",
     "matches",
+    "parse_json",
     "parse_where",
     "schema_of",
     "to_json",

@@ -17,7 +17,7 @@ types of their columns, see `layout_of`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -29,8 +29,9 @@ from vecferry.model._pyarrow import pa
 from vecferry.model.arrow_layout import KEY, Layout, VectorPlace, layout_of, schema_from_arrow
 from vecferry.model.batch import RecordBatch, id_kind_of
 from vecferry.model.ids import RecordId, check_id, decode_id, encode_id
+from vecferry.model.json_column import JsonColumn, Types, Unkeepable
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
-from vecferry.model.typed import from_json, parse_json, to_json
+from vecferry.model.typed import dump_json, from_json, parse_json
 from vecferry.model.vectors import Array, Column, DenseColumn, Mask, MultiColumn, SparseColumn
 
 
@@ -76,8 +77,8 @@ def batch_to_arrow(
     arrays = [
         _ids_to_arrow(batch.ids, kind),
         _strings(batch, batch.text_list, "text"),
-        pa.array(documents, pa.string()),
-        pa.array(types, pa.string()),
+        documents,
+        types,
     ]
     for f, arrow in zip(schema.fields, list(target)[4:], strict=True):
         column = batch.sparse_vectors.get(f.name) or batch.vectors.get(f.name)
@@ -135,22 +136,17 @@ def _is_utf8(value: str | None) -> bool:
         return False
 
 
-def _documents(batch: RecordBatch) -> tuple[list[str | None], list[str | None]]:
+def _documents(batch: RecordBatch) -> tuple[pa.Array, pa.Array]:
     """The metadata of each row as JSON, and the table of what JSON cannot hold."""
     if batch.metadata is None:
-        return [None] * len(batch), [None] * len(batch)
-    documents: list[str | None] = []
-    types: list[str | None] = []
-    for id_, metadata in zip(batch.id_list, batch.metadata, strict=True):
-        try:
-            plain, table = to_json(metadata)
-            documents.append(orjson.dumps(plain).decode())
-            types.append(orjson.dumps({"types": table}).decode() if table else None)
-        except (TypeError, ValueError) as error:
-            raise RejectedRecord(
-                f"the metadata of {id_!r} cannot be written: {error}; change it in transform=…", ids=[id_]
-            ) from error
-    return documents, types
+        return pa.nulls(len(batch), pa.string()), pa.nulls(len(batch), pa.string())
+    column = batch.json_metadata
+    if not column.typed:
+        return pa.array(column.rows(), pa.string()), pa.nulls(len(batch), pa.string())
+    types: list[bytes | None] = [None] * len(batch)
+    for row, table in column.typed.items():
+        types[row] = dump_json({"types": table})
+    return pa.array(column.rows(), pa.string()), pa.array(types, pa.string())
 
 
 def _column(column: Column, arrow: pa.DataType) -> pa.Array:
@@ -259,22 +255,35 @@ def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> Sequenc
 
 def _metadata_from_arrow(
     batch: pa.RecordBatch | pa.Table, layout: Layout, have: set[str]
-) -> list[dict[str, Any]] | None:
+) -> Sequence[dict[str, Any]] | None:
     extra = [name for name in layout.extra if name in have]
     if layout.metadata not in have and not extra:
         return None
+    types = _types(_flat(batch.column(layout.types))) if layout.types in have else {}
+    if layout.metadata in have and layout.own and not extra:
+        column = _json_rows(_flat(batch.column(layout.metadata)), layout.metadata)
+        return JsonColumn(column.rows(), _union(column.typed, types)) if types else column
     rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
     if layout.metadata in have:
-        column = _flat(batch.column(layout.metadata))
-        rows = _json_rows(column, layout.metadata) if layout.own else _objects(column, layout.metadata)
-    if layout.types in have:
-        for at, table in enumerate(_flat(batch.column(layout.types)).to_pylist()):
-            if table:
-                rows[at] = from_json(rows[at], orjson.loads(table)["types"])
+        rows = _objects(_flat(batch.column(layout.metadata)), layout.metadata)
+    for row, table in types.items():
+        rows[row] = from_json(rows[row], table)
     for name in extra:
-        for row, value in zip(rows, _to_microseconds(_flat(batch.column(name))).to_pylist(), strict=True):
-            row[name] = value
+        values = _to_microseconds(_flat(batch.column(name))).to_pylist()
+        for document, value in zip(rows, values, strict=True):
+            document[name] = value
     return rows
+
+
+def _union(seen: Mapping[int, Types], kept: Mapping[int, Types]) -> dict[int, Types]:
+    """The tables of the file, and what its documents needed besides: somebody may have changed them."""
+    return {row: {**seen.get(row, {}), **kept.get(row, {})} for row in {*seen, *kept}}
+
+
+def _types(column: pa.Array) -> dict[int, Types]:
+    if column.null_count == len(column):
+        return {}
+    return {row: parse_json(table)["types"] for row, table in enumerate(column.to_pylist()) if table}
 
 
 def _to_microseconds(column: pa.Array) -> pa.Array:
@@ -308,15 +317,12 @@ def _object(value: Any, name: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {name: value}
 
 
-def _json_rows(column: pa.Array, name: Any) -> list[dict[str, Any]]:
-    values = [value or "{}" for value in column.to_pylist()]
+def _json_rows(column: pa.Array, name: Any) -> JsonColumn:
+    texts = column.cast(pa.binary()) if pa.types.is_string(column.type) else column
     try:
-        rows = orjson.loads(f"[{','.join(values)}]")
-    except orjson.JSONDecodeError as error:
-        raise CorruptDataError(f"column {name!r} holds something that is not JSON: {error}") from error
-    if len(rows) != len(values) or not all(isinstance(row, dict) for row in rows):
-        raise CorruptDataError(f"column {name!r} holds JSON that is not an object")
-    return cast(list[dict[str, Any]], rows)
+        return JsonColumn.parse(texts.to_pylist())
+    except Unkeepable as error:
+        raise CorruptDataError(f"column {name!r}, row {error.row}: {error}") from error
 
 
 def _mask(column: pa.Array) -> Mask | None:

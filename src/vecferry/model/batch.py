@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from vecferry.errors import RejectedRecord
 from vecferry.model.ids import RecordId, check_id, id_type
+from vecferry.model.json_column import JsonColumn, Unkeepable
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
 from vecferry.model.vectors import (
@@ -35,7 +37,8 @@ class RecordBatch:
         vectors: field name → `DenseColumn` ``(n, dim)`` or `MultiColumn`.
         sparse_vectors: field name → `SparseColumn`.
         texts: n strings or ``None``; ``None`` as a whole when the store keeps no text.
-        metadata: n dicts; ``None`` as a whole when the store keeps no metadata.
+        metadata: n dicts, or a `JsonColumn`, which is the same as bytes; ``None`` as a whole when the
+            store keeps no metadata.
         cursor: JSON value: where the scan stands *after* this batch, to be given back as ``after=``.
     """
 
@@ -77,11 +80,28 @@ class RecordBatch:
         return [{} for _ in range(len(self))] if self.metadata is None else self.metadata
 
     @property
+    def json_metadata(self) -> JsonColumn:
+        """The metadata as JSON bytes; as it is where it already is a `JsonColumn`.
+
+        Raises:
+            RejectedRecord: for a value that cannot be kept, naming the record.
+        """
+        try:
+            return JsonColumn.of(self.metadata_list)
+        except Unkeepable as error:
+            id_ = self.id_list[error.row]
+            raise RejectedRecord(
+                f"the metadata of {id_!r} cannot be written: {error}; change it in transform=…", ids=[id_]
+            ) from error
+
+    @property
     def nbytes(self) -> int:
         """A close guess of the bytes this batch takes on the wire."""
         vectors = sum(column.nbytes for _, column in self.columns())
         texts = sum(len(text) for text in self.texts or () if text)
-        return vectors + texts + 16 * len(self) + 100 * len(self.metadata or ())
+        metadata = self.metadata or ()
+        documents = metadata.nbytes if isinstance(metadata, JsonColumn) else 100 * len(metadata)
+        return vectors + texts + 16 * len(self) + documents
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -95,7 +115,7 @@ class RecordBatch:
             vectors={name: column.take(where) for name, column in self.vectors.items()},
             sparse_vectors={name: c.take(where) for name, c in self.sparse_vectors.items()},
             texts=None if self.texts is None else [self.texts[i] for i in picked],
-            metadata=None if self.metadata is None else [self.metadata[i] for i in picked],
+            metadata=_taken(self.metadata, picked),
             cursor=self.cursor,
         )
 
@@ -130,9 +150,7 @@ class RecordBatch:
             texts=None
             if all(b.texts is None for b in batches)
             else [text for b in batches for text in b.text_list],
-            metadata=None
-            if all(b.metadata is None for b in batches)
-            else [meta for b in batches for meta in b.metadata_list],
+            metadata=_joined(batches),
             cursor=batches[-1].cursor,
         )
 
@@ -236,6 +254,22 @@ def schema_of(batch: RecordBatch, name: str = "", **known: Any) -> CollectionSch
         width = column.values.shape[1] or None
         fields.append(VectorField(name=field_name, kind=kind, dim=width, dtype=str(column.values.dtype)))
     return CollectionSchema(name=name, fields=tuple(fields), **known)
+
+
+def _taken(metadata: Sequence[Metadata] | None, rows: list[int]) -> Sequence[Metadata] | None:
+    if metadata is None or isinstance(metadata, JsonColumn):
+        return metadata.take(rows) if metadata is not None else None
+    return [metadata[row] for row in rows]
+
+
+def _joined(batches: Sequence[RecordBatch]) -> Sequence[Metadata] | None:
+    given = [batch.metadata for batch in batches]
+    if all(metadata is None for metadata in given):
+        return None
+    columns = [metadata for metadata in given if isinstance(metadata, JsonColumn)]
+    if len(columns) == len(given):
+        return JsonColumn.concat(columns)
+    return [document for batch in batches for document in batch.metadata_list]
 
 
 def _names(batches: Sequence[RecordBatch], attribute: str) -> list[str]:

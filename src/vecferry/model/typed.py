@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -30,9 +31,12 @@ ENVELOPE = "_vecferry"
 """The payload key under which a store keeps what it cannot hold natively:
 ``{"id": encode_id(id), "types": {pointer: type name}, "norms": {field: length}}``, each if needed."""
 
-_BEYOND_INT64 = 2.0**63
 _JSON_NATIVE = frozenset({str, bool, type(None)})
-_INT64 = range(-(2**63), 2**63)
+_INT64_END = 2**63
+_STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_SORTED = _STRICT | orjson.OPT_SORT_KEYS
+# A number of 18 digits or more (a float has at most 17), or one with a three-digit exponent.
+_INEXACT = re.compile(rb"(?:^|[\[:,])\s*-?(?:[0.]*[1-9][\d.]{17}|[\d.]+[eE][-+]?\d{3})")
 
 
 def to_json(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -41,6 +45,8 @@ def to_json(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     Raises:
         TypeError: for a value of a type that cannot be kept, naming its place.
     """
+    if is_plain(metadata):
+        return dict(metadata), {}
     types: dict[str, str] = {}
     body = {
         key: value if type(value) in _JSON_NATIVE else _encode(value, f"/{_escape(key)}", types)
@@ -59,26 +65,73 @@ def from_json(metadata: Mapping[str, Any], types: Mapping[str, str]) -> dict[str
     return result
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says, integers of any size exactly: orjson makes floats of those beyond 64 bits.
+def is_plain(metadata: Mapping[str, Any]) -> bool:
+    """Whether `to_json` leaves every value as it is: mostly it does, and this is the cheaper question."""
+    for value in metadata.values():
+        kind = type(value)
+        if kind not in _JSON_NATIVE and not _stays(value, kind):
+            return False
+    return True
+
+
+def _stays(value: Any, kind: type[Any]) -> bool:
+    if kind is int:
+        return bool(-_INT64_END <= value < _INT64_END)
+    if kind is float:
+        return survives_json(value)
+    if kind is list:
+        return all(type(item) in _JSON_NATIVE or _stays(item, type(item)) for item in value)
+    return kind is dict and all(type(key) is str for key in value) and is_plain(value)
+
+
+def parse_json(text: str | bytes, *, vector: str | None = None) -> Any:
+    """What a JSON text says, each number exactly: integers of any size, decimals of any length.
+
+    orjson reads the text, unless it holds something that a 64-bit integer or a float cannot: a number
+    with more digits, NaN, an infinity, half a surrogate pair.
+
+    Args:
+        vector: the key of a long array of numbers that are meant as floats, so that it is not searched
+            for others.
 
     Raises:
         ValueError: if it is not JSON.
     """
-    value = orjson.loads(text)
-    return json.loads(text) if isinstance(value, dict) and _is_huge(value) else value
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if _INEXACT.search(raw if vector is None else _without(raw, vector)) is None:
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError:  # half a surrogate pair, perhaps
+            pass
+    return json.loads(raw, parse_float=_float_or_decimal)
 
 
-def _is_huge(found: dict[str, Any]) -> bool:
-    """A loop, since every line that is read comes through here."""
-    for value in found.values():
-        kind = type(value)
-        if kind is float:
-            if abs(value) >= _BEYOND_INT64:
-                return True
-        elif kind is dict and _is_huge(value):
-            return True
-    return False
+def dump_json(value: Any, *, sort: bool = False) -> bytes:
+    """Pure JSON in one line, as `parse_json` reads it: integers of any size, halves of surrogate pairs.
+
+    Raises:
+        TypeError: for a value that `to_json` would have changed.
+    """
+    try:
+        return orjson.dumps(value, option=_SORTED if sort else _STRICT)
+    except TypeError:
+        return json.dumps(value, sort_keys=sort, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _without(raw: bytes, key: str) -> bytes:
+    at = raw.find(f'"{key}"'.encode())
+    start = raw.find(b"[", at)
+    end = raw.find(b"]", start)
+    return raw if min(at, start, end) < 0 else raw[:start] + raw[end:]
+
+
+def _float_or_decimal(text: str) -> float | Decimal:
+    """A float where it says the same: 17 digits name a float, and some write all of them."""
+    number, exact = float(text), Decimal(text)
+    if number - number != 0.0 or (number == 0.0) is not (exact == 0):
+        return exact
+    same = len(exact.as_tuple().digits) <= 17 or Decimal(repr(number)) == exact
+    return number if same else exact
 
 
 def survives_json(value: float) -> bool:
@@ -111,7 +164,7 @@ def _encode(value: Any, pointer: str, types: dict[str, str]) -> Any:
     if kind in _JSON_NATIVE:
         return value
     if kind is int:
-        if value in _INT64:
+        if -_INT64_END <= value < _INT64_END:
             return value
         types[pointer] = "int"
         return str(value)
