@@ -5,17 +5,17 @@ from pathlib import Path
 import vecferry as vf
 from vecferry.model import Kind, Metric, SparseVector
 from vecferry.stores.memory import _CABINETS, MemoryStore
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 
 class TestMemory(StoreContract):
     def open(self, folder: Path, name: str) -> MemoryStore:
         return MemoryStore(f"{folder}/{name}")
 
-    def peek(self, store: MemoryStore) -> dict[str, Peek]:
+    def vendor_view(self, store: MemoryStore) -> dict[str, VendorView]:
         cabinet = _CABINETS[store.name]
         records = cabinet.shelves[cabinet.live].records
-        return {key: Peek(r.text, r.vector) for key, r in records.items()}
+        return {key: VendorView(r.text, r.vector) for key, r in records.items()}
 
 
 def test_a_nameless_store_is_private() -> None:

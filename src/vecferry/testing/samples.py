@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
+    Kind,
     Metric,
     RecordId,
+    SparseVector,
     VectorField,
     VectorRecord,
 )
@@ -78,3 +80,94 @@ def sample_records(
         )
         for i, id_ in enumerate(numbers)
     ]
+
+
+def sample_fields(
+    kinds: Collection[Kind], metric: Metric = Metric.L2, *, unit: bool = False
+) -> tuple[list[VectorRecord], tuple[VectorField, ...]]:
+    """Ten records with two dense fields, and a sparse and a multi field where ``kinds`` has them.
+
+    Every field is missing in some record.
+    """
+    rng = np.random.default_rng(11)
+    fields = [
+        VectorField(name="title", dim=DIM, metric=metric),
+        VectorField(name="body", dim=5, metric=metric),
+    ]
+    if Kind.SPARSE in kinds:
+        fields.append(VectorField(name="words", kind=Kind.SPARSE, metric=Metric.IP))
+    if Kind.MULTI in kinds:
+        fields.append(VectorField(name="tokens", kind=Kind.MULTI, dim=4, metric=Metric.COSINE))
+    records = []
+    for i, record in enumerate(sample_records(10, unit=unit)):
+        vectors: dict[str, Any] = {"title": record.vector, "body": _unit(rng.standard_normal(5), unit)}
+        sparse = {}
+        if Kind.SPARSE in kinds and i % 5 != 3:
+            sparse["words"] = SparseVector([1, 7 + i, 4_000_000_000], [0.5, 1.25, float(i) + 0.1])
+        if Kind.MULTI in kinds and i % 4 != 1:
+            vectors["tokens"] = np.stack([_unit(row, True) for row in rng.standard_normal((2 + i % 3, 4))])
+        records.append(record.replace(vectors=vectors, sparse_vectors=sparse))
+    return records, tuple(fields)
+
+
+def _unit(vector: Any, unit: bool) -> Any:
+    length = np.linalg.norm(vector) if unit else 1.0
+    return (vector / length).astype(np.float32)
+
+
+_VALUES: dict[str, tuple[Any, ...]] = {
+    "n": (-3, 0, 7, 40, 2**40),
+    "x": (-2.5, 0.0, 0.25, 7.0, 1e9),
+    "word": ("", "en", "EN", "größe", "a'b\"c", "%"),
+    "flag": (True, False),
+    "tags": ([], ["a"], ["a", "b"], ["b", "c"]),
+}
+
+
+def filter_records(*, unit: bool = False) -> list[VectorRecord]:
+    """Forty records whose metadata have a few values of each type, nested and missing ones too."""
+    rng = np.random.default_rng(3)
+    records = []
+    for record in sample_records(40, unit=unit):
+        metadata = {
+            key: values[int(rng.integers(len(values)))]
+            for key, values in _VALUES.items()
+            if rng.random() > 0.25
+        }
+        if rng.random() > 0.5:
+            metadata["deep"] = {"n": int(rng.integers(5)), "word": "en"}
+        records.append(record.replace(metadata=metadata))
+    return records
+
+
+def filters() -> Any:
+    """A Hypothesis strategy for filters over the keys of `filter_records`: every operator, any nesting."""
+    from hypothesis import strategies as st
+
+    def condition(key: str) -> Any:
+        kind = key.rpartition(".")[2]
+        values = st.sampled_from([v for v in _VALUES[kind] if not isinstance(v, list)] or ["a", "b", "z"])
+        tests = {
+            "$eq": values,
+            "$ne": values,
+            "$in": st.lists(values, min_size=1, max_size=3),
+            "$nin": st.lists(values, min_size=1, max_size=3),
+            "$exists": st.booleans(),
+        }
+        if kind not in ("flag", "tags"):
+            tests |= dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), values)
+        one = st.sampled_from(sorted(tests)).flatmap(lambda name: st.tuples(st.just(name), tests[name]))
+        several = st.lists(one, min_size=1, max_size=2).map(dict)
+        return st.one_of(values, several).map(lambda test: {key: test})
+
+    keys = st.sampled_from([*_VALUES, "deep.n", "deep.word"])
+    leaf = keys.flatmap(condition)
+    return st.recursive(
+        leaf,
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=1, max_size=3).map(lambda parts: {"$and": parts}),
+            st.lists(inner, min_size=1, max_size=3).map(lambda parts: {"$or": parts}),
+            inner.map(lambda part: {"$not": part}),
+        ),
+        max_leaves=5,
+    )

@@ -13,7 +13,7 @@ import pytest
 
 from vecferry.model import Metric
 from vecferry.stores.faiss import FaissStore
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 
 class TestPlain(StoreContract):
@@ -22,23 +22,23 @@ class TestPlain(StoreContract):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, **self.options)
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "index.faiss"))
         lines = (store.target / "records.jsonl").read_text("utf-8").splitlines()
         texts = [json.loads(line)["text"] for line in lines]
-        return dict(enumerate(map(Peek, texts, index.reconstruct_n(0, index.ntotal))))
+        return dict(enumerate(map(VendorView, texts, index.reconstruct_n(0, index.ntotal))))
 
 
 @pytest.mark.slow
 class TestParquet(TestPlain):
     options: ClassVar[dict[str, Any]] = {"sidecar": "parquet"}
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         import pandas as pd
 
         index = faiss.read_index(str(store.target / "index.faiss"))
         texts = pd.read_parquet(store.target / "records.parquet")["text"]
-        return dict(enumerate(map(Peek, texts, index.reconstruct_n(0, index.ntotal))))
+        return dict(enumerate(map(VendorView, texts, index.reconstruct_n(0, index.ntotal))))
 
 
 class TestHnswIp(TestPlain):
@@ -60,23 +60,23 @@ class TestIvf(TestPlain):
             store = FaissStore(store.target)
         return super().load(store, records, **schema)
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "index.faiss"))
         index.make_direct_map()
         lines = (store.target / "records.jsonl").read_text("utf-8").splitlines()
         rows = [index.reconstruct(i) for i in range(index.ntotal)]
-        return {i: Peek(json.loads(line)["text"], rows[i]) for i, line in enumerate(lines)}
+        return {i: VendorView(json.loads(line)["text"], rows[i]) for i, line in enumerate(lines)}
 
 
 class TestLangChain(StoreContract):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout="langchain")
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "index.faiss"))
         docstore, names = pickle.loads((store.target / "index.pkl").read_bytes())
         documents = [docstore.search(names[row]) for row in range(index.ntotal)]
-        return {d.id: Peek(d.page_content, index.reconstruct(i)) for i, d in enumerate(documents)}
+        return {d.id: VendorView(d.page_content, index.reconstruct(i)) for i, d in enumerate(documents)}
 
 
 class TestLlamaIndex(StoreContract):
@@ -85,12 +85,12 @@ class TestLlamaIndex(StoreContract):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout=self.layout)
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "default__vector_store.json"))
         nodes = json.loads((store.target / "docstore.json").read_text("utf-8"))["docstore/data"]
         found = {}
         for row, (name, node) in enumerate(nodes.items()):
-            found[name] = Peek(node["__data__"]["text"], index.reconstruct(row))
+            found[name] = VendorView(node["__data__"]["text"], index.reconstruct(row))
         return found
 
 
@@ -102,12 +102,12 @@ class TestLlamaIndexSimple(TestLlamaIndex):
     layout = "llamaindex-simple"
     metric = Metric.COSINE
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         vectors = json.loads((store.target / "default__vector_store.json").read_text("utf-8"))
         nodes = json.loads((store.target / "docstore.json").read_text("utf-8"))["docstore/data"]
         embeddings = vectors["embedding_dict"]
         return {
-            name: Peek(node["__data__"]["text"], np.array(embeddings[name], np.float32))
+            name: VendorView(node["__data__"]["text"], np.array(embeddings[name], np.float32))
             for name, node in nodes.items()
         }
 
@@ -116,20 +116,20 @@ class TestRawPickle(StoreContract):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout="raw-pkl")
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "faiss.index"))
         rows = pickle.loads((store.target / "metadata.pkl").read_bytes())
-        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
+        return {i: VendorView(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
 
 
 class TestRawJson(StoreContract):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout="raw-json")
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "faiss.index"))
         rows = json.loads((store.target / "metadata.json").read_bytes())
-        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
+        return {i: VendorView(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ class TestRawJsonl(TestRawJson):
     def open(self, folder: Path, name: str) -> FaissStore:
         return FaissStore(folder / name, layout="raw-jsonl")
 
-    def peek(self, store: FaissStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
         index = faiss.read_index(str(store.target / "faiss.index"))
         rows = list(map(json.loads, (store.target / "metadata.jsonl").read_text("utf-8").splitlines()))
-        return {i: Peek(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}
+        return {i: VendorView(row["text"], index.reconstruct(i)) for i, row in enumerate(rows)}

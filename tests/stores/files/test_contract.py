@@ -11,14 +11,14 @@ import pandas as pd
 
 from vecferry.stores.jsonl import JsonlStore
 from vecferry.stores.parquet import ParquetStore
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 
 class TestParquetFile(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return ParquetStore(folder / f"{name}.parquet")
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         return _frame_peeks(pd.read_parquet(store.path))
 
 
@@ -26,7 +26,7 @@ class TestParquetFolder(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return ParquetStore(folder / name)
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         return _frame_peeks(pd.read_parquet(store.path))
 
 
@@ -34,17 +34,17 @@ class TestJsonl(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return JsonlStore(folder / f"{name}.jsonl")
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         lines = store.path.read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        return {str(row["id"]): Peek(row["text"], row["vector"]) for row in rows}
+        return {str(row["id"]): VendorView(row["text"], row["vector"]) for row in rows}
 
 
 class TestGzippedJsonl(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return JsonlStore(folder / f"{name}.jsonl.gz")
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         frame = pd.read_json(store.path, lines=True, precise_float=True)
         return _frame_peeks(frame)
 
@@ -53,11 +53,11 @@ class TestJsonlFolder(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return JsonlStore(folder / name)
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         rows = [json.loads(line) for path in store.path.iterdir() for line in path.open()]
-        return {str(row["id"]): Peek(row["text"], row["vector"]) for row in rows}
+        return {str(row["id"]): VendorView(row["text"], row["vector"]) for row in rows}
 
 
-def _frame_peeks(frame: pd.DataFrame) -> dict[Any, Peek]:
+def _frame_peeks(frame: pd.DataFrame) -> dict[Any, VendorView]:
     columns = zip(frame["id"], frame["text"], frame["vector"], strict=True)
-    return {str(id_): Peek(text, vector) for id_, text, vector in columns}
+    return {str(id_): VendorView(text, vector) for id_, text, vector in columns}

@@ -17,14 +17,15 @@ from servers.postgres import Postgres
 from vecferry.model import Metric
 from vecferry.ports import StoreURL
 from vecferry.stores.pgvector import embedded
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 
-def peek_table(dsn: str, table: str) -> dict[Any, Peek]:
+def peek_table(dsn: str, table: str) -> dict[Any, VendorView]:
     with psycopg.connect(dsn) as connection:
         rows = connection.execute(f'select id, text, embedding::text from "{table}"').fetchall()
     return {
-        id_: Peek(text, np.array(vector[1:-1].split(","), dtype=np.float32)) for id_, text, vector in rows
+        id_: VendorView(text, np.array(vector[1:-1].split(","), dtype=np.float32))
+        for id_, text, vector in rows
     }
 
 
@@ -44,7 +45,7 @@ class OnServer(StoreContract):
         table = f"{folder.name}_{name}"
         return vf.connect(self.server.url(table, self.databases[self.server.port])).store
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         url = StoreURL.parse(store.url)
         return peek_table(self.server.dsn(url.path), url.fragment)
 
@@ -79,6 +80,6 @@ class TestEmbedded(StoreContract):
     def open(self, folder: Path, name: str) -> Any:
         return vf.connect(f"pgvector:{self.folder}#{folder.name[:40]}_{name}").store
 
-    def peek(self, store: Any) -> Mapping[Any, Peek]:
+    def vendor_view(self, store: Any) -> Mapping[Any, VendorView]:
         url = StoreURL.parse(store.url)
         return peek_table(embedded.server_uri(url.path), url.fragment)

@@ -12,14 +12,14 @@ from servers.qdrant_grpc import QdrantServer
 from vecferry.model import Metric
 from vecferry.stores.qdrant import QdrantStore
 from vecferry.stores.qdrant.connection import _OPEN, MEMORY, Address
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 TEXT_KEYS = {"plain": "text", "langchain": "page_content"}
 
 
-def peek(client: QdrantClient, collection: str, text_key: str) -> dict[Any, Peek]:
+def peek(client: QdrantClient, collection: str, text_key: str) -> dict[Any, VendorView]:
     points, _ = client.scroll(collection, limit=1000, with_vectors=True)
-    return {point.id: Peek(point.payload[text_key], point.vector) for point in points}
+    return {point.id: VendorView(point.payload[text_key], point.vector) for point in points}
 
 
 class TestFolder(StoreContract):
@@ -28,7 +28,7 @@ class TestFolder(StoreContract):
     def open(self, folder: Path, name: str) -> QdrantStore:
         return QdrantStore(Address(path=str(folder / "db")), name, layout=self.layout)
 
-    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
         client = QdrantClient(path=store._at.address.path)
         try:
             return peek(client, store.collection, TEXT_KEYS[self.layout])
@@ -50,7 +50,7 @@ class TestLangChainInMemory(TestFolder):
         collection = f"{folder}-{name}".replace("/", "_")
         return QdrantStore(Address(path=MEMORY), collection, layout=self.layout)
 
-    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
         return peek(_OPEN[MEMORY].client, store.collection, TEXT_KEYS[self.layout])
 
 
@@ -74,5 +74,5 @@ class TestWire(StoreContract):
         address = Address(host="127.0.0.1", grpc_port=self.server.port)
         return QdrantStore(address, name, batch_points=3, parallel=3)
 
-    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
         return peek(self.server.client, store.collection, "text")

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, matches, parse_where
 from vecferry.ports import StoreURL, WriteMode
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.testing import Peek, StoreContract
+from vecferry.testing import StoreContract, VendorView
 
 from .conftest import DIM, fill, read, records, schema
 from .test_contract import peek
@@ -68,7 +68,7 @@ class TestServer(StoreContract):
     def open(self, folder: Path, name: str) -> QdrantStore:
         return self.server(name)
 
-    def peek(self, store: QdrantStore) -> dict[Any, Peek]:
+    def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
         vendor = client()
         try:
             return peek(vendor, store.collection, "text")
