@@ -42,7 +42,7 @@ from vecferry.ports import (
     WriteReceipt,
     check_fits,
 )
-from vecferry.stores.kit.checks import field_named
+from vecferry.stores.kit.checks import check_columns, field_named
 
 
 @dataclass
@@ -138,6 +138,7 @@ class MemoryStore:
         shelf = self._shelf()
         if shelf is None:
             raise NotFoundError(f"{self.url} was not prepared; call prepare() first")
+        check_columns(batch, shelf.schema, self.url)
         for record in batch.records():
             # Rows are views of the batch's arrays: copied, so that the batch can be freed.
             vectors = {name: value.copy() for name, value in record.vectors.items()}

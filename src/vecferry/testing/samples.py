@@ -97,7 +97,7 @@ def sample_fields(
     if Kind.SPARSE in kinds:
         fields.append(VectorField(name="words", kind=Kind.SPARSE, metric=Metric.IP))
     if Kind.MULTI in kinds:
-        fields.append(VectorField(name="tokens", kind=Kind.MULTI, dim=4, metric=Metric.COSINE))
+        fields.append(VectorField(name="tokens", kind=Kind.MULTI, dim=4, metric=metric))
     records = []
     for i, record in enumerate(sample_records(10, unit=unit)):
         vectors: dict[str, Any] = {"title": record.vector, "body": _unit(rng.standard_normal(5), unit)}

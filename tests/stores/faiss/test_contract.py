@@ -55,6 +55,9 @@ class TestCosine(TestPlain):
 class TestIvf(TestPlain):
     options: ClassVar[dict[str, Any]] = {"index": "IVF2,Flat"}
 
+    @pytest.mark.skip("two lists cannot be trained from one record, and a sequence may leave one")
+    def test_any_sequence_of_writes_ends_as_a_dict_would(self) -> None: ...
+
     def load(self, store: Any, records: Any, **schema: Any) -> Any:
         if len(records) < 2:
             store = FaissStore(store.target)
