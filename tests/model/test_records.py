@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from vecferry.errors import ConfigurationError
 from vecferry.model import (
     DType,
+    IdColumn,
     Kind,
     RecordBatch,
     VectorRecord,
@@ -28,7 +29,6 @@ from vecferry.model import (
     encode_id,
     from_json,
     id_key,
-    ids_column,
     matches,
     parse_where,
     schema_of,
@@ -109,8 +109,7 @@ def test_the_fixed_points_of_ids() -> None:
 
 @given(st.lists(ids, max_size=20))
 def test_an_id_column_keeps_types(column: list[Any]) -> None:
-    made = ids_column(column)
-    back = made.tolist() if isinstance(made, np.ndarray) else list(made)
+    back = IdColumn(column).tolist()
     assert [typed(i) for i in back] == [typed(i) for i in column]
 
 

@@ -1,8 +1,8 @@
 """The cargo: records, batches, schemas, spaces and ids. Plain values that know no store."""
 
-from vecferry.model.batch import RecordBatch, ids_column, schema_of
+from vecferry.model.batch import RecordBatch, schema_of
 from vecferry.model.filters import Where, check_where, matches, parse_where
-from vecferry.model.ids import RecordId, decode_id, encode_id, id_key, id_type, uuid_of
+from vecferry.model.ids import IdColumn, RecordId, decode_id, encode_id, id_key, id_type, keys_of, uuid_of
 from vecferry.model.json_column import JsonColumn
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
@@ -17,6 +17,7 @@ __all__ = [
     "DType",
     "DenseColumn",
     "EmbeddingSpace",
+    "IdColumn",
     "JsonColumn",
     "Kind",
     "Loss",
@@ -36,7 +37,7 @@ __all__ = [
     "from_json",
     "id_key",
     "id_type",
-    "ids_column",
+    "keys_of",
     "matches",
     "parse_json",
     "parse_where",

@@ -27,8 +27,8 @@ import orjson
 from vecferry.errors import ConfigurationError, CorruptDataError, RejectedRecord
 from vecferry.model._pyarrow import pa
 from vecferry.model.arrow_layout import KEY, Layout, VectorPlace, layout_of, schema_from_arrow
-from vecferry.model.batch import RecordBatch, id_kind_of
-from vecferry.model.ids import RecordId, check_id, decode_id, encode_id
+from vecferry.model.batch import RecordBatch
+from vecferry.model.ids import IdColumn, check_id, decode_id
 from vecferry.model.json_column import JsonColumn, Types, Unkeepable
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
 from vecferry.model.typed import dump_json, from_json, parse_json
@@ -62,7 +62,7 @@ def batch_to_arrow(
 
     Args:
         schema: the fields wanted, in order; one that the batch lacks is null. By default its own.
-        id_kind: see `id_kind_of`; by default that of this batch.
+        id_kind: see `IdColumn.kind`; by default that of this batch.
 
     Raises:
         RejectedRecord: for a text or metadata that UTF-8 or JSON cannot hold.
@@ -71,7 +71,7 @@ def batch_to_arrow(
     from vecferry.model.batch import schema_of
 
     schema = schema or schema_of(batch)
-    kind = id_kind or id_kind_of(batch.ids)
+    kind = id_kind or batch.ids.kind
     target = arrow_schema(schema, kind)
     documents, types = _documents(batch)
     arrays = [
@@ -106,17 +106,16 @@ def _vector_type(f: VectorField) -> pa.DataType:
     return dense if f.kind is Kind.DENSE else pa.list_(dense)
 
 
-def _ids_to_arrow(ids: Sequence[RecordId] | Array, kind: str) -> pa.Array:
+def _ids_to_arrow(ids: IdColumn, kind: str) -> pa.Array:
     if kind == "int":
         return pa.array(np.asarray(ids, dtype=np.int64))
-    values = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if kind == "str":
-        return pa.array(values, pa.string())
+        return pa.array(ids.values, pa.string())
     if kind == "uuid":
-        storage = pa.array([cast(UUID, i).bytes for i in values], pa.binary(16))
+        storage = pa.array([cast(UUID, i).bytes for i in ids], pa.binary(16))
         arrow = _id_arrow_type("uuid")
         return pa.ExtensionArray.from_storage(arrow, storage) if arrow != pa.binary(16) else storage
-    return pa.array([encode_id(i) for i in values], pa.string())
+    return pa.array(ids.encoded(), pa.string())
 
 
 def _strings(batch: RecordBatch, values: Sequence[str | None], what: str) -> pa.Array:
@@ -234,21 +233,21 @@ def _texts(column: pa.Array) -> list[str | None]:
     return [None if value is None else str(value) for value in values]
 
 
-def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> Sequence[RecordId] | Array:
+def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> IdColumn:
     if layout.id is None:
-        return np.arange(layout.numbered_from, layout.numbered_from + batch.num_rows, dtype=np.int64)
+        return IdColumn(np.arange(layout.numbered_from, layout.numbered_from + batch.num_rows))
     column = _flat(batch.column(layout.id))
     if column.null_count:
         raise CorruptDataError(f"{column.null_count} values of the id column {layout.id!r} are null")
     if pa.types.is_integer(column.type) and not pa.types.is_uint64(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
+        return IdColumn(np.asarray(column.to_numpy(zero_copy_only=False)))
     values = column.to_pylist()
     if layout.own and layout.id_kind == "mixed":
-        return [decode_id(value) for value in values]
+        return IdColumn([decode_id(value) for value in values])
     if layout.id_kind == "uuid" and values and isinstance(values[0], bytes):
-        return [UUID(bytes=value) for value in values]
+        return IdColumn([UUID(bytes=value) for value in values])
     try:
-        return [check_id(value) for value in values]
+        return IdColumn([check_id(value) for value in values])
     except TypeError as error:
         raise ConfigurationError(f"column {layout.id!r} cannot be the id: {error}; name another") from error
 
@@ -391,7 +390,6 @@ __all__ = [
     "batch_from_arrow",
     "batch_to_arrow",
     "column_name",
-    "id_kind_of",
     "layout_of",
     "schema_from_arrow",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from vecferry.errors import RejectedRecord
-from vecferry.model.ids import RecordId, check_id, id_type
+from vecferry.model.ids import IdColumn, RecordId
 from vecferry.model.json_column import JsonColumn, Unkeepable
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
@@ -33,7 +33,7 @@ class RecordBatch:
     """n records, column by column.
 
     Attributes:
-        ids: a list of typed ids, or an int64 array when all are integers.
+        ids: an `IdColumn`; it may be given as a list of ids or an array of integers.
         vectors: field name → `DenseColumn` ``(n, dim)`` or `MultiColumn`.
         sparse_vectors: field name → `SparseColumn`.
         texts: n strings or ``None``; ``None`` as a whole when the store keeps no text.
@@ -42,14 +42,28 @@ class RecordBatch:
         cursor: JSON value: where the scan stands *after* this batch, to be given back as ``after=``.
     """
 
-    ids: Sequence[RecordId] | Array
+    ids: IdColumn
     vectors: Mapping[str, DenseColumn | MultiColumn] = field(default_factory=dict)
     sparse_vectors: Mapping[str, SparseColumn] = field(default_factory=dict)
     texts: Sequence[str | None] | None = None
     metadata: Sequence[Metadata] | None = None
     cursor: Any = None
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            ids: IdColumn | Sequence[RecordId] | Array,
+            vectors: Mapping[str, DenseColumn | MultiColumn] = ...,
+            sparse_vectors: Mapping[str, SparseColumn] = ...,
+            texts: Sequence[str | None] | None = None,
+            metadata: Sequence[Metadata] | None = None,
+            cursor: Any = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
+        if not isinstance(self.ids, IdColumn):
+            object.__setattr__(self, "ids", IdColumn(self.ids))
         n = len(self.ids)
         for name, column in self.columns():
             if len(column) != n:
@@ -68,8 +82,8 @@ class RecordBatch:
 
     @property
     def id_list(self) -> list[RecordId]:
-        """The ids as Python values."""
-        return self.ids.tolist() if isinstance(self.ids, np.ndarray) else list(self.ids)
+        """The ids as Python values; not to be changed."""
+        return self.ids.values
 
     @property
     def text_list(self) -> Sequence[str | None]:
@@ -109,9 +123,8 @@ class RecordBatch:
         """The given rows, in the given order; the cursor stays."""
         where = np.asarray(rows, dtype=np.int64)
         picked = where.tolist()
-        ids = self.ids[where] if isinstance(self.ids, np.ndarray) else [self.ids[i] for i in picked]
         return RecordBatch(
-            ids=ids,
+            ids=self.ids.take(where),
             vectors={name: column.take(where) for name, column in self.vectors.items()},
             sparse_vectors={name: c.take(where) for name, c in self.sparse_vectors.items()},
             texts=None if self.texts is None else [self.texts[i] for i in picked],
@@ -136,13 +149,8 @@ class RecordBatch:
         batches = [batch for batch in batches if len(batch)] or list(batches[:1])
         if len(batches) == 1:
             return batches[0]
-        arrays: list[Any] = [batch.ids for batch in batches]
-        if all(isinstance(ids, np.ndarray) for ids in arrays):
-            ids: Any = np.concatenate(list(arrays))
-        else:
-            ids = [i for batch in batches for i in batch.id_list]
         return cls(
-            ids=ids,
+            ids=IdColumn.concat([batch.ids for batch in batches]),
             vectors={name: _concat(batches, name) for name in _names(batches, "vectors")},
             sparse_vectors={
                 name: _concat(batches, name, sparse=True) for name in _names(batches, "sparse_vectors")
@@ -192,7 +200,7 @@ class RecordBatch:
         names = list(dict.fromkeys(name for row in rows for name in row.vectors))
         sparse = list(dict.fromkeys(name for row in rows for name in row.sparse_vectors))
         return cls(
-            ids=ids_column([row.id for row in rows]),
+            ids=IdColumn([row.id for row in rows]),
             vectors={name: _dense_or_multi(rows, name, known.get(name)) for name in names},
             sparse_vectors={
                 name: SparseColumn.from_rows([row.sparse_vectors.get(name) for row in rows])
@@ -220,27 +228,6 @@ class RecordBatch:
         from vecferry.model.arrow import batch_from_arrow
 
         return batch_from_arrow(batch)
-
-
-def ids_column(ids: Sequence[RecordId]) -> Sequence[RecordId] | Array:
-    """An int64 array if every id is an integer of that range, else the list of checked ids."""
-    if ids and all(type(i) is int for i in ids):
-        try:
-            return np.array(ids, dtype=np.int64)
-        except OverflowError:
-            return list(ids)
-    return [check_id(i) for i in ids]
-
-
-def id_kind_of(ids: Sequence[RecordId] | Array) -> str:
-    """``"int"`` (within 64 bits), ``"str"``, ``"uuid"``, or ``"mixed"`` for anything else together."""
-    if isinstance(ids, np.ndarray):
-        return "int"
-    kinds = {id_type(i) for i in ids}
-    kind = kinds.pop() if len(kinds) == 1 else "mixed"
-    if kind == "int" and not all(-(2**63) <= cast(int, i) < 2**63 for i in ids):
-        return "mixed"
-    return "mixed" if kind == "tuple" else kind
 
 
 def schema_of(batch: RecordBatch, name: str = "", **known: Any) -> CollectionSchema:
@@ -312,4 +299,4 @@ def _dense_or_multi(
         raise ValueError(f"vector field {name!r}: {error}") from None
 
 
-__all__ = ["RecordBatch", "SparseVector", "id_kind_of", "ids_column", "schema_of"]
+__all__ = ["RecordBatch", "SparseVector", "schema_of"]

@@ -21,7 +21,6 @@ from vecferry.model import (
     RecordBatch,
     RecordId,
     Where,
-    encode_id,
     id_type,
     type_name,
 )
@@ -76,47 +75,37 @@ def take_census(
 
 
 def find_duplicates(source: Source, where: Where | None = None) -> tuple[list[RecordId], int]:
-    """Some ids that stand more than once, and how many surplus records there are. 8 bytes an id."""
-    hashes = [_hashes(batch) for batch in source.scan(batch_size=8192, fields=Fields.IDS, where=where)]
+    """Some ids that stand more than once, and how many surplus records there are. 16 bytes an id."""
+    hashes = [batch.ids.keys for batch in source.scan(batch_size=8192, fields=Fields.IDS, where=where)]
     if not hashes:
         return [], 0
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    suspects = set(values[counts > 1].tolist())
-    if not suspects:
+    twice = values[counts > 1]
+    if not len(twice):
         return [], 0
-    return _confirm(source, where, suspects)
+    return _named(source, where, twice), int((counts[counts > 1] - 1).sum())
 
 
-def _confirm(source: Source, where: Where | None, suspects: set[int]) -> tuple[list[RecordId], int]:
-    """Equal hashes may be chance: count the ids themselves."""
-    seen: Counter[str] = Counter()
-    examples: dict[str, RecordId] = {}
+def _named(source: Source, where: Where | None, keys: np.ndarray[Any, Any]) -> list[RecordId]:
+    """The first ids that have one of the keys."""
+    found: dict[RecordId, None] = {}
     for batch in source.scan(batch_size=8192, fields=Fields.IDS, where=where):
-        for row in np.flatnonzero(np.isin(_hashes(batch), list(suspects))).tolist():
-            id_ = batch.id_list[row]
-            seen[encode_id(id_)] += 1
-            examples.setdefault(encode_id(id_), id_)
-    twice = [key for key, n in seen.items() if n > 1]
-    return [examples[key] for key in twice[:10]], sum(seen[key] - 1 for key in twice)
-
-
-def _hashes(batch: RecordBatch) -> np.ndarray[Any, Any]:
-    if isinstance(batch.ids, np.ndarray):
-        return batch.ids.astype(np.int64)
-    return np.array([hash(encode_id(i)) for i in batch.ids], dtype=np.int64)
+        for row in np.flatnonzero(np.isin(batch.ids.keys, keys)).tolist():
+            found.setdefault(batch.ids[row])
+        if len(found) >= min(10, len(keys)):
+            break
+    return list(found)[:10]
 
 
 def _look(census: Census, batch: RecordBatch) -> None:
     census.records += len(batch)
-    if isinstance(batch.ids, np.ndarray):
-        census.id_types["int"] += len(batch)
-        if len(batch):
-            census.id_examples.setdefault("int", repr(int(batch.ids[0])))
-    else:
+    if batch.ids.kind == "mixed":
         for id_ in batch.ids:
-            kind = id_type(id_)
-            census.id_types[kind] += 1
-            census.id_examples.setdefault(kind, repr(id_))
+            census.id_types[id_type(id_)] += 1
+            census.id_examples.setdefault(id_type(id_), repr(id_))
+    elif len(batch):
+        census.id_types[batch.ids.kind] += len(batch)
+        census.id_examples.setdefault(batch.ids.kind, repr(batch.ids[0]))
     for text in batch.texts or ():
         census.without_text += not text
         census.characters += len(text or "")

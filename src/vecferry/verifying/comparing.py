@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vecferry.errors import ConfigurationError, JobStopped
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, encode_id
 from vecferry.ports import Fetchable, Fields, ShouldStop, Sink, Source, never_stop
@@ -365,11 +363,7 @@ def _rules(
 
 
 def _same_ids(a: RecordBatch, b: RecordBatch) -> bool:
-    if isinstance(a.ids, np.ndarray) and isinstance(b.ids, np.ndarray):
-        return bool(np.array_equal(a.ids, b.ids))
-    left, right = a.id_list, b.id_list
-    # No two ids of different types are equal in Python: 7 != "7", UUID != str.
-    return left == right
+    return a.ids == b.ids
 
 
 __all__ = ["Expected", "compare"]

@@ -93,7 +93,6 @@ class SearchCheck:
             if not len(top):
                 continue
             ids = [batch.ids[i] for i in rows[top].tolist()]
-            ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
             query.best += zip(line[top].tolist(), map(encode_id, ids), strict=True)
             # An id that comes again is kept once, with its later score.
             latest = {key: point for point, key in query.best}

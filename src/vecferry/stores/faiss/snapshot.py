@@ -18,6 +18,7 @@ from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     DType,
+    IdColumn,
     Loss,
     Metric,
     RecordBatch,
@@ -25,7 +26,6 @@ from vecferry.model import (
     VectorField,
     Where,
     id_type,
-    ids_column,
     matches,
     type_name,
 )
@@ -259,7 +259,7 @@ def _batch(
     entries: list[Entry], columns: dict[str, DenseColumn], fields: Fields, *, cursor: int | None = None
 ) -> RecordBatch:
     return RecordBatch(
-        ids=ids_column([entry.id for entry in entries]),
+        ids=IdColumn([entry.id for entry in entries]),
         vectors=columns,
         texts=[entry.text for entry in entries] if fields.text else None,
         metadata=[entry.metadata for entry in entries] if fields.metadata else None,

@@ -17,7 +17,6 @@ from vecferry.model import (
     Where,
     matches,
 )
-from vecferry.model.batch import id_kind_of
 from vecferry.model.metrics import score, scores_many
 from vecferry.model.vectors import Array, Column, DenseColumn
 from vecferry.ports import Fields
@@ -25,7 +24,7 @@ from vecferry.ports import Fields
 
 def kind_of(batch: RecordBatch) -> str:
     """The kind of a batch's ids, as the log names it."""
-    return id_kind_of(batch.ids)
+    return batch.ids.kind
 
 
 def filtered(batch: RecordBatch, where: Where, fields: Fields) -> RecordBatch:

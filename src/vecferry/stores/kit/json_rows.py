@@ -25,6 +25,7 @@ from vecferry.model import (
     ENVELOPE,
     CollectionSchema,
     DenseColumn,
+    IdColumn,
     Kind,
     MultiColumn,
     RecordBatch,
@@ -35,7 +36,6 @@ from vecferry.model import (
     encode_id,
     from_json,
     id_type,
-    ids_column,
     to_json,
 )
 from vecferry.model.ids import check_id
@@ -239,7 +239,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]], schema: CollectionSchema, want
     for name, column in (*vectors.items(), *sparse.items()):
         for row in non_finite_rows(column):
             raise BadRow(row, f"vector {name!r} holds null, or a number beyond its type")
-    return {"ids": ids_column([row["id"] for row in rows]), "vectors": vectors, "sparse_vectors": sparse}
+    return {"ids": IdColumn([row["id"] for row in rows]), "vectors": vectors, "sparse_vectors": sparse}
 
 
 def _sparse(rows: Sequence[Mapping[str, Any]], name: str) -> SparseColumn:

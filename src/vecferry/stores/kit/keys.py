@@ -1,25 +1,15 @@
-"""Sets and indexes of typed ids in 16 bytes each (`id_key`), as numpy arrays of ``S16``.
-
-numpy strips trailing zero bytes when an ``S16`` becomes ``bytes``, but compares and sorts with them, so
-that keys are only ever compared as arrays here.
-"""
+"""Sets and indexes of typed ids in 16 bytes each (`id_key`), as numpy arrays of ``S16``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from vecferry.model import RecordId, id_key
+from vecferry.model.ids import KEY_TYPE, keys_of
 from vecferry.model.vectors import Array
 
-KEY_TYPE = np.dtype("S16")
-
-
-def keys_of(ids: Sequence[RecordId] | Array) -> Array:
-    """``S16 (n,)``: the key of each id."""
-    values: Sequence[RecordId] = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    return np.frombuffer(b"".join(map(id_key, values)), dtype=KEY_TYPE)
+__all__ = ["KEY_TYPE", "KeyIndex", "keys_of", "last_of_each"]
 
 
 def last_of_each(keys: Array) -> Array:

@@ -158,7 +158,7 @@ class TableWriter:
 
 def _last_of_each(batch: RecordBatch) -> RecordBatch:
     """Without the earlier of two records with one id: an upsert may touch a row only once."""
-    if isinstance(batch.ids, np.ndarray) and len(np.unique(batch.ids)) == len(batch):
+    if batch.ids.ints is not None and len(np.unique(batch.ids.ints)) == len(batch):
         return batch
     ids = batch.id_list
     last = {(type(id_), id_): row for row, id_ in enumerate(ids)}
@@ -168,8 +168,8 @@ def _last_of_each(batch: RecordBatch) -> RecordBatch:
 def _in_order(batch: RecordBatch) -> RecordBatch:
     """By id, so that writers of the same rows wait for each other where they would else deadlock."""
     ids, count = batch.ids, len(batch)
-    if isinstance(ids, np.ndarray):
-        order = np.argsort(ids, kind="stable").tolist()
+    if ids.ints is not None:
+        order = np.argsort(ids.ints, kind="stable").tolist()
     else:
         order = sorted(range(count), key=[encode_id(id_) for id_ in ids].__getitem__)
     return batch if order == list(range(count)) else batch.take(order)

@@ -113,7 +113,7 @@ class RowWriter:
         (name, column), id_ = next(iter(batch.vectors.items())), self.relation.columns[self.map.id[0]]
         target = self.relation.columns[self.map.vectors[name]]
         fits = (
-            isinstance(batch.ids, np.ndarray)
+            batch.ids.ints is not None
             and isinstance(column, DenseColumn)
             and (id_.type, len(self.map.id), target.type, self.map.fixed) == ("int8", 1, "vector", {})
             and target.writable
@@ -123,7 +123,7 @@ class RowWriter:
         if not fits:
             return None
         self._check_widths(batch)
-        data = encode.fixed_rows(np.asarray(batch.ids), column)  # type: ignore[arg-type]
+        data = encode.fixed_rows(np.asarray(batch.ids.ints), column)  # type: ignore[arg-type]
         columns = (self.map.id[0], target.name)
         return Rows(columns, tuple(c for c in self._columns() if c not in columns), data, len(batch))
 
@@ -153,10 +153,10 @@ class RowWriter:
         names = self.map.id
         if (
             len(names) == 1
-            and isinstance(batch.ids, np.ndarray)
+            and batch.ids.ints is not None
             and self.relation.columns[names[0]].type == "int8"
         ):
-            return {names[0]: encode.int_cells(batch.ids)}
+            return {names[0]: encode.int_cells(batch.ids.ints)}
         ids = batch.id_list
         parts = list(zip(*ids, strict=True)) if len(names) > 1 else [ids]
         return {

@@ -17,6 +17,7 @@ from vecferry.model import (
     Column,
     DenseColumn,
     DType,
+    IdColumn,
     Kind,
     Metric,
     MultiColumn,
@@ -26,7 +27,6 @@ from vecferry.model import (
     SparseVector,
     VectorField,
     encode_id,
-    ids_column,
 )
 from vecferry.model.ids import ID_NAMESPACE
 from vecferry.model.vectors import Array
@@ -349,7 +349,7 @@ def batch_of(
         else:
             dense[field_.name] = _dense(field_, values, norms)
     return RecordBatch(
-        ids=ids_column(ids),
+        ids=IdColumn(ids),
         vectors=dense,
         sparse_vectors=sparse,
         texts=columns.texts if fields.text else None,
