@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,33 +9,23 @@ from pathlib import Path
 import pytest
 
 import vecferry
+from house.rooms import (
+    DESIGN,
+    MAY_IMPORT,
+    SRC,
+    design_with_table,
+    imports,
+    modules,
+    room_of,
+    rooms_used,
+)
 
-SRC = Path(vecferry.__file__).parent
-
-BASE = {"errors", "core", "model", "ports"}
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": {"core"},
-    "core": {"errors"},
-    "model": {"errors", "core"},
-    "ports": {"errors", "core", "model"},
-    "connecting": BASE,
-    "layouts": BASE,
-    "stores": BASE | {"layouts"},
-    "verifying": BASE,
-    "reporting": BASE,
-    "pipeline": BASE | {"connecting", "verifying", "reporting", "embedding", "dedupe"},
-    "dedupe": BASE | {"connecting", "pipeline"},
-    "embedding": BASE | {"connecting", "pipeline"},
-    "snapshots": BASE | {"connecting", "api"},
-    "serving": BASE | {"connecting", "reporting", "layouts"},
-    "testing": BASE,
-}
-"""Room → rooms it may import."""
-
-PENDING = {
+PENDING: dict[str, set[str]] = {
+    "dedupe/inplace.py": {"pipeline"},
+    "dedupe/stage.py": {"pipeline"},
     "embedding/__init__.py": {"contrib"},
-    "serving/__init__.py": {"contrib"},
-    "serving/fallback.py": {"contrib"},
+    "embedding/rows.py": {"pipeline"},
+    "embedding/stage.py": {"pipeline"},
     "stores/pgvector/__init__.py": {"contrib"},
     "stores/pgvector/models.py": {"connecting", "contrib", "embedding"},
 }
@@ -49,33 +38,31 @@ CORE_WORDS = {
 VENDOR_ROOMS = {"stores", "layouts", "embedding", "snapshots", "dedupe", "serving"}
 
 
-def modules() -> list[Path]:
-    return sorted(SRC.rglob("*.py"))
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(SRC).parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> list[str]:
-    names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.append(node.module)
-    return names
-
-
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
 def test_arrows_point_one_way(path: Path) -> None:
     room = room_of(path)
-    allowed = MAY_IMPORT.get(room)
-    if allowed is None:
-        return  # __init__, api, contrib, cli: they stand above all rooms
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("vecferry.")}
-    allowed = allowed | {room} | PENDING.get(path.relative_to(SRC).as_posix(), set())
+    allowed = MAY_IMPORT[room] | PENDING.get(path.relative_to(SRC).as_posix(), set())
+    used = rooms_used(path)
     assert used <= allowed, f"{room} must not import {sorted(used - allowed)}"
+
+
+def test_nothing_imports_upwards() -> None:
+    """The table itself is in order: every room may import rooms above it in the table only."""
+    order = list(MAY_IMPORT)
+    for room, allowed in MAY_IMPORT.items():
+        higher = {name for name in allowed if order.index(name) > order.index(room)}
+        assert higher <= {"errors"}, f"{room} stands below {sorted(higher)}"
+
+
+def test_strings_given_to_import_module_are_followed(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("from importlib import import_module\nimport_module('vecferry.cli').main()\n")
+    assert "vecferry.cli" in imports(module)
+
+
+def test_the_design_page_shows_this_table() -> None:
+    page = DESIGN.read_text(encoding="utf-8")
+    assert page == design_with_table(), "run: python tests/house/rooms.py"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from itertools import islice
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from vecferry.core.registry import find
 from vecferry.errors import PlanError, SchemaMismatchError, UnsupportedError
 from vecferry.model import (
     CollectionSchema,
@@ -134,11 +134,11 @@ class Collection:
 
     def as_langchain_vector_store(self, embedder: Any = None, **options: Any) -> Any:
         """This collection as a LangChain ``VectorStore``; see `vecferry.contrib.bridges`."""
-        return _bridges().as_langchain_vector_store(self, embedder, **options)
+        return find("vecferry.bridges", "langchain")(self, embedder, **options)
 
     def as_llama_index_vector_store(self, embedder: Any = None, **options: Any) -> Any:
         """This collection as a LlamaIndex vector store; see `vecferry.contrib.bridges`."""
-        return _bridges().as_llama_index_vector_store(self, embedder, **options)
+        return find("vecferry.bridges", "llama-index")(self, embedder, **options)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -182,10 +182,6 @@ class Collection:
                 f"{self.url} cannot {verb}; migrate it to a store that can, such as memory: or faiss:"
             )
         return self.store
-
-
-def _bridges() -> Any:
-    return import_module("vecferry.contrib.bridges")
 
 
 def _query_vector(query: Any, field: str) -> Any:

@@ -35,9 +35,15 @@ EMBEDDERS = {
     "sentence-transformers": "vecferry.embedding.sentence_transformers:SentenceTransformersEmbedder",
 }
 
+BRIDGES = {
+    "langchain": "vecferry.contrib.bridges:as_langchain_vector_store",
+    "llama-index": "vecferry.contrib.bridges:as_llama_index_vector_store",
+}
+_GROUPS = {"vecferry.stores": STORES, "vecferry.embedders": EMBEDDERS, "vecferry.bridges": BRIDGES}
+
 
 def find(group: str, name: str) -> Any:
-    """The class registered as ``name`` in ``"vecferry.stores"`` or ``"vecferry.embedders"``.
+    """What is registered as ``name`` in a group: ``vecferry.stores``, ``….embedders`` or ``….bridges``.
 
     Raises:
         UnknownSchemeError: naming the closest that exists.
@@ -45,7 +51,7 @@ def find(group: str, name: str) -> Any:
     outside = _outside(group)
     if name in outside:
         return outside[name].load()
-    known = STORES if group == "vecferry.stores" else EMBEDDERS
+    known = _GROUPS[group]
     if name not in known:
         names = sorted({*known, *outside})
         close = get_close_matches(name, names, n=1)

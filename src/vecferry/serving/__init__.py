@@ -1,6 +1,8 @@
 """Moving house under live traffic: search both, write both, catch up, cut over, roll back."""
 
-from vecferry.contrib.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from typing import Any
+
+from vecferry.core.registry import find
 from vecferry.serving.comparing import Comparison, compare
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits
@@ -19,9 +21,15 @@ __all__ = [
     "Hits",
     "Journal",
     "SyncReport",
-    "as_langchain_vector_store",
-    "as_llama_index_vector_store",
     "compare",
     "sync",
     "untrack",
 ]
+
+_BRIDGES = {"as_langchain_vector_store": "langchain", "as_llama_index_vector_store": "llama-index"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _BRIDGES:  # they moved to vecferry.contrib.bridges
+        return find("vecferry.bridges", _BRIDGES[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.connecting import Collection
-from vecferry.contrib.bridges import as_langchain_vector_store, as_llama_index_vector_store
+from vecferry.core.registry import find
 from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import ConfigurationError, FatalStoreError, PlanError, RetryableError, VecferryError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
@@ -236,11 +236,11 @@ class FallbackCollection:
 
     def as_langchain_vector_store(self, embedder: Any = None, **options: Any) -> Any:
         """This as a LangChain ``VectorStore``; ``writer=`` takes the writes."""
-        return as_langchain_vector_store(self, embedder, **options)
+        return find("vecferry.bridges", "langchain")(self, embedder, **options)
 
     def as_llama_index_vector_store(self, embedder: Any = None, **options: Any) -> Any:
         """This as a LlamaIndex vector store; ``writer=`` takes the writes."""
-        return as_llama_index_vector_store(self, embedder, **options)
+        return find("vecferry.bridges", "llama-index")(self, embedder, **options)
 
     # -- what a collection can say --------------------------------------------------------------
 

@@ -78,4 +78,4 @@ class TestWire(StoreContract):
         return QdrantStore(address, name, batch_points=3, parallel=3)
 
     def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
-        return peek(self.server.client, store.collection, "text")
+        return peek(self.server.client, store.collection, TEXTS["plain"])

@@ -18,7 +18,7 @@ from vecferry.stores.qdrant import QdrantStore
 from vecferry.testing import StoreContract, VendorView
 
 from .conftest import DIM, fill, read, records, schema
-from .test_contract import peek
+from .test_contract import TEXTS, peek
 from .test_fields import MIXED, mixed
 from .test_filters import METADATA
 from .test_versions import build, tags
@@ -71,7 +71,7 @@ class TestServer(StoreContract):
     def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
         vendor = client()
         try:
-            return peek(vendor, store.collection, "text")
+            return peek(vendor, store.collection, TEXTS["plain"])
         finally:
             vendor.close()
 
