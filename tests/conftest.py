@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VECFERRY_RETRY_SECONDS", "20")  # a server that is gone for good ends a test soon
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,14 @@
     ├── CorruptDataError            the source is damaged; the message says where
     │   └── UnsafePickleError           a pickle asked for something outside the allow-list
     ├── RetryableError              wait (``retry_after`` seconds, if the server said so), then again
+    │   ├── RateLimitedError            the server asks for fewer requests
     │   ├── RequestTooLargeError        the same, in smaller requests
     │   └── TimedOutError               no answer in time: wait, then in smaller requests
     ├── RejectedRecord              these records cannot be written; the others can
     ├── FatalStoreError             the store said no for good (permission, quota, disk full)
-    │   └── EmbedderExhausted           no embedding provider of this space answers any more
+    │   ├── EmbedderExhausted           no embedding provider of this space answers any more
+    │   └── LocalStateError             a state file of this machine cannot be read or written
+    │       └── CorruptStateError           it is damaged; the message says what to do with it
     ├── JobError                    the state of a resumable job is in the way
     │   ├── JobLockedError              another process runs this job now
     │   └── JobChangedError             the settings differ from those the job began with
@@ -105,11 +108,22 @@ class UnsafePickleError(CorruptDataError):
 
 
 class RetryableError(VecferryError):
-    """A passing fault. ``retry_after`` is the server's own wish in seconds, if it had one."""
+    """A passing fault.
+
+    Attributes:
+        retry_after: the server's own wish in seconds, if it had one.
+        given_up: whether it was waited out in vain; the message says for how long then.
+    """
+
+    given_up = False
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimitedError(RetryableError):
+    """The server asks for fewer requests (429)."""
 
 
 class RequestTooLargeError(RetryableError):
@@ -144,6 +158,10 @@ class EmbedderExhausted(FatalStoreError):
     """
 
 
+class LocalStateError(FatalStoreError):
+    """A cache, a ledger, a journal or a checkpoint cannot be read or written. No server is to blame."""
+
+
 class JobError(VecferryError):
     """The stored state of a job stands in the way of this run."""
 
@@ -154,6 +172,14 @@ class JobLockedError(JobError):
 
 class JobChangedError(JobError):
     """The job began with other settings, so going on would be wrong."""
+
+
+class CorruptStateError(LocalStateError, JobError, ConfigurationError):
+    """A state file is damaged, of a newer vecferry, or another kind of file.
+
+    It stands in the way of a run as a job's state does, and is mended as a setting is: by naming another
+    file, or by moving this one away.
+    """
 
 
 class JobStopped(VecferryError):

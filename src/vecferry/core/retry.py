@@ -5,14 +5,16 @@ Only `RetryableError` is retried; adapters translate their vendor's exceptions i
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from vecferry.errors import (
+    ConfigurationError,
     FatalStoreError,
     JobStopped,
     RequestTooLargeError,
@@ -21,6 +23,8 @@ from vecferry.errors import (
 )
 
 T = TypeVar("T")
+
+PATIENCE = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +39,34 @@ class RetryDetails:
 OnRetry: TypeAlias = Callable[[RetryDetails], None]
 
 
+def patience() -> float:
+    """Seconds that a server that is away is waited for: ``VECFERRY_RETRY_SECONDS``, else 180."""
+    chosen = os.environ.get("VECFERRY_RETRY_SECONDS")
+    try:
+        seconds = float(chosen) if chosen else PATIENCE
+    except ValueError:
+        seconds = -1.0
+    if seconds < 0:
+        raise ConfigurationError(f"VECFERRY_RETRY_SECONDS={chosen!r} is no number of seconds; set 180")
+    return seconds
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Full-jitter exponential backoff, bounded in attempts and in total seconds.
+    """Full-jitter exponential backoff, bounded in time.
 
     A server's ``Retry-After`` is honoured as long as it fits into ``max_seconds``. All times are monotonic:
     a clock that is set forward or back changes nothing.
     Source of the formula: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
     Attributes:
-        attempts: calls in all, the first included.
-        max_seconds: from the first call to the last wait's end.
+        attempts: calls in all, the first included; ``None`` for as many as fit into the time.
+        max_seconds: from the first failure to the last wait's end; see `patience`.
         base, cap: seconds; wait n is uniform in ``[0, min(cap, base · 2^n)]``.
     """
 
-    attempts: int = 8
-    max_seconds: float = 180.0
+    attempts: int | None = None
+    max_seconds: float = field(default_factory=patience)
     base: float = 0.2
     cap: float = 20.0
 
@@ -67,7 +83,7 @@ class RetryPolicy:
 
         Raises:
             JobStopped: if ``should_stop`` turns true during a wait.
-            RetryableError: the last one, when the bounds are reached.
+            RetryableError: the last one, when a bound is reached; it says how long was waited.
         """
         backoff = self.backoff(should_stop=should_stop, on_retry=on_retry)
         while True:
@@ -88,6 +104,9 @@ class RetryPolicy:
 class Backoff:
     """The waits between the failures of one thing that is tried again.
 
+    The time bound counts from the first failure since the last `reset`, so that a call that takes long
+    before it fails does not use up the patience that the server is owed.
+
     Attributes:
         failures: since the last `reset`.
     """
@@ -99,7 +118,8 @@ class Backoff:
     def reset(self) -> None:
         """It worked: the bounds begin anew."""
         self.failures = 0
-        self._start = time.monotonic()
+        self._waited = 0.0
+        self._start: float | None = None
 
     def wait(self, error: RetryableError) -> None:
         """Wait before the next attempt.
@@ -108,20 +128,39 @@ class Backoff:
             RetryableError: ``error`` itself, if no attempt or no time is left.
             JobStopped: if the wait was ended by ``should_stop``.
         """
+        now = time.monotonic()
+        self._start = now if self._start is None else self._start
         self.failures += 1
-        policy = self._policy
+        policy, spent = self._policy, max(now - self._start, self._waited)
         asked = error.retry_after
-        seconds = random.uniform(0, min(policy.cap, policy.base * 2.0**self.failures))
+        ceiling = min(policy.cap, policy.base * 2.0 ** min(self.failures, 60))
+        left = policy.max_seconds - spent
+        # A wait that would overstep the bound is cut to it, so that the time promised is really waited.
+        seconds = min(random.uniform(0, ceiling), max(left, 0.0))
         if asked is not None:
             seconds = float(asked) + random.uniform(0, 0.1)
-        spent = time.monotonic() - self._start
-        if self.failures >= policy.attempts or spent + seconds > policy.max_seconds:
-            raise error
+        if self._used_up() or seconds > left or left <= 0:
+            raise _given_up(error, spent, self.failures)
+        self._waited += seconds
         self._on_retry(RetryDetails(self.failures, seconds, error))
         if not _sleep_unless(seconds, self._should_stop):
             raise JobStopped(
                 "stopped while waiting for a retry; run the same call again to go on"
             ) from error
+
+    def _used_up(self) -> bool:
+        return self._policy.attempts is not None and self.failures >= self._policy.attempts
+
+
+def _given_up(error: RetryableError, spent: float, failures: int) -> RetryableError:
+    """The error, telling once how long it was waited out and what to do."""
+    if failures > 1 and not error.given_up:
+        error.given_up = True
+        error.args = (
+            f"{error} (tried {failures} times in {spent:.0f} s); once that is over, the same call goes on "
+            "from where it stood",
+        )
+    return error
 
 
 NO_RETRY = RetryPolicy(attempts=1)

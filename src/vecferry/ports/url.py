@@ -14,14 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
-from vecferry.core.redaction import hide
+from vecferry.core.redaction import hide, is_secret
 from vecferry.errors import ConfigurationError
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+._-]*):(.*)$", re.IGNORECASE | re.DOTALL)
-_SECRET = re.compile(
-    r"pass(?!file)|secret|token|credential|signature|auth(?!ors?$)|^key$|(api|access|account|private|shared)[_-]?key",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +118,9 @@ def _split_address(address: str, text: str) -> tuple[str, int | None]:
     return host.strip("[]"), int(port)
 
 
-def is_secret(option: str) -> bool:
-    """Whether an option's name says that its value must not be shown or stored."""
-    return bool(_SECRET.search(option))
-
-
 def _shorten(text: str) -> str:
     """For messages: without anything that may be a login."""
     return re.sub(r"//[^/@]*@", "//…@", text)[:80]
+
+
+__all__ = ["StoreURL", "is_secret"]

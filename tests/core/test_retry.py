@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vecferry.core.retry import CircuitBreaker, RetryDetails, RetryPolicy, reopened
 from vecferry.errors import (
+    ConfigurationError,
     FatalStoreError,
     JobStopped,
     RejectedRecord,
@@ -20,6 +21,11 @@ from vecferry.errors import (
     RetryableError,
     TimedOutError,
 )
+
+
+@pytest.fixture(autouse=True)
+def _usual_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VECFERRY_RETRY_SECONDS", raising=False)
 
 
 @pytest.fixture
@@ -71,6 +77,56 @@ def test_the_time_is_bounded(waits: list[float]) -> None:
     with pytest.raises(RetryableError):
         RetryPolicy(attempts=1000, max_seconds=30.0).call(failing(999, RetryableError("busy")))
     assert 0 < sum(waits) <= 30.0
+
+
+def test_a_server_that_is_away_is_waited_for_as_long_as_promised(waits: list[float]) -> None:
+    """The time is the bound and not a number of attempts: 45 s away ended every run once."""
+    for _ in range(100):
+        waits.clear()
+        with pytest.raises(RetryableError, match=r"tried \d+ times in 180 s.*goes on") as caught:
+            RetryPolicy().call(failing(10_000, RetryableError("away")))
+        assert sum(waits) == pytest.approx(180.0)
+        assert caught.value.given_up
+
+
+def test_the_patience_is_a_setting(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECFERRY_RETRY_SECONDS", "12.5")
+    with pytest.raises(RetryableError, match="in 12 s"):
+        RetryPolicy().call(failing(10_000, RetryableError("away")))
+    assert sum(waits) == pytest.approx(12.5)
+    for wrong in ("soon", "-1"):
+        monkeypatch.setenv("VECFERRY_RETRY_SECONDS", wrong)
+        with pytest.raises(ConfigurationError, match="VECFERRY_RETRY_SECONDS"):
+            RetryPolicy()
+
+
+def test_a_slow_failure_does_not_use_up_the_patience(waits: list[float]) -> None:
+    """A request that takes two minutes to time out is still tried again."""
+
+    def slow() -> str:
+        waits.append(120.0)  # the clock of these tests
+        raise TimedOutError("no answer")
+
+    with pytest.raises(TimedOutError):
+        RetryPolicy().call(slow)
+    assert waits.count(120.0) >= 2
+
+
+def test_a_reset_begins_anew(waits: list[float]) -> None:
+    """Both bounds: the count, and the clock."""
+    backoff = RetryPolicy(max_seconds=60, base=50.0, cap=50.0).backoff()
+    for _ in range(100):
+        backoff.wait(RetryableError("again", retry_after=40.0))
+        backoff.reset()
+    assert sum(waits) > 4000
+    backoff.wait(RetryableError("again", retry_after=40.0))
+    with pytest.raises(RetryableError):
+        backoff.wait(RetryableError("again", retry_after=40.0))
+    counted = RetryPolicy(attempts=2).backoff()
+    for _ in range(10):
+        counted.wait(RetryableError("again"))
+        counted.reset()
+    assert counted.failures == 0
 
 
 @given(asked=st.floats(0, 50))
