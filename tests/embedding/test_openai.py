@@ -271,7 +271,7 @@ def test_a_429_slows_down_and_successes_speed_up(server: FaultServer) -> None:
 
 def test_stopping_ends_a_wait(embedder: OpenAIEmbedder, server: FaultServer) -> None:
     assert embedder.space.dim == 8
-    embedder.retry = RetryPolicy()
+    embedder.retry = RetryPolicy(max_seconds=180)
     server.rule = lambda _: Fault(status=503, headers={"Retry-After": "60"})
     start = time.monotonic()
     listen(embedder, Listener(should_stop=lambda: time.monotonic() - start > 0.3))
