@@ -60,7 +60,7 @@ STATUS: Kinds = {
     429: (RateLimitedError, "limits the rate of requests"),
     504: (TimedOutError, "timed out"),
 }
-"""Status → error and words. Others: 5xx `RetryableError`, 3xx `ConfigurationError`, 4xx `FatalStoreError`."""
+"""Status → error and words. Others: 5xx `RetryableError`, 3xx `ConfigurationError`, `FatalStoreError`."""
 
 # Answered with 429 or 403, and no waiting helps.
 OUT_OF_MONEY = frozenset({
