@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecferry.model import RecordBatch, VectorRecord, encode_id, to_json
+from vecferry.model.canonical import hash_rows
 from vecferry.verifying import Digest, canonical_rows
-from vecferry.verifying.digest import buckets_of, hash_rows
+from vecferry.verifying.digest import buckets_of
 
 DOCUMENTS: list[dict[str, Any]] = [
     {},

@@ -8,7 +8,14 @@ from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
 from vecferry.model.space import EmbeddingSpace
 from vecferry.model.typed import ENVELOPE, dump_json, from_json, parse_json, to_json, type_name
-from vecferry.model.vectors import Column, DenseColumn, MultiColumn, SparseColumn, SparseVector
+from vecferry.model.vectors import (
+    Column,
+    DenseColumn,
+    MultiColumn,
+    RaggedColumn,
+    SparseColumn,
+    SparseVector,
+)
 
 __all__ = [
     "ENVELOPE",
@@ -23,6 +30,7 @@ __all__ = [
     "Loss",
     "Metric",
     "MultiColumn",
+    "RaggedColumn",
     "RecordBatch",
     "RecordId",
     "SparseColumn",

@@ -81,7 +81,7 @@ def batch_to_arrow(
         types,
     ]
     for f, arrow in zip(schema.fields, list(target)[4:], strict=True):
-        column = batch.sparse_vectors.get(f.name) or batch.vectors.get(f.name)
+        column = batch.column(f.name)
         arrays.append(pa.nulls(len(batch), arrow.type) if column is None else _column(column, arrow.type))
     return pa.RecordBatch.from_arrays(arrays, schema=target)
 

@@ -15,6 +15,7 @@ from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
 from vecferry.model.vectors import (
     Array,
+    Column,
     DenseColumn,
     MultiColumn,
     SparseColumn,
@@ -79,6 +80,11 @@ class RecordBatch:
         """Every vector column, dense and multi first."""
         yield from self.vectors.items()
         yield from self.sparse_vectors.items()
+
+    def column(self, name: str) -> Column | None:
+        """The column of a field, dense, multi or sparse; ``None`` if there is none."""
+        column = self.vectors.get(name)
+        return self.sparse_vectors.get(name) if column is None else column
 
     @property
     def id_list(self) -> list[RecordId]:
@@ -267,21 +273,10 @@ def _concat(batches: Sequence[RecordBatch], name: str, *, sparse: bool = False) 
     have = [(batch.sparse_vectors if sparse else batch.vectors).get(name) for batch in batches]
     example = next(column for column in have if column is not None)
     columns: list[Any] = [
-        column if column is not None else _absent(example, len(batch))
+        column if column is not None else example.absent(len(batch))
         for column, batch in zip(have, batches, strict=True)
     ]
     return type(example).concat(columns)
-
-
-def _absent(like: Any, rows: int) -> Any:
-    """A column of ``rows`` missing vectors in the shape of ``like``."""
-    mask = np.zeros(rows, dtype=np.bool_)
-    if isinstance(like, DenseColumn):
-        return DenseColumn(np.zeros((rows, like.values.shape[1]), like.values.dtype), mask)
-    offsets = np.zeros(rows + 1, dtype=np.int64)
-    if isinstance(like, MultiColumn):
-        return MultiColumn(np.empty((0, like.values.shape[1]), like.values.dtype), offsets, mask)
-    return SparseColumn(offsets, np.empty(0, np.uint32), np.empty(0, np.float32), mask)
 
 
 def _dense_or_multi(

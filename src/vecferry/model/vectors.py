@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -23,6 +23,10 @@ class SparseVector:
 
     indices: Array
     values: Array
+
+    if TYPE_CHECKING:
+
+        def __init__(self, indices: ArrayLike, values: ArrayLike) -> None: ...
 
     def __post_init__(self) -> None:
         indices = np.asarray(self.indices, dtype=np.uint32)
@@ -47,19 +51,6 @@ class SparseVector:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _take_mask(mask: Mask | None, rows: Array) -> Mask | None:
-    if mask is None:
-        return None
-    taken = mask[rows]
-    return None if taken.all() else taken
-
-
-def _join_masks(columns: Sequence[Column]) -> Mask | None:
-    if all(column.mask is None for column in columns):
-        return None
-    return np.concatenate([column.present for column in columns])
-
-
 def _ranges(starts: Array, lengths: Array) -> Array:
     """The indices ``starts[i] … starts[i] + lengths[i]`` of every i, one after the other."""
     ends = np.cumsum(lengths)
@@ -75,8 +66,31 @@ def _offsets_of(lengths: Sequence[int] | Array) -> Array:
     return offsets
 
 
+class _Masked:
+    """What all columns share: which rows have a vector."""
+
+    __slots__ = ()
+    mask: Mask | None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def present(self) -> Mask:
+        return np.ones(len(self), dtype=np.bool_) if self.mask is None else self.mask
+
+    def _taken_mask(self, rows: Array) -> Mask | None:
+        if self.mask is None or self.mask[rows].all():
+            return None
+        return self.mask[rows]
+
+    def _check_mask(self) -> None:
+        if self.mask is not None and self.mask.shape != (len(self),):
+            raise ValueError(f"a mask of shape {self.mask.shape} on {len(self)} rows")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class DenseColumn:
+class DenseColumn(_Masked):
     """``values``: C-contiguous ``(n, width)``; for bit fields packed uint8, ``width = ceil(dim/8)``."""
 
     values: Array
@@ -86,14 +100,10 @@ class DenseColumn:
         if self.values.ndim != 2:
             raise ValueError(f"a dense column is (n, dim), not {self.values.shape}")
         object.__setattr__(self, "values", np.ascontiguousarray(self.values))
-        _check_mask(self.mask, len(self.values))
+        self._check_mask()
 
     def __len__(self) -> int:
         return len(self.values)
-
-    @property
-    def present(self) -> Mask:
-        return np.ones(len(self), dtype=np.bool_) if self.mask is None else self.mask
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +113,12 @@ class DenseColumn:
         return None if self.mask is not None and not self.mask[row] else self.values[row]
 
     def take(self, rows: Array) -> DenseColumn:
-        return DenseColumn(self.values[rows], _take_mask(self.mask, rows))
+        return DenseColumn(self.values[rows], self._taken_mask(rows))
+
+    def absent(self, rows: int) -> DenseColumn:
+        """A column like this one of ``rows`` missing vectors."""
+        empty = np.zeros((rows, self.values.shape[1]), self.values.dtype)
+        return DenseColumn(empty, np.zeros(rows, np.bool_))
 
     @classmethod
     def concat(cls, columns: Sequence[DenseColumn]) -> DenseColumn:
@@ -133,8 +148,61 @@ class DenseColumn:
         return cls(values, None if mask.all() else mask)
 
 
+class RaggedColumn(_Masked):
+    """Rows of different lengths: flat arrays, and where each row begins in them.
+
+    Row i is ``flat[offsets[i]:offsets[i + 1]]`` of each of the `flats`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def starts(self) -> Array:
+        """int64 ``(n + 1)``."""
+        raise NotImplementedError
+
+    @property
+    def flats(self) -> tuple[Array, ...]:
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls, starts: Array, flats: Sequence[Array], mask: Mask | None) -> Self:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Array:
+        """int64 ``(n,)``: the entries of each row."""
+        lengths: Array = np.diff(self.starts)
+        return lengths
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.starts.nbytes + sum(flat.nbytes for flat in self.flats))
+
+    def take(self, rows: Array) -> Self:
+        lengths = self.lengths[rows]
+        where = _ranges(self.starts[:-1][rows], lengths)
+        flats = [flat[where] for flat in self.flats]
+        return self._of(_offsets_of(lengths), flats, self._taken_mask(rows))
+
+    def absent(self, rows: int) -> Self:
+        """A column like this one of ``rows`` missing vectors."""
+        flats = [flat[:0] for flat in self.flats]
+        return self._of(np.zeros(rows + 1, np.int64), flats, np.zeros(rows, np.bool_))
+
+    @classmethod
+    def concat(cls, columns: Sequence[Self]) -> Self:
+        lengths = np.concatenate([column.lengths for column in columns])
+        spans = [[flat[c.starts[0] : c.starts[-1]] for flat in c.flats] for c in columns]
+        flats = [np.concatenate(parts) for parts in zip(*spans, strict=True)]
+        return cls._of(_offsets_of(lengths), flats, _join_masks(columns))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class SparseColumn:
+class SparseColumn(RaggedColumn):
     """CSR: ``indptr`` int64 ``(n + 1)``, ``indices`` uint32 and ``values`` float32 ``(nnz,)``."""
 
     indptr: Array
@@ -143,38 +211,25 @@ class SparseColumn:
     mask: Mask | None = None
 
     def __post_init__(self) -> None:
-        _check_mask(self.mask, len(self))
-
-    def __len__(self) -> int:
-        return len(self.indptr) - 1
+        self._check_mask()
 
     @property
-    def present(self) -> Mask:
-        return np.ones(len(self), dtype=np.bool_) if self.mask is None else self.mask
+    def starts(self) -> Array:
+        return self.indptr
 
     @property
-    def nbytes(self) -> int:
-        return int(self.indptr.nbytes + self.indices.nbytes + self.values.nbytes)
+    def flats(self) -> tuple[Array, ...]:
+        return self.indices, self.values
+
+    @classmethod
+    def _of(cls, starts: Array, flats: Sequence[Array], mask: Mask | None) -> SparseColumn:
+        return cls(starts, flats[0], flats[1], mask)
 
     def __getitem__(self, row: int) -> SparseVector | None:
         if self.mask is not None and not self.mask[row]:
             return None
         span = slice(self.indptr[row], self.indptr[row + 1])
         return SparseVector(self.indices[span], self.values[span])
-
-    def take(self, rows: Array) -> SparseColumn:
-        lengths = (self.indptr[1:] - self.indptr[:-1])[rows]
-        where = _ranges(self.indptr[:-1][rows], lengths)
-        return SparseColumn(
-            _offsets_of(lengths), self.indices[where], self.values[where], _take_mask(self.mask, rows)
-        )
-
-    @classmethod
-    def concat(cls, columns: Sequence[SparseColumn]) -> SparseColumn:
-        lengths = np.concatenate([c.indptr[1:] - c.indptr[:-1] for c in columns])
-        indices = np.concatenate([c.indices[c.indptr[0] : c.indptr[-1]] for c in columns])
-        values = np.concatenate([c.values[c.indptr[0] : c.indptr[-1]] for c in columns])
-        return cls(_offsets_of(lengths), indices, values, _join_masks(columns))
 
     @classmethod
     def from_rows(cls, rows: Sequence[SparseVector | None]) -> SparseColumn:
@@ -191,7 +246,7 @@ class SparseColumn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MultiColumn:
+class MultiColumn(RaggedColumn):
     """A matrix a record: ``values`` ``(total, dim)``, ``offsets`` int64 ``(n + 1)``."""
 
     values: Array
@@ -202,34 +257,24 @@ class MultiColumn:
         if self.values.ndim != 2:
             raise ValueError(f"a multi column is (total, dim), not {self.values.shape}")
         object.__setattr__(self, "values", np.ascontiguousarray(self.values))
-        _check_mask(self.mask, len(self))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
+        self._check_mask()
 
     @property
-    def present(self) -> Mask:
-        return np.ones(len(self), dtype=np.bool_) if self.mask is None else self.mask
+    def starts(self) -> Array:
+        return self.offsets
 
     @property
-    def nbytes(self) -> int:
-        return int(self.values.nbytes + self.offsets.nbytes)
+    def flats(self) -> tuple[Array, ...]:
+        return (self.values,)
+
+    @classmethod
+    def _of(cls, starts: Array, flats: Sequence[Array], mask: Mask | None) -> MultiColumn:
+        return cls(flats[0], starts, mask)
 
     def __getitem__(self, row: int) -> Array | None:
         if self.mask is not None and not self.mask[row]:
             return None
         return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    def take(self, rows: Array) -> MultiColumn:
-        lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
-        where = _ranges(self.offsets[:-1][rows], lengths)
-        return MultiColumn(self.values[where], _offsets_of(lengths), _take_mask(self.mask, rows))
-
-    @classmethod
-    def concat(cls, columns: Sequence[MultiColumn]) -> MultiColumn:
-        lengths = np.concatenate([c.offsets[1:] - c.offsets[:-1] for c in columns])
-        values = np.concatenate([c.values[c.offsets[0] : c.offsets[-1]] for c in columns])
-        return cls(values, _offsets_of(lengths), _join_masks(columns))
 
     @classmethod
     def from_rows(cls, rows: Sequence[Any], width: int | None = None, dtype: Any = None) -> MultiColumn:
@@ -248,9 +293,10 @@ class MultiColumn:
 Column: TypeAlias = DenseColumn | SparseColumn | MultiColumn
 
 
-def _check_mask(mask: Mask | None, rows: int) -> None:
-    if mask is not None and mask.shape != (rows,):
-        raise ValueError(f"a mask of shape {mask.shape} on {rows} rows")
+def _join_masks(columns: Sequence[_Masked]) -> Mask | None:
+    if all(column.mask is None for column in columns):
+        return None
+    return np.concatenate([column.present for column in columns])
 
 
 def _component_type(example: Array | None) -> Any:
@@ -263,11 +309,9 @@ def non_finite_rows(column: Column) -> Iterator[int]:
     """Row numbers that hold a NaN or an infinity."""
     if column.values.dtype.kind != "f" or np.isfinite(column.values).all():
         return
-    if isinstance(column, DenseColumn):
-        yield from np.flatnonzero(~np.isfinite(column.values).all(axis=1)).tolist()
-        return
-    for row in range(len(column)):
-        value = column[row]
-        numbers = value.values if isinstance(value, SparseVector) else value
-        if numbers is not None and not np.isfinite(numbers).all():
-            yield row
+    bad = np.flatnonzero(~np.isfinite(column.values).reshape(len(column.values), -1).all(axis=1))
+    if isinstance(column, RaggedColumn):
+        # The row that owns each line of the flat array: the last one that begins at or before it.
+        bad = np.unique(np.searchsorted(column.starts, bad, side="right") - 1)
+        bad = bad[(bad >= 0) & (bad < len(column))]
+    yield from bad.tolist()

@@ -136,7 +136,7 @@ class MemoryStore:
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
         shelf = self._shelf()
-        if shelf is None:
+        if shelf is None or shelf.schema is None:
             raise NotFoundError(f"{self.url} was not prepared; call prepare() first")
         check_columns(batch, shelf.schema, self.url)
         for record in batch.records():

@@ -1,9 +1,10 @@
 """Proving that a target holds what it should: digests, vectors within a tolerance, searches."""
 
+from vecferry.model.canonical import canonical_rows
+from vecferry.model.equality import EXACT, LOSSY, Tolerance, tolerance_of
 from vecferry.verifying.comparing import compare
-from vecferry.verifying.digest import Digest, canonical_rows
+from vecferry.verifying.digest import Digest
 from vecferry.verifying.result import Difference, FieldProof, SearchProof, Verification
-from vecferry.verifying.tolerance import EXACT, LOSSY, Tolerance, tolerance_of
 from vecferry.verifying.verifier import Verifier
 
 __all__ = [

@@ -23,13 +23,13 @@ from typing import Any
 
 from vecferry.errors import ConfigurationError, JobStopped
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, encode_id
+from vecferry.model.equality import LOSSY, Tolerance, tolerance_of
 from vecferry.ports import Fetchable, Fields, ShouldStop, Sink, Source, never_stop
 from vecferry.verifying import reading
 from vecferry.verifying.reading import Reader, Share, side_by_side, skip
 from vecferry.verifying.result import Verification
 from vecferry.verifying.search import SearchCheck
 from vecferry.verifying.spool import Overtaken, Spool
-from vecferry.verifying.tolerance import LOSSY, Tolerance, tolerance_of
 from vecferry.verifying.verifier import Verifier
 
 _STRATEGIES = ("auto", "lockstep", "spool", "fetch")

@@ -26,8 +26,7 @@ from vecferry.model import (
     from_json,
     id_key,
 )
-from vecferry.verifying.digest import canonical_rows, parse_canonical
-from vecferry.verifying.pairs import columns
+from vecferry.model.canonical import canonical_rows, parse_canonical
 
 _ASK = 500
 
@@ -135,7 +134,7 @@ class Spool:
         docs = canonical_rows(batch, **counts)
         for name, column in batch.columns():
             self._dtypes.setdefault(name, column.values.dtype)
-        blobs = [list(_pack(columns(batch, field.name), len(batch))) for field in self._fields]
+        blobs = [list(_pack(batch.column(field.name), len(batch))) for field in self._fields]
         rows = zip(map(id_key, batch.id_list), docs, *blobs, strict=True)
         names = ", ".join(["key", "doc", *self._columns])
         marks = ", ".join("?" * (2 + len(self._columns)))

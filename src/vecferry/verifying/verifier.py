@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from vecferry.model import CollectionSchema, RecordBatch, RecordId, encode_id
+from vecferry.model.canonical import canonical_rows, hash_rows
+from vecferry.model.equality import Measured, Tolerance, compare_vectors
 from vecferry.ports import Fields
-from vecferry.verifying.digest import Digest, buckets_of, canonical_rows, hash_rows
-from vecferry.verifying.pairs import Measured, columns, compare_vectors, explain_documents
+from vecferry.verifying.digest import Digest, buckets_of
+from vecferry.verifying.pairs import explain_documents
 from vecferry.verifying.result import Difference, FieldProof, Verification
-from vecferry.verifying.tolerance import Tolerance
 
 
 class Verifier:
@@ -94,7 +95,7 @@ class Verifier:
         self.found.add(hash_rows(self.canonical(batch)), buckets_of(batch.id_list))
 
     def _vector_faults(self, name: str, a: RecordBatch, b: RecordBatch) -> dict[int, Any]:
-        measured = compare_vectors(columns(a, name), columns(b, name), len(a), self.rules[name])
+        measured = compare_vectors(a.column(name), b.column(name), len(a), self.rules[name])
         self._vectors[name].add(measured)
         return measured.faults
 
