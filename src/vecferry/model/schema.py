@@ -56,6 +56,8 @@ class VectorField(_Frozen):
     """One vector field of a collection. The unnamed field has the name ``""``.
 
     ``dim`` is ``None`` only where it is unknown or varies (sparse fields, undimensioned columns).
+    ``metric_declared`` is false where nobody said which metric the vectors are made for (rows of a file),
+    so that ``metric`` is a guess, which gives way to the target's.
     ``index`` holds carried-over index settings under common names (``hnsw_m``,
     ``hnsw_ef_construct``, ``hnsw_ef_search``, ``ivf_lists``) and vendor ones under ``"vendor.…"``.
     """
@@ -65,6 +67,7 @@ class VectorField(_Frozen):
     dim: int | None = Field(default=None, gt=0)
     dtype: DType = DType.FLOAT32
     metric: Metric = Metric.COSINE
+    metric_declared: bool = True
     space: EmbeddingSpace | None = None
     index: dict[str, Any] = Field(default_factory=dict)
 

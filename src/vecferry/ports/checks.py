@@ -11,7 +11,7 @@ def check_fits(have: CollectionSchema, want: CollectionSchema, url: str) -> None
 
     Raises:
         SpaceMismatchError: if a field holds vectors of another embedding space, equal dimension or not.
-        SchemaMismatchError: if a field is absent or has another kind, dimension or metric.
+        SchemaMismatchError: if a field is absent or has another kind, dimension or declared metric.
     """
     names = {field.name: field for field in have.fields}
     for new in want.fields:
@@ -25,7 +25,8 @@ def check_fits(have: CollectionSchema, want: CollectionSchema, url: str) -> None
                 f"{url} holds vectors of {old.space}, not of {new.space}; "
                 "re-embed (embed=…) or write to another target"
             )
-        if (old.kind, old.dim, old.metric) != (new.kind, new.dim, new.metric):
+        same_metric = old.metric == new.metric or not (old.metric_declared and new.metric_declared)
+        if (old.kind, old.dim) != (new.kind, new.dim) or not same_metric:
             raise SchemaMismatchError(
                 f"{url} field {new.name!r} is {old.kind} {old.dim} d {old.metric}, "
                 f"not {new.kind} {new.dim} d {new.metric}; write to another target"

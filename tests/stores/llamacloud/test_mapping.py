@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vecferry.errors import CorruptDataError
@@ -37,6 +37,8 @@ SCALARS = TEXTS | st.integers() | st.uuids()
 IDS = SCALARS | st.lists(SCALARS, min_size=1, max_size=3).map(tuple) | st.sampled_from(["", ".", ".."])
 
 
+@example(id_="a", text="", metadata={"_llamaindex": {EXCLUDED: [1e15]}})
+@example(id_="a", text="", metadata={"_llamaindex": {EXCLUDED: ("a",)}})
 @given(id_=IDS, text=TEXTS, metadata=METADATA)
 def test_a_record_comes_back_as_it_was(id_: Any, text: str, metadata: dict[str, Any]) -> None:
     document = record_document(id_, text, metadata)

@@ -78,8 +78,8 @@ def record_document(id_: RecordId, text: str | None, metadata: Mapping[str, Any]
         body, envelope = seal(metadata, id=id_ if foreign else None)
     except TypeError as error:
         raise RejectedRecord(f"record {id_!r}: {error}", ids=[id_]) from None
-    excluded = _take_excluded(body)
-    positions = _take_positions(body)
+    excluded = _take_excluded(body, metadata)
+    positions = _take_positions(body, metadata)
     if envelope:
         body[ENVELOPE] = envelope
     document = {"id": document_id(id_), "text": text, "metadata": body, **excluded}
@@ -97,20 +97,23 @@ def chunk_id(place: Mapping[str, Any], number: int) -> str:
     return f"{file}#{place.get('chunk_index', number)}" if file else f"hit-{number}"
 
 
-def _take_excluded(body: dict[str, Any]) -> dict[str, list[str]]:
-    """The two lists, out of the metadata where they are proper ones; anything else stays as it is."""
-    node = body.get(NODE_KEY)
+def _take_excluded(body: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The two lists, out of the body where they are proper ones; anything else stays as it is.
+
+    The metadata is asked, since other values than texts are texts in the body.
+    """
+    node = metadata.get(NODE_KEY)
     given = {key: node.get(key) for key in _EXCLUDED} if isinstance(node, Mapping) else {}
     lists = {key: value for key, value in given.items() if value and _list_of(value, str)}
     if lists and isinstance(node, Mapping):
-        body[NODE_KEY] = {key: value for key, value in node.items() if key not in lists}
+        body[NODE_KEY] = {key: value for key, value in body[NODE_KEY].items() if key not in lists}
         if not body[NODE_KEY]:
             del body[NODE_KEY]
     return {key: list(lists.get(key) or []) for key in _EXCLUDED}
 
 
-def _take_positions(body: dict[str, Any]) -> list[int] | None:
-    cloud = body.get(CLOUD_KEY)
+def _take_positions(body: dict[str, Any], metadata: Mapping[str, Any]) -> list[int] | None:
+    cloud = metadata.get(CLOUD_KEY)
     if not isinstance(cloud, Mapping) or set(cloud) != {"page_positions"}:
         return None
     if not _list_of(cloud["page_positions"], int):
