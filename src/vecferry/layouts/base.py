@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from vecferry.errors import ConfigurationError
 from vecferry.layouts.envelope import Payload
 from vecferry.model import ENVELOPE, RecordId
+from vecferry.model.foreign import TEXT_NAMES
 
 NAMES = ("plain", "langchain", "llamaindex", "both")
 
@@ -114,16 +115,13 @@ def recognise_layout(payloads: Sequence[Mapping[str, Any]]) -> Layout:
     return find_layout("plain", text_key=guess_text_key(payloads))
 
 
-TEXT_KEYS = ("text", "page_content", "content", "document", "chunk", "body")
-
-
 def guess_text_key(payloads: Sequence[Mapping[str, Any]]) -> str:
     """The usual key that holds a string in most of the payloads; ``"text"`` if there is none."""
 
     def share(key: str) -> int:
         return sum(isinstance(payload.get(key), str) for payload in payloads)
 
-    best = max(TEXT_KEYS, key=share)
+    best = max(TEXT_NAMES, key=share)
     return best if share(best) * 2 > len(payloads) else "text"
 
 

@@ -17,7 +17,7 @@ types of their columns, see `layout_of`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from vecferry.errors import ConfigurationError, CorruptDataError, RejectedRecord
 from vecferry.model._pyarrow import pa
 from vecferry.model.arrow_layout import KEY, Layout, VectorPlace, layout_of, schema_from_arrow
 from vecferry.model.batch import RecordBatch
+from vecferry.model.foreign import join_metadata
 from vecferry.model.ids import IdColumn, check_id, decode_id
 from vecferry.model.json_column import JsonColumn, Types, Unkeepable
 from vecferry.model.schema import CollectionSchema, Kind, VectorField
@@ -261,22 +262,21 @@ def _metadata_from_arrow(
     types = _types(_flat(batch.column(layout.types))) if layout.types in have else {}
     if layout.metadata in have and layout.own and not extra:
         column = _json_rows(_flat(batch.column(layout.metadata)), layout.metadata)
-        return JsonColumn(column.rows(), _union(column.typed, types)) if types else column
+        return column.with_types(types) if types else column
     rows: list[dict[str, Any]] = [{} for _ in range(batch.num_rows)]
     if layout.metadata in have:
         rows = _objects(_flat(batch.column(layout.metadata)), layout.metadata)
     for row, table in types.items():
         rows[row] = from_json(rows[row], table)
+    rest: list[dict[str, Any]] = [{} for _ in rows]
     for name in extra:
         values = _to_microseconds(_flat(batch.column(name))).to_pylist()
-        for document, value in zip(rows, values, strict=True):
+        for document, value in zip(rest, values, strict=True):
             document[name] = value
-    return rows
-
-
-def _union(seen: Mapping[int, Types], kept: Mapping[int, Types]) -> dict[int, Types]:
-    """The tables of the file, and what its documents needed besides: somebody may have changed them."""
-    return {row: {**seen.get(row, {}), **kept.get(row, {})} for row in {*seen, *kept}}
+    if not extra:
+        return rows
+    nested = str(layout.metadata)
+    return [join_metadata(nested, row, more) for row, more in zip(rows, rest, strict=True)]
 
 
 def _types(column: pa.Array) -> dict[int, Types]:

@@ -10,13 +10,10 @@ import orjson
 
 from vecferry.errors import ConfigurationError, CorruptDataError
 from vecferry.model._pyarrow import pa
+from vecferry.model.foreign import ID_NAMES, METADATA_NAMES, TEXT_NAMES, VECTOR_NAMES
 from vecferry.model.schema import CollectionSchema, DType, Kind, VectorField
 
 KEY = b"vecferry"
-_ID_NAMES = ("id", "_id", "ID", "Id", "doc_id", "chunk_id", "uuid", "key", "pk")
-_TEXT_NAMES = ("text", "content", "document", "page_content", "chunk", "body", "sentence", "passage")
-_VECTOR_NAMES = ("vector", "embedding", "embeddings", "emb", "vectors", "dense_vector")
-_JSON_NAMES = ("metadata", "meta", "payload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +107,16 @@ def _own_layout(roles: Mapping[str, Mapping[str, Any]]) -> Layout:
 
 def _foreign_layout(arrow: pa.Schema, names: Mapping[str, str | None]) -> Layout:
     left = list(arrow.names)
-    id_ = _pick(left, names.get("id"), _ID_NAMES)
-    text = _pick(left, names.get("text"), [n for n in _TEXT_NAMES if _is_text(arrow, n)])
-    json_names = [n for n in _JSON_NAMES if _is_text(arrow, n) or _is_object(arrow, n)]
+    id_ = _pick(left, names.get("id"), ID_NAMES)
+    text = _pick(left, names.get("text"), [n for n in TEXT_NAMES if _is_text(arrow, n)])
+    json_names = [n for n in METADATA_NAMES if _is_text(arrow, n) or _is_object(arrow, n)]
     metadata = _pick(left, names.get("metadata"), json_names)
     types = _pick(left, None, ["_vecferry"] if metadata else [])
-    sure = (names.get("vector"), *_VECTOR_NAMES)
+    sure = (names.get("vector"), *VECTOR_NAMES)
     places = [p for name in left if (p := _vector_place(arrow.field(name), integers=name in sure))]
     for place in places:
         left.remove(place.column)
-    main = names.get("vector") or next((n for n in _VECTOR_NAMES if n in {p.column for p in places}), None)
+    main = names.get("vector") or next((n for n in VECTOR_NAMES if n in {p.column for p in places}), None)
     if main is None and len(places) == 1:
         main = places[0].column
     if names.get("vector") and main not in {place.column for place in places}:

@@ -131,6 +131,11 @@ class JsonColumn(Sequence[dict[str, Any]]):
             return [parse_json(row) for row in self._rows]
         return bodies
 
+    def with_types(self, kept: Mapping[int, Types]) -> JsonColumn:
+        """The same bodies with the tables that a store has kept for them, over those they have now."""
+        tables = {row: {**self._types.get(row, {}), **table} for row, table in kept.items()}
+        return JsonColumn(self._rows, {**self._types, **tables})
+
     # -- rows -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:

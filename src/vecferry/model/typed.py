@@ -36,6 +36,7 @@ _INT64_END = 2**63
 _STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SORTED = _STRICT | orjson.OPT_SORT_KEYS
 # A number of 18 digits or more (a float has at most 17), or one with a three-digit exponent.
+_ARRAY = re.compile(rb"\s*:\s*\[")
 _INEXACT = re.compile(rb"(?:^|[\[:,])\s*-?(?:[0.]*[1-9][\d.]{17}|[\d.]+[eE][-+]?\d{3})")
 
 
@@ -98,11 +99,15 @@ def parse_json(text: str | bytes, *, vector: str | None = None) -> Any:
         ValueError: if it is not JSON.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if _INEXACT.search(raw if vector is None else _without(raw, vector)) is None:
+    seen = raw if vector is None else _without(raw, vector)
+    if _INEXACT.search(seen) is None:
         try:
-            return orjson.loads(raw)
+            value = orjson.loads(raw)
         except orjson.JSONDecodeError:  # half a surrogate pair, perhaps
-            pass
+            return json.loads(raw, parse_float=_float_or_decimal)
+        # What was not searched is the vector, not an array of that name further down.
+        if seen is raw or (type(value) is dict and vector in value) or _INEXACT.search(raw) is None:
+            return value
     return json.loads(raw, parse_float=_float_or_decimal)
 
 
@@ -119,10 +124,13 @@ def dump_json(value: Any, *, sort: bool = False) -> bytes:
 
 
 def _without(raw: bytes, key: str) -> bytes:
-    at = raw.find(f'"{key}"'.encode())
-    start = raw.find(b"[", at)
-    end = raw.find(b"]", start)
-    return raw if min(at, start, end) < 0 else raw[:start] + raw[end:]
+    """The text without the array under a key that stands in it only once."""
+    token = f'"{key}"'.encode()
+    if raw.count(token) != 1:
+        return raw
+    opening = _ARRAY.match(raw, raw.find(token) + len(token))
+    end = raw.find(b"]", opening.end()) if opening else -1
+    return raw if opening is None or end < 0 else raw[: opening.end()] + raw[end:]
 
 
 def _float_or_decimal(text: str) -> float | Decimal:

@@ -1,7 +1,7 @@
 """``jsonl:PATH``: one JSON object a line, for people, ``jq`` and ``head``.
 
 A path that ends in ``.jsonl`` or ``.ndjson`` (with ``.gz`` also) is a file, any other a folder of such
-files. Every line is a record, see `vecferry.stores.kit.json_rows`; the first one also carries the
+files. Every line is a record, see `vecferry.model.json_record`; the first one also carries the
 collection's schema under ``_vecferry``, so that a file is complete in itself and no line of it is anything
 else. Foreign files are read by their usual key names, or as the options ``id``, ``text``, ``vector`` and
 ``metadata`` say.
@@ -22,18 +22,22 @@ import orjson
 
 from vecferry.errors import ConfigurationError, CorruptDataError
 from vecferry.model import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
-from vecferry.model.vectors import Array
-from vecferry.ports import Cursor, Fields, Partition, StoreURL
-from vecferry.stores.kit.checks import filtered, kind_of
-from vecferry.stores.kit.files import FileStore, Pending
-from vecferry.stores.kit.json_rows import (
+from vecferry.model.json_column import JsonColumn, Unkeepable
+from vecferry.model.json_record import (
     BadRow,
+    JsonRecord,
     columns_of,
     dump_rows,
     header_of,
     load_row,
+    metadata_of,
+    with_header,
     without_mark,
 )
+from vecferry.model.vectors import Array
+from vecferry.ports import Cursor, Fields, Partition, StoreURL
+from vecferry.stores.kit.checks import filtered, kind_of
+from vecferry.stores.kit.files import FileStore, Pending
 from vecferry.stores.kit.lines import align, line_number, lines, open_lines
 
 _BATCH_BYTES = 64 << 20
@@ -189,16 +193,17 @@ class JsonlStore(FileStore):
                 continue
             if not self._skip_bad:  # else a bad vector tells that the line is bad
                 # A parsed number takes eight times its bytes: what nobody wants goes at once.
-                row["vectors"] = {n: v for n, v in row["vectors"].items() if fields.wants(n)}
-                row["sparse"] = {n: v for n, v in row["sparse"].items() if fields.wants(n)}
+                for side in (row.vectors, row.sparse):
+                    for name in [name for name in side if not fields.wants(name)]:
+                        del side[name]
             rows.append(row)
             kept.append(entry)
         columns = self._columns(paths, rows, kept, schema or CollectionSchema(), fields)
         last = held[-1]
         batch = RecordBatch(
             **columns,
-            texts=[row["text"] for row in rows] if fields.text else None,
-            metadata=[row["metadata"] for row in rows] if fields.metadata else None,
+            texts=[row.text for row in rows] if fields.text else None,
+            metadata=self._metadata(paths, rows, kept) if fields.metadata else None,
             cursor=[last[0], last[1] + len(last[2])],
         )
         return batch, np.array([_position(entry) for entry in kept], dtype=np.int64)
@@ -206,7 +211,7 @@ class JsonlStore(FileStore):
     def _columns(
         self,
         paths: Sequence[Path],
-        rows: list[dict[str, Any]],
+        rows: list[JsonRecord],
         kept: list[_Line],
         schema: CollectionSchema,
         fields: Fields,
@@ -224,7 +229,13 @@ class JsonlStore(FileStore):
             columns[side] = {name: c for name, c in columns[side].items() if fields.wants(name)}
         return columns
 
-    def _row(self, paths: Sequence[Path], entry: _Line, *, foreign: bool) -> dict[str, Any] | None:
+    def _metadata(self, paths: Sequence[Path], rows: list[JsonRecord], kept: list[_Line]) -> JsonColumn:
+        try:
+            return metadata_of(rows)
+        except Unkeepable as error:
+            raise self._complaint(paths, kept[error.row], error) from error
+
+    def _row(self, paths: Sequence[Path], entry: _Line, *, foreign: bool) -> JsonRecord | None:
         try:
             return load_row(entry[2], self._names if foreign else {}, _position(entry))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -307,15 +318,15 @@ class JsonlStore(FileStore):
         while held := list(islice(found, 1024)):
             read = [(entry, self._row(paths, entry, foreign=foreign)) for entry in held]
             rows = [(entry, row) for entry, row in read if row is not None]
-            stays = pending.stays([row["id"] for _, row in rows])
+            stays = pending.stays([row.id for _, row in rows])
             for entry, row in compress(rows, stays):
                 yield self._kept(entry, row, named=foreign and any(self._names.values()))
 
-    def _kept(self, entry: _Line, row: dict[str, Any], *, named: bool) -> bytes:
+    def _kept(self, entry: _Line, row: JsonRecord, *, named: bool) -> bytes:
         """The line as it is, unless what it says hangs on its place in the file or on an option."""
-        if named or row["id"] == _position(entry):
+        if named or row.id == _position(entry):
             columns = columns_of([row], CollectionSchema(), lambda _: True)
-            batch = RecordBatch(**columns, texts=[row["text"]], metadata=[row["metadata"]])
+            batch = RecordBatch(**columns, texts=[row.text], metadata=metadata_of([row]))
             return next(dump_rows(batch))
         line = without_mark(entry[2])
         return line if line.endswith(b"\n") else line + b"\n"
@@ -350,13 +361,7 @@ def _is_header(line: bytes) -> bool:
 
 def _with_header(line: bytes, schema: CollectionSchema) -> bytes:
     """The line with the schema in its envelope."""
-    envelope, _ = header_of(line)
-    if "schema" in envelope:
-        return line
-    whole = {ENVELOPE: {**envelope, **_header(schema)}}
-    if envelope:
-        return orjson.dumps({**orjson.loads(line), **whole}) + b"\n"
-    return line.rstrip()[:-1].rstrip() + b"," + orjson.dumps(whole)[1:] + b"\n"
+    return line if "schema" in header_of(line)[0] else with_header(line, _header(schema))
 
 
 def _ranges(path: Path, size: int, share: int) -> Iterator[tuple[int, int]]:

@@ -19,9 +19,9 @@ from hypothesis.extra import numpy as hnp
 
 from vecferry.errors import ConfigurationError, CorruptDataError, RejectedRecord, SchemaMismatchError
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord, schema_of
+from vecferry.model.json_record import dump_rows
 from vecferry.ports import WriteMode
 from vecferry.stores.jsonl import JsonlStore
-from vecferry.stores.kit.json_rows import dump_rows
 from vecferry.testing import sample_records
 
 
@@ -214,7 +214,7 @@ def test_jsonl_needs_no_pyarrow(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", sample_records(5))
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from vecferry.core.registry import connect\n"
+        "from vecferry.connecting import connect\n"
         f"assert connect('jsonl:{tmp_path}/a.jsonl').count() == 5\n"
         "from vecferry.errors import MissingDependencyError\n"
         "try:\n    connect('parquet:x')\n"

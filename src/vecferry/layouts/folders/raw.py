@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import CorruptDataError
-from vecferry.layouts.base import TEXT_KEYS
 from vecferry.layouts.envelope import open_envelope, seal
 from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.lines import Entries, Entry, Spool, dumps, is_native
@@ -25,6 +24,7 @@ from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.model import ENVELOPE, encode_id, id_key
+from vecferry.model.foreign import TEXT_NAMES
 from vecferry.model.ids import RecordId, check_id
 from vecferry.model.vectors import Array
 
@@ -133,7 +133,7 @@ def _take_id(row: dict[str, Any]) -> Any:
 
 
 def _take_text(row: dict[str, Any]) -> str | None:
-    for key in TEXT_KEYS:
+    for key in TEXT_NAMES:
         if isinstance(row.get(key), str):
             return str(row.pop(key))
     if "text" in row and row["text"] is None:
@@ -240,7 +240,7 @@ _FRAMES = {
     ".json": (b"[\n", b",\n", b"\n]\n"),
     ".pkl": (b"\x80\x04]", b"", b"."),
 }
-_OWN = frozenset({*_ID_KEYS, *TEXT_KEYS, "metadata", ENVELOPE})
+_OWN = frozenset({*_ID_KEYS, *TEXT_NAMES, "metadata", ENVELOPE})
 
 
 def _row(entry: Entry, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -14,41 +14,39 @@ those digits lies exactly half-way to the next float32), which is written as a d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from vecferry.errors import RejectedRecord
-from vecferry.model import (
-    ENVELOPE,
-    CollectionSchema,
+from vecferry.model.batch import RecordBatch
+from vecferry.model.foreign import (
+    ID_NAMES,
+    METADATA_NAMES,
+    TEXT_NAMES,
+    VECTOR_NAMES,
+    join_metadata,
+    pop_part,
+)
+from vecferry.model.ids import IdColumn, RecordId, check_id, decode_id, encode_id, id_type
+from vecferry.model.json_column import JsonColumn, Types
+from vecferry.model.schema import CollectionSchema, Kind, VectorField
+from vecferry.model.typed import ENVELOPE, dump_json, parse_json
+from vecferry.model.vectors import (
+    Array,
     DenseColumn,
-    IdColumn,
-    Kind,
     MultiColumn,
-    RecordBatch,
-    RecordId,
     SparseColumn,
     SparseVector,
-    decode_id,
-    encode_id,
-    from_json,
-    id_type,
-    to_json,
+    non_finite_rows,
 )
-from vecferry.model.ids import check_id
-from vecferry.model.typed import parse_json
-from vecferry.model.vectors import Array, non_finite_rows
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _AMBIGUOUS = np.uint32(0x15AE43FD)
-_INT64 = range(-(2**63), 2**63)
-_ID_NAMES = ("id", "_id", "ID", "doc_id", "chunk_id", "uuid", "key")
-_TEXT_NAMES = ("text", "content", "document", "page_content", "chunk", "body")
+_INT64_END = 2**63
 _OWN_NAMES = ("text", "vector", "vectors", "sparse_vectors", "metadata")
-_VECTOR_NAMES = ("vector", "embedding", "embeddings", "emb", "dense_vector", "values")
 
 
 # -- writing ----------------------------------------------------------------------------------
@@ -65,14 +63,16 @@ def dump_rows(batch: RecordBatch, header: Mapping[str, Any] | None = None) -> It
         raise RejectedRecord(
             f"the vectors of {ids[:3]} hold NaN or infinity, which JSON cannot; write to parquet:", ids=ids
         )
-    dense = [(name, _exact(column), column.mask) for name, column in batch.vectors.items()]
-    texts, metadata = batch.text_list, batch.metadata_list
-    for row, id_ in enumerate(batch.id_list):
+    dense = [(name, _exact(column)) for name, column in batch.vectors.items()]
+    texts, metadata = batch.text_list, batch.json_metadata
+    for row, id_ in enumerate(batch.ids):
         envelope: dict[str, Any] = {}
         record: dict[str, Any] = {"id": _plain_id(id_, envelope)}
         if texts[row] is not None:
             record["text"] = texts[row]
-        record["metadata"] = _plain_metadata(id_, metadata[row], envelope)
+        record["metadata"] = orjson.Fragment(metadata.raw(row))
+        if types := metadata.types(row):
+            envelope["types"] = types
         _put_vectors(record, dense, batch.sparse_vectors, row)
         if header and row == 0:
             envelope.update(header)
@@ -91,20 +91,10 @@ def _dumps(record: dict[str, Any], id_: RecordId) -> bytes:
 
 
 def _plain_id(id_: RecordId, envelope: dict[str, Any]) -> Any:
-    if isinstance(id_, str) or (isinstance(id_, int) and id_ in _INT64):
+    if isinstance(id_, str) or (isinstance(id_, int) and -_INT64_END <= id_ < _INT64_END):
         return id_
     envelope["id"] = encode_id(id_)
     return str(id_) if id_type(id_) in ("uuid", "int") else [str(part) for part in id_]  # type: ignore[union-attr]
-
-
-def _plain_metadata(id_: RecordId, metadata: Mapping[str, Any], envelope: dict[str, Any]) -> Any:
-    try:
-        plain, types = to_json(metadata)
-    except TypeError as error:
-        raise RejectedRecord(f"record {id_!r}: {error}; change it in transform=…", ids=[id_]) from error
-    if types:
-        envelope["types"] = types
-    return plain
 
 
 def _exact(column: DenseColumn | MultiColumn) -> DenseColumn | MultiColumn:
@@ -123,7 +113,7 @@ def _exact(column: DenseColumn | MultiColumn) -> DenseColumn | MultiColumn:
 def _put_vectors(
     record: dict[str, Any], dense: Sequence[Any], sparse: Mapping[str, SparseColumn], row: int
 ) -> None:
-    for name, column, _ in dense:
+    for name, column in dense:
         value = column[row]
         if value is None:
             continue
@@ -167,8 +157,28 @@ def header_of(line: bytes) -> tuple[dict[str, Any], bool]:
     return (envelope, len(record) == 1) if isinstance(envelope, dict) else ({}, False)
 
 
-def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dict[str, Any] | None:
-    """The parts of a record: id, text, metadata, vectors, sparse; ``None`` for a line that is a header.
+def with_header(line: bytes, header: Mapping[str, Any]) -> bytes:
+    """The line with ``header`` joined to its envelope, all else as it is."""
+    envelope, _ = header_of(line)
+    if not envelope:
+        return line.rstrip()[:-1].rstrip() + b"," + orjson.dumps({ENVELOPE: header})[1:] + b"\n"
+    record = parse_json(without_mark(line))
+    return dump_json({**record, ENVELOPE: {**envelope, **header}}) + b"\n"
+
+
+class JsonRecord(NamedTuple):
+    """The parts of one line. With ``types``, see `from_json`, the metadata is restored."""
+
+    id: RecordId
+    text: str | None
+    metadata: dict[str, Any]
+    types: Types
+    vectors: dict[str, Any]
+    sparse: dict[str, Any]
+
+
+def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> JsonRecord | None:
+    """The parts of a record; ``None`` for a line that is a header.
 
     Args:
         names: which keys a foreign file uses for ``id``, ``text``, ``vector`` and ``metadata``.
@@ -177,7 +187,7 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dic
     Raises:
         ValueError: saying what is wrong with it.
     """
-    record = parse_json(without_mark(line))
+    record = parse_json(without_mark(line), vector=names.get("vector") or _vector_key(line))
     if not isinstance(record, dict):
         raise ValueError(f"it is a JSON {type(record).__name__}, not an object")
     envelope = record.pop(ENVELOPE, None) or {}
@@ -186,44 +196,59 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> dic
     for name in _OWN_NAMES:
         if name in record and record[name] is None:
             del record[name]  # as tools write that give every row every key
-    vectors = dict(record.pop("vectors", None) or {}) if isinstance(record.get("vectors"), dict) else {}
+    vectors = record.pop("vectors") if isinstance(record.get("vectors"), dict) else {}
     sparse = record.pop("sparse_vectors") if isinstance(record.get("sparse_vectors"), dict) else {}
-    vector = _pop(record, names.get("vector"), _VECTOR_NAMES, list)
+    vector = pop_part(record, names.get("vector"), VECTOR_NAMES, list)
     if vector is not None:
         vectors[""] = vector
-    id_ = _pop(record, names.get("id"), _ID_NAMES, (int, str, list))
-    text = _pop(record, names.get("text"), _TEXT_NAMES, str)
-    metadata = _pop(record, names.get("metadata"), ("metadata",), dict)
-    metadata = {**(metadata or {}), **record}
-    return {
-        "id": decode_id(envelope["id"]) if "id" in envelope else check_id(fallback if id_ is None else id_),
-        "text": text,
-        "metadata": from_json(metadata, envelope["types"]) if "types" in envelope else metadata,
-        "vectors": vectors,
-        "sparse": sparse,
-    }
+    id_ = pop_part(record, names.get("id"), ID_NAMES, (int, str, list))
+    text = pop_part(record, names.get("text"), TEXT_NAMES, str)
+    return JsonRecord(
+        decode_id(envelope["id"]) if "id" in envelope else check_id(fallback if id_ is None else id_),
+        text,
+        _metadata(record, names.get("metadata")),
+        dict(envelope.get("types") or {}),
+        vectors,
+        sparse,
+    )
 
 
-def _pop(record: dict[str, Any], given: str | None, known: Sequence[str], kind: Any) -> Any:
-    if given is not None:
-        if given not in record:
-            raise ValueError(f"it has no key {given!r}")
-        return record.pop(given)
-    for name in known:
-        value = record.get(name)
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return record.pop(name)
-    return None
+def _vector_key(line: bytes) -> str | None:
+    return next((name for name in VECTOR_NAMES if f'"{name}"'.encode() in line), None)
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]], schema: CollectionSchema, wants: Any) -> dict[str, Any]:
-    """The columns of a `RecordBatch`, for the vector fields that ``wants`` is true for.
+def _metadata(record: dict[str, Any], given: str | None) -> dict[str, Any]:
+    if given is None:
+        given = next((name for name in METADATA_NAMES if isinstance(record.get(name), dict)), None)
+        if given is None:
+            return record
+    nested = pop_part(record, given, (), dict)
+    if isinstance(nested, dict):
+        return join_metadata(given, nested, record) if record else nested
+    return record if nested is None else {given: nested, **record}
+
+
+def metadata_of(rows: Sequence[JsonRecord]) -> JsonColumn:
+    """The metadata of the rows as one column.
+
+    Raises:
+        Unkeepable: for an object that is nested too deeply, with its row.
+    """
+    column = JsonColumn.of_parsed([row.metadata for row in rows])
+    kept = {at: row.types for at, row in enumerate(rows) if row.types}
+    return column.with_types(kept) if kept else column
+
+
+def columns_of(
+    rows: Sequence[JsonRecord], schema: CollectionSchema, wants: Callable[[str], bool]
+) -> dict[str, Any]:
+    """The ids and vector columns of a `RecordBatch`, for the vector fields that ``wants`` is true for.
 
     Raises:
         BadRow: for a vector of another width, or one that is no vector.
     """
     fields = {f.name: f for f in schema.fields}
-    names = list(dict.fromkeys([*fields, *(n for row in rows for n in row["vectors"])]))
+    names = list(dict.fromkeys([*fields, *(n for row in rows for n in row.vectors)]))
     vectors: dict[str, Any] = {}
     sparse: dict[str, Any] = {}
     for name in filter(wants, names):
@@ -231,21 +256,21 @@ def columns_of(rows: Sequence[Mapping[str, Any]], schema: CollectionSchema, want
         if field is not None and field.kind is Kind.SPARSE:
             sparse[name] = _sparse(rows, name)
         else:
-            values = [row["vectors"].get(name) for row in rows]
+            values = [row.vectors.get(name) for row in rows]
             vectors[name] = _dense(values, field, name)
-    for name in dict.fromkeys(n for row in rows for n in row["sparse"]):
+    for name in dict.fromkeys(n for row in rows for n in row.sparse):
         if name not in fields and wants(name):
             sparse[name] = _sparse(rows, name)
     for name, column in (*vectors.items(), *sparse.items()):
         for row in non_finite_rows(column):
             raise BadRow(row, f"vector {name!r} holds null, or a number beyond its type")
-    return {"ids": IdColumn([row["id"] for row in rows]), "vectors": vectors, "sparse_vectors": sparse}
+    return {"ids": IdColumn([row.id for row in rows]), "vectors": vectors, "sparse_vectors": sparse}
 
 
-def _sparse(rows: Sequence[Mapping[str, Any]], name: str) -> SparseColumn:
+def _sparse(rows: Sequence[JsonRecord], name: str) -> SparseColumn:
     found: list[SparseVector | None] = []
     for at, row in enumerate(rows):
-        pairs = row["sparse"].get(name)
+        pairs = row.sparse.get(name)
         try:
             found.append(None if pairs is None else SparseVector(**pairs))
         except (ValueError, TypeError, OverflowError) as error:
@@ -253,7 +278,7 @@ def _sparse(rows: Sequence[Mapping[str, Any]], name: str) -> SparseColumn:
     return SparseColumn.from_rows(found)
 
 
-def _dense(values: Sequence[Any], field: Any, name: str) -> DenseColumn | MultiColumn:
+def _dense(values: Sequence[Any], field: VectorField | None, name: str) -> DenseColumn | MultiColumn:
     width = field.dtype.width(field.dim) if field and field.dim else None
     dtype = np.dtype(field.dtype.numpy) if field else np.dtype(np.float32)
     first = next((v for v in values if v), None)
