@@ -16,7 +16,7 @@ import pytest
 import vecferry as vf
 from chaos.conftest import Zygote
 from chaos.harbour import TARGETS, Harbour
-from vecferry.pipeline.checkpoint import peek_job
+from vecferry.pipeline.job import peek_job
 
 KILLS = int(os.environ.get("VECFERRY_CHAOS_KILLS", "5"))
 MANY = 100

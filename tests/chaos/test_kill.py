@@ -21,7 +21,7 @@ from chaos.harbour import BATCH, ROWS, SOURCES, TARGETS, Harbour
 from servers.postgres import running
 from vecferry.api import jobs
 from vecferry.errors import JobLockedError, VecferryError
-from vecferry.pipeline.checkpoint import peek_job
+from vecferry.pipeline.job import peek_job
 
 KILLS = int(os.environ.get("VECFERRY_CHAOS_KILLS", "5"))
 

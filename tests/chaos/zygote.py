@@ -33,7 +33,7 @@ STORES = {
 import vecferry as vf  # noqa: E402
 from vecferry.core.registry import STORES as NAMES  # noqa: E402
 from vecferry.pipeline import stream as run  # noqa: E402
-from vecferry.pipeline.checkpoint import JobState  # noqa: E402
+from vecferry.pipeline.job import JobFile  # noqa: E402
 
 run.COMMIT_EVERY = 0.0  # after every batch, so that a resume begins in the middle
 STEPS = ("prepare", "write", "mark", "rewind", "finish", "publish", "rollback", "prune", "delete")
@@ -69,14 +69,14 @@ class Steps:
             for step in STEPS:
                 if hasattr(store, step):
                     setattr(store, step, self._wrapped(getattr(store, step), f"{name}.{step}"))
-        transaction = JobState._transaction
+        transaction = JobFile._transaction
 
         @contextmanager
-        def watched(state: JobState) -> Iterator[None]:
+        def watched(state: JobFile) -> Iterator[None]:
             with self.around("commit"), transaction(state):
                 yield
 
-        JobState._transaction = watched  # type: ignore[method-assign]
+        JobFile._transaction = watched  # type: ignore[method-assign]
 
     def _wrapped(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:

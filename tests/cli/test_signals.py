@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import vecferry as vf
-from vecferry.pipeline.checkpoint import peek_job
+from vecferry.pipeline.job import peek_job
 from vecferry.testing import sample_records
 
 ROWS = 3000

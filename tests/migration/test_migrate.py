@@ -591,7 +591,7 @@ def test_a_declared_space_is_checked_against_the_model(tmp_path: Path) -> None:
 
 
 def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
-    from vecferry.pipeline.migration import repeatable
+    from vecferry.pipeline.endpoints import repeatable
 
     call = {"source": "jsonl:a", "target": "jsonl:b"}
     assert repeatable({**call, "embed": "openai:m"}) is not None
@@ -602,7 +602,7 @@ def test_a_key_in_the_name_of_a_model_is_not_stored(tmp_path: Path) -> None:
 def test_a_resume_rewinds_the_target_to_the_committed_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vecferry.pipeline.checkpoint import peek_job
+    from vecferry.pipeline.job import peek_job
     from vecferry.stores.jsonl import JsonlStore
 
     marks: list[Any] = []

@@ -13,7 +13,7 @@ import pytest
 import vecferry as vf
 from vecferry.errors import JobStopped
 from vecferry.model import RecordBatch
-from vecferry.pipeline import job as local
+from vecferry.pipeline import migration as local
 from vecferry.ports import Fields
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records
@@ -74,7 +74,7 @@ class Watched(MemoryStore):
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "VERIFY_SAVED_EVERY", 0.0)
+    monkeypatch.setattr(local, "SAVED_EVERY", 0.0)
     monkeypatch.setattr(reading, "BATCH", BATCH)
 
 

@@ -19,7 +19,7 @@ from vecferry.errors import (
     TimedOutError,
 )
 from vecferry.model import RecordBatch
-from vecferry.pipeline.write import Writer
+from vecferry.pipeline.stream import Writer
 from vecferry.ports import WriteReceipt
 
 FAST = RetryPolicy(attempts=4, base=0.001, cap=0.002, max_seconds=5)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vecferry.connecting import Collection
 from vecferry.model import CollectionSchema, VectorRecord, encode_id
-from vecferry.pipeline.profile import SAMPLE, Census, take_census
+from vecferry.pipeline.profile import SAMPLE, SourceProfile, profile_source
 
 
 @dataclass(frozen=True)
@@ -19,26 +19,26 @@ class Inspection:
     url: str
     schema: CollectionSchema
     count: int
-    census: Census
+    profile: SourceProfile
     samples: tuple[VectorRecord, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        census = self.census
+        profile = self.profile
         return {
             "url": self.url,
             "count": self.count,
             "layout": self.schema.layout,
             "schema": self.schema.model_dump(mode="json"),
-            "looked_at": census.records,
-            "complete": census.complete,
-            "id_types": dict(census.id_types),
-            "metadata": {key: dict(types) for key, types in sorted(census.keys.items())},
-            "without_text": census.without_text,
-            "duplicate_ids": census.duplicate_count,
-            "duplicate_examples": [encode_id(i) for i in census.duplicates],
-            "norms": {name: _norms(values) for name, values in census.norms.items()},
-            "missing_vectors": dict(census.missing),
+            "looked_at": profile.records,
+            "complete": profile.complete,
+            "id_types": dict(profile.id_types),
+            "metadata": {key: dict(types) for key, types in sorted(profile.keys.items())},
+            "without_text": profile.without_text,
+            "duplicate_ids": profile.duplicate_count,
+            "duplicate_examples": [encode_id(i) for i in profile.duplicates],
+            "norms": {name: _norms(values) for name, values in profile.norms.items()},
+            "missing_vectors": dict(profile.missing),
             "samples": [
                 {"id": encode_id(r.id), "text": r.text, "metadata": r.metadata} for r in self.samples
             ],
@@ -61,8 +61,8 @@ class Inspection:
         for key, types in data["metadata"].items():
             lines.append(f"  metadata {key}: " + ", ".join(f"{n:,} {kind}" for kind, n in types.items()))
         lines += [f"  ! {loss.kind}: {loss}" for loss in schema.losses]
-        if not self.census.complete:
-            lines.append(f"  (types from the first {self.census.records:,} records)")
+        if not self.profile.complete:
+            lines.append(f"  (types from the first {self.profile.records:,} records)")
         lines += [f"  e.g. {r.id!r}: {(r.text or '')[:80]!r}" for r in self.samples]
         return "\n".join(lines)
 
@@ -70,10 +70,10 @@ class Inspection:
 def inspect_collection(collection: Collection, *, sample: int | None = SAMPLE) -> Inspection:
     """Look at a collection; ``sample=None`` looks at every record."""
     schema = collection.describe()
-    census = take_census(collection.store, schema, sample=sample)
+    profile = profile_source(collection.store, schema, sample=sample)
     first = next(iter(collection.scan(batch_size=3)), None)
     samples = tuple(first.records()) if first is not None else ()
-    return Inspection(collection.url, schema, collection.count(), census, samples)
+    return Inspection(collection.url, schema, collection.count(), profile, samples)
 
 
 def _norms(values: np.ndarray[Any, Any]) -> dict[str, float]:

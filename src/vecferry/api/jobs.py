@@ -14,18 +14,15 @@ from vecferry.connecting import Collection, borrowed, connect
 from vecferry.core.home import home
 from vecferry.errors import JobError, NotFoundError, PlanError, UnsupportedError
 from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, encode_id
-from vecferry.pipeline import checkpoint
-from vecferry.pipeline.publishing import prune as _prune
-from vecferry.pipeline.publishing import rollback as _rollback
-from vecferry.pipeline.publishing import versions as _versions
+from vecferry.pipeline import job as jobs
+from vecferry.pipeline.publish import publishable, swap_in
 from vecferry.pipeline.quarantine import Quarantine, Quarantined, read_quarantine
 from vecferry.pipeline.stages import ConformToSchema, InFlightBatch, Rejection, RejectNonFinite
-from vecferry.pipeline.write import Writer
+from vecferry.pipeline.stream import Writer
 from vecferry.ports import (
     Fetchable,
     OnProgress,
     Partition,
-    Publishable,
     ShouldStop,
     Version,
     WriteMode,
@@ -41,7 +38,7 @@ _REPAIR_LIMIT = 1_000_000
 
 def list_jobs() -> list[dict[str, Any]]:
     """The jobs under ``VECFERRY_HOME``, the last touched first."""
-    return checkpoint.list_jobs(home() / "jobs")
+    return jobs.list_jobs(home() / "jobs")
 
 
 def show_job(job: str | Path) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def show_job(job: str | Path) -> dict[str, Any]:
     Raises:
         NotFoundError: if there is none.
     """
-    found = checkpoint.peek_job(job_folder(job))
+    found = jobs.peek_job(job_folder(job))
     if not found:
         raise _no_job(job)
     return found
@@ -116,7 +113,7 @@ def resume_job(
 
 def forget_job(job: str | Path) -> bool:
     """Delete the state of a job (its target stays as it is); false if there is none."""
-    return checkpoint.forget_job(job_folder(job))
+    return jobs.forget_job(job_folder(job))
 
 
 def publish_job(job: str | Path) -> Version:
@@ -130,12 +127,11 @@ def publish_job(job: str | Path) -> Version:
         raise JobError(
             f"job {found['id']} is at stage {found.get('stage')}; only a verified target is published"
         )
-    with checkpoint.JobState(job_folder(job)) as state, _goal(found, None) as target:
-        store = target.store
-        if not isinstance(store, Publishable):
-            raise UnsupportedError(f"{target.url} keeps no versions")
-        version = store.publish(str(state.get("tag")))
-        state.advance("done")
+    with jobs.JobFile(job_folder(job)) as state, _goal(found, None) as target:
+        publishable(target)
+        mode = WriteMode((state.get("settings") or {}).get("mode", WriteMode.REPLACE))
+        version = swap_in(target, str(state.get("tag")), mode, state.folder.name)
+        state.advance(jobs.JobState.DONE)
         return version
 
 
@@ -154,19 +150,19 @@ def _goal(found: dict[str, Any], target: Any) -> AbstractContextManager[Collecti
 def versions(url: str | Collection) -> list[Version]:
     """The versions of a collection that are kept, the live one first."""
     with borrowed(partial(connect, url)) as collection:
-        return _versions(collection)
+        return publishable(collection).versions()
 
 
 def rollback(url: str | Collection) -> Version:
     """Make the version before the live one the collection again, in one step."""
     with borrowed(partial(connect, url)) as collection:
-        return _rollback(collection)
+        return publishable(collection).rollback()
 
 
 def prune(url: str | Collection, keep: int = 0) -> list[str]:
     """Delete all versions but the live one and ``keep`` before it."""
     with borrowed(partial(connect, url)) as collection:
-        return _prune(collection, keep)
+        return publishable(collection).prune(keep)
 
 
 # -- quarantine -------------------------------------------------------------------------------
@@ -202,7 +198,7 @@ def replay_quarantine(job: str | Path, target: Any = None) -> dict[str, int]:
         raise JobError(
             f"job {found['id']} is not through; finish it first: vecferry jobs resume {found['id']}"
         )
-    with checkpoint.JobState(job_folder(job)) as state, _goal(found, target) as goal:
+    with jobs.JobFile(job_folder(job)) as state, _goal(found, target) as goal:
         path = state.folder / "quarantine.jsonl"
         items = list(read_quarantine(path))
         if not items:

@@ -7,33 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from vecferry.api.inspection import Inspection, inspect_collection
 from vecferry.connecting import Collection, borrowed, connect
 from vecferry.errors import SchemaMismatchError
 from vecferry.model import CollectionSchema, RecordBatch, VectorField
-from vecferry.pipeline.checkpoint import Progressing
-from vecferry.pipeline.mapping import field_names
-from vecferry.pipeline.migration import Crossing, adapter_options, repeatable
-from vecferry.pipeline.plan import Plan
+from vecferry.pipeline.endpoints import Endpoint, repeatable
+from vecferry.pipeline.job import Progressing
+from vecferry.pipeline.migration import Migration
+from vecferry.pipeline.plan import Plan, field_names
 from vecferry.pipeline.profile import SAMPLE
-from vecferry.pipeline.read import Reading, batch_size_for
-from vecferry.pipeline.settings import CallOptions, Options, read_settings
+from vecferry.pipeline.settings import CallSettings, RunSettings, read_settings, takes
 from vecferry.pipeline.stages import ConformToSchema, Stage
-from vecferry.pipeline.stream import flow
+from vecferry.pipeline.stream import Reading, batch_size_for, flow
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
 from vecferry.reporting import Report
 from vecferry.verifying import Verification, compare
 
 
+@takes(RunSettings)
 def migrate(
     source: Any,
     target: Any,
     *,
     on_progress: OnProgress = ignore_progress,
     should_stop: ShouldStop = never_stop,
-    **options: Unpack[CallOptions],
+    **options: Any,
 ) -> Report:
     """Ferry a collection from ``source`` to ``target`` and prove that it arrived.
 
@@ -41,8 +41,7 @@ def migrate(
         source, target: URLs, collections from `connect`, or adapter objects.
         on_progress: called with a `Progress` after every batch.
         should_stop: asked after every batch; true stops at a checkpoint with `JobStopped`.
-        options: the fields of `vecferry.pipeline.settings.Settings`, and ``layout``, ``source_options`` and
-            ``target_options`` for the adapters.
+        options: see ``docs/settings.md``, or the fields of `vecferry.pipeline.settings.CallSettings`.
 
     Returns:
         A `Report`. It does not raise on a difference: ask ``report.check()``.
@@ -55,26 +54,20 @@ def migrate(
     return plan(source, target, **options).run(on_progress, should_stop=should_stop)
 
 
-def plan(
-    source: Any,
-    target: Any,
-    *,
-    layout: str | None = None,
-    source_options: Mapping[str, Any] | None = None,
-    target_options: Mapping[str, Any] | None = None,
-    **options: Unpack[Options],
-) -> Plan:
+@takes(CallSettings)
+def plan(source: Any, target: Any, **options: Any) -> Plan:
     """Look at both sides and say what `migrate` would do. Nothing is written.
 
     Takes what `migrate` takes, and raises `PlanError` where that would.
     """
     settings = read_settings(options)
-    laid = {"layout": layout} if layout else {}
-    open_source = partial(connect, source, **(source_options or {}))
-    open_target = partial(connect, target, **laid, **(target_options or {}))
-    call = {"source": source, "target": target, "layout": layout, **options}
-    call |= {"source_options": source_options, "target_options": target_options}
-    return Crossing(open_source, open_target, settings, repeatable(call), adapter_options(call)).plan()
+    laid = {"layout": settings.layout} if settings.layout else {}
+    return Migration(
+        Endpoint(source, settings.source_options or {}),
+        Endpoint(target, {**laid, **(settings.target_options or {})}),
+        settings,
+        repeatable({"source": source, "target": target, **options}),
+    ).plan()
 
 
 def verify(
@@ -103,6 +96,7 @@ def verify(
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         found, have = origin.describe(), goal.describe()
         names = shared_fields(found, have, fields)
+        _refuse_other_widths(found, have, names)
         wanted = have.model_copy(update={"fields": tuple(_as_they_come(found, have, names))})
         stages: list[Stage] = [ConformToSchema(wanted, names, keep_text=holds_text(goal))]
         reading = Reading(batch_size_for(found), Fields(vectors=tuple(names)), where)
@@ -155,6 +149,17 @@ def shared_fields(found: CollectionSchema, have: CollectionSchema, fields: Any) 
             "name the fields to compare with fields="
         )
     return names
+
+
+def _refuse_other_widths(found: CollectionSchema, have: CollectionSchema, names: Mapping[str, str]) -> None:
+    for old, new in names.items():
+        a, b = found.field(old).dim, have.field(new).dim
+        if a and b and a != b:
+            raise SchemaMismatchError(
+                f"vector field {old!r} has {a:,} components in the source and {b:,} in the target "
+                f"({new!r}); "
+                "name the fields to compare with fields="
+            )
 
 
 def _as_they_come(

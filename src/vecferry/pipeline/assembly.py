@@ -6,32 +6,32 @@ The rooms of embedding and de-duplication are imported only by the jobs that use
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecferry.connecting import Collection
 from vecferry.errors import ConfigurationError, SpaceMismatchError
-from vecferry.model import CollectionSchema, EmbeddingSpace, VectorField
-from vecferry.pipeline.checkpoint import JobState
+from vecferry.model import CollectionSchema, EmbeddingSpace, RecordBatch, VectorField
+from vecferry.pipeline.job import JobFile
 from vecferry.pipeline.settings import Settings
 from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite, Stage, Transform
-from vecferry.ports import Fields, ShouldStop, WriteMode
+from vecferry.ports import ShouldStop, WriteMode
 
 if TYPE_CHECKING:
     from vecferry.dedupe import DedupeStage
-    from vecferry.embedding import Choice, EmbedReport, EmbedStage, Survey
+    from vecferry.embedding import Choice, EmbedReport, EmbedStage
 
 log = logging.getLogger("vecferry.job")
 
-_SURVEYED = 2000
+SURVEYED = 2048
+"""Records from which the cost of embedding is extrapolated."""
 _TIMED = 32
+_CHECKED = 64
 
 
 @dataclass
-class Assembly:
+class StageSet:
     """The stages of one run.
 
     Attributes:
@@ -53,7 +53,7 @@ class Assembly:
         if self.embed is not None:
             self.embed.listen(should_stop, lambda event: log.warning("embedding: %s", event))
 
-    def reports(self, state: JobState) -> dict[str, Any]:
+    def reports(self, file: JobFile) -> dict[str, Any]:
         """What the stages have to report: ``summaries`` for people, ``details`` as JSON.
 
         Duplicates are also listed in a file of the job.
@@ -61,9 +61,9 @@ class Assembly:
         summaries: dict[str, str] = {}
         details: dict[str, Any] = {}
         for stage in self.dedupe:
-            audit = state.folder / f"{stage.name}-removed.jsonl"
-            stage.write_audit(state.connection, audit)
-            report = stage.report(state.connection)
+            audit = file.folder / f"{stage.name}-removed.jsonl"
+            stage.write_audit(file.connection, audit)
+            report = stage.report(file.connection)
             summaries[stage.name] = str(report)
             details[stage.name] = {**report.to_dict(), "audit": str(audit)}
         if self.embed is not None:
@@ -140,18 +140,17 @@ def embed_stage(
     return stage
 
 
-def check_declared(stage: EmbedStage | None, source: Collection, settings: Settings) -> list[str]:
+def check_declared(stage: EmbedStage, batch: RecordBatch | None, settings: Settings) -> list[str]:
     """Embed a few of the source's texts again, where ``space=`` declares the space that is embedded into.
 
     Raises:
         SpaceMismatchError: if the stored vectors are not of that space.
     """
-    if stage is None or settings.space is None or stage.source_space != stage.space:
+    if batch is None or settings.space is None or stage.source_space != stage.space:
         return []
     from vecferry.embedding import check_source
 
-    batch = next(iter(source.store.scan(batch_size=64, where=settings.where)), None)
-    check = None if batch is None else check_source(stage.embedder, batch, stage.field)
+    check = check_source(stage.embedder, batch.slice(0, _CHECKED), stage.field)
     if check is None:
         return []
     if not check.agrees:
@@ -166,42 +165,43 @@ def embedded_field(stage: EmbedStage | None, schema: CollectionSchema) -> Vector
     return None if stage is None or stage.reembed == "never" else stage.target_field(schema)
 
 
-def estimate(
-    stage: EmbedStage, source: Collection, settings: Settings, total: int | None
-) -> dict[str, Any]:
+class EmbedSurvey:
     """What embedding will take, extrapolated from the first records."""
-    from vecferry.embedding import Survey
 
-    survey, sample = _survey(stage, source, settings, Survey())
-    if not survey.records:
-        return {}
-    result = stage.estimate(survey, total, sample)
-    counts = result.survey
-    shown: dict[str, Any] = {
-        "texts to embed": f"{counts.to_embed:,}",
-        "tokens": f"{'' if result.exact else 'about '}{counts.tokens:,}",
-        "cost": "unknown"
-        if result.usd is None
-        else f"${result.usd:,.4f} (prices of {result.prices_as_of})",
-    }
-    if result.seconds is not None:
-        shown["time"] = f"about {result.seconds:,.0f} s of embedding"
-    if counts.too_long:
-        shown["longer than the model reads"] = f"{counts.too_long:,}: {settings.long_text}"
-    if counts.no_text:
-        shown["without text"] = f"{counts.no_text:,}: {settings.on_no_text}"
-    return shown
+    def __init__(self, stage: EmbedStage) -> None:
+        from vecferry.embedding import Survey
 
+        self.stage, self._survey = stage, Survey()
+        self._texts: list[str] = []
+        self.first: RecordBatch | None = None
 
-def _survey(
-    stage: EmbedStage, source: Collection, settings: Settings, survey: Survey
-) -> tuple[Survey, list[str]]:
-    sample: list[str] = []
-    batches: Iterator[Any] = source.store.scan(batch_size=500, where=settings.where, fields=Fields.ALL)
-    for batch in islice(batches, _SURVEYED // 500):
-        survey += stage.survey(batch)
-        sample += [text for text in batch.text_list if text]
-    return survey, sample[:_TIMED]
+    def add(self, batch: RecordBatch) -> None:
+        """Look at a batch of the source."""
+        self.first = self.first or batch
+        self._survey += self.stage.survey(batch)
+        if len(self._texts) < _TIMED:
+            self._texts += [text for text in batch.text_list if text]
+
+    def estimate(self, settings: Settings, total: int | None) -> dict[str, Any]:
+        """Tokens, costs and time, in words."""
+        if not self._survey.records:
+            return {}
+        result = self.stage.estimate(self._survey, total, self._texts[:_TIMED])
+        counts = result.survey
+        shown: dict[str, Any] = {
+            "texts to embed": f"{counts.to_embed:,}",
+            "tokens": f"{'' if result.exact else 'about '}{counts.tokens:,}",
+            "cost": "unknown"
+            if result.usd is None
+            else f"${result.usd:,.4f} (prices of {result.prices_as_of})",
+        }
+        if result.seconds is not None:
+            shown["time"] = f"about {result.seconds:,.0f} s of embedding"
+        if counts.too_long:
+            shown["longer than the model reads"] = f"{counts.too_long:,}: {settings.long_text}"
+        if counts.no_text:
+            shown["without text"] = f"{counts.no_text:,}: {settings.on_no_text}"
+        return shown
 
 
 def assemble(
@@ -210,9 +210,10 @@ def assemble(
     target: CollectionSchema,
     *,
     keep_text: bool,
+    uuid_ids: bool,
     embed: EmbedStage | None,
     folder: Path,
-) -> Assembly:
+) -> StageSet:
     """All stages in order."""
     stages: list[Stage] = [RejectNonFinite()]
     if settings.transform is not None:
@@ -224,8 +225,8 @@ def assemble(
     if embed is not None:
         stages.append(embed)
     stages += late
-    stages.append(ConformToSchema(target, names, keep_text=keep_text))
-    return Assembly(stages, embed, [*early, *late])
+    stages.append(ConformToSchema(target, names, keep_text=keep_text, uuid_ids=uuid_ids))
+    return StageSet(stages, embed, [*early, *late])
 
 
 def _dedupe(settings: Settings, *, embeds: bool) -> tuple[list[DedupeStage], list[DedupeStage]]:

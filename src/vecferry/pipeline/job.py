@@ -1,349 +1,423 @@
-"""Run a job in this process: stream ─▶ finish ─▶ verify ─▶ publish, each step resumable."""
+"""One job: its states, its counters, and the SQLite file that knows where a resume has to go on.
+
+One job is one pair of source and target. What a resume needs (partition bounds, the schema and the
+embedding space of the target, the shadow's tag, a stamp of the source) is fixed at the first start;
+cursors, counters, marks and the state of stages are committed in one transaction after the target
+acknowledged the records.
+"""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any
 
-from vecferry.connecting import Collection
-from vecferry.core.retry import RetryDetails
-from vecferry.errors import JobStopped, NotFoundError, PlanError
-from vecferry.model import CollectionSchema, RecordBatch, encode_id
-from vecferry.pipeline.checkpoint import Counters, JobState, Progressing, describe_state
-from vecferry.pipeline.publishing import new_tag
-from vecferry.pipeline.quarantine import Quarantine, quarantined_ids
-from vecferry.pipeline.read import Reading
-from vecferry.pipeline.stages import (
-    ConformToSchema,
-    LooksAtTarget,
-    Prepass,
-    RejectNonFinite,
-    Stage,
-    Stateful,
-    Transform,
-)
-from vecferry.pipeline.stream import Checkpointer, Clock, Tolerance, flow, run_stream
-from vecferry.pipeline.write import Writer
-from vecferry.ports import OnProgress, Progress, Publishable, Rewindable, ShouldStop, WriteMode
+from filelock import FileLock, Timeout
 
-log = logging.getLogger("vecferry.job")
+from vecferry.errors import JobChangedError, JobError, JobLockedError
+from vecferry.pipeline.stages import CommitHook
+from vecferry.ports import Cursor, Partition
 
-T = TypeVar("T")
 
-MOST_PARTITIONS = 16
-BATCHES_A_PARTITION = 8
-"""A source is asked for about one partition in so many batches, and for no more than the most."""
+class JobState(StrEnum):
+    """Where a job stands. Each state names what is to be done next."""
 
-VERIFY_SAVED_EVERY = 2.0
-"""Seconds between two points from which a verification goes on."""
+    STREAM = "stream"
+    """Records are read, changed and written."""
+    FINISH = "finish"
+    """All are written; indexes are to be built, the target to be flushed."""
+    VERIFY = "verify"
+    """The target is to be compared with the source."""
+    FAILED = "failed"
+    """The proof was negative; nothing was published."""
+    PUBLISH = "publish"
+    """Proved (or not to be proved); what was built is to be swapped in."""
+    DONE = "done"
+    """Nothing is left to do."""
+
+
+TRANSITIONS: dict[JobState | None, frozenset[JobState]] = {
+    None: frozenset({JobState.STREAM}),
+    JobState.STREAM: frozenset({JobState.FINISH}),
+    JobState.FINISH: frozenset({JobState.VERIFY}),
+    JobState.VERIFY: frozenset({JobState.PUBLISH, JobState.FAILED}),
+    JobState.FAILED: frozenset({JobState.VERIFY}),
+    JobState.PUBLISH: frozenset({JobState.DONE, JobState.VERIFY}),
+    JobState.DONE: frozenset(),
+}
+"""What may follow what. `JobFile.begin` leads from any state back to ``STREAM``: it is another job then."""
+
+_TABLES = """
+BEGIN;
+CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS partition (
+    position INTEGER PRIMARY KEY, key TEXT NOT NULL, bounds TEXT NOT NULL, count INTEGER,
+    cursor TEXT, done INTEGER NOT NULL DEFAULT 0
+);
+COMMIT;
+"""
 
 
 @dataclass
-class Job:
-    """One migration, ready to run.
+class Counters:
+    """What a job, or a part of it, has done so far, over all its runs. They add up.
 
     Attributes:
-        settings: those that must not change between runs (see `Settings.identity`).
-        stages: made anew for each run, in order.
-        verify: compares what the stream should have written with a source; ``None`` switches it off.
+        read: records of the source.
+        dropped, added: rows that a stage removed on purpose, and made besides (a text that was split).
+        rejected: rows put aside.
+        written: rows that the target has acknowledged: ``read − dropped − rejected + added``.
     """
 
-    source: Collection
-    target: Collection
-    schema: CollectionSchema
-    mode: WriteMode
-    settings: Mapping[str, Any]
-    reading: Reading
-    tolerance: Tolerance
-    stages: Sequence[Stage]
-    folder: Path
-    total: int | None = None
-    resume: bool = True
-    publish: bool = True
-    verify: Callable[..., Any] | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Outcome:
-    """What the report is made of."""
-
-    counters: Counters
-    verification: Any
-    published: bool
-    resumed: str | None
-    seconds: float
-
-
-class LocalRun:
-    """One run of a job in threads of this process."""
-
-    def __init__(self, job: Job, state: JobState, on_progress: OnProgress, should_stop: ShouldStop) -> None:
-        self.job, self.state = replace(job, reading=replace(job.reading, should_stop=should_stop)), state
-        self._on_progress, self._should_stop = on_progress, should_stop
-        self._start = time.monotonic()
-        self.resumed = self._begin_or_resume()
-        self.counters = state.counters
-        self._tag = str(state.get("tag"))
-        store = job.target.store
-        self._staged = isinstance(store, Publishable) and store.stages(job.mode)
-        self._sink: Any = None
-        self._rows: int | None = None  # what `expected` brought when it was read to its end
-
-    def run(self) -> Outcome:
-        """All steps that are not done yet.
-
-        Raises:
-            JobStopped: when ``should_stop`` turned true; the next run goes on.
-        """
-        try:
-            if self.state.stage == "stream":
-                self._stream()
-                self.state.advance("finish")
-            if self.state.stage == "finish":
-                self._tell("finish")
-                self._patiently("finish", lambda: self._open_sink(WriteMode.RESUME).finish())
-                self.state.advance("verify")
-            verification = self._verify()
-            published = self._publish(verification)
-        except JobStopped as stopped:
-            if type(stopped) is not JobStopped:
-                raise  # a budget names its own next move
-            raise JobStopped(f"{stopped} (vecferry jobs resume {self.state.folder.name})") from None
-        finally:
-            self._close_sink()
-        return Outcome(self.counters, verification, published, self.resumed, time.monotonic() - self._start)
-
-    # -- begin --------------------------------------------------------------------------------
-
-    def _begin_or_resume(self) -> str | None:
-        job, state = self.job, self.state
-        if state.begun and job.resume:
-            state.check_settings(job.settings)
-            if state.stage == "failed":
-                state.advance("verify")
-            found = describe_state(
-                {"counters": vars(state.counters), "total": state.get("total"), "stage": state.stage}
-            )
-            log.info("job %s goes on: %s", state.folder.name, found)
-            return found
-        if state.begun:
-            self._discard(str(state.get("tag")))
-        share = job.reading.batch_size * BATCHES_A_PARTITION
-        want = max(1, min(MOST_PARTITIONS, (job.total or 0) // share))
-        parts = self._patiently("partitions", lambda: job.source.store.partitions(want))
-        fixed = {
-            **job.fixed,
-            "tag": new_tag(),
-            "schema": job.schema.model_dump(mode="json"),
-            "total": job.total,
-            "counters": vars(Counters()),
-        }
-        (state.folder / "quarantine.jsonl").unlink(missing_ok=True)
-        for left in state.folder.glob("verify.sqlite*"):
-            left.unlink()
-        state.begin(job.settings, fixed, parts)
-        log.info("job %s begins: %s → %s", state.folder.name, job.source.url, job.target.url)
-        return None
-
-    def _discard(self, tag: str) -> None:
-        store = self.job.target.store
-        if isinstance(store, Publishable):
-            store.discard(tag)
-
-    # -- stream -------------------------------------------------------------------------------
-
-    def _stream(self) -> None:
-        job, state = self.job, self.state
-        sink = self._prepare()
-        clock = Clock(self.counters.seconds)
-        quarantine = Quarantine(state.folder / "quarantine.jsonl", state.get("quarantine_length") or 0)
-        checkpoint = Checkpointer(state, sink, quarantine, self.counters, job.tolerance)
-        writer = Writer(sink, should_stop=self._should_stop)
-        for place, stage in enumerate(job.stages):
-            if isinstance(stage, Stateful):
-                stage.restore(state.connection)
-            if isinstance(stage, LooksAtTarget) and stage.against_target and job.target.store.exists():
-                stage.bind_target(job.target.store)
-            self._prepass(stage, job.stages[:place])
-        inflights = flow(job.source.store, state.partitions(), job.reading, job.stages, clock)
-        try:
-            for _ in run_stream(inflights, writer, checkpoint, clock, should_stop=self._should_stop):
-                self._tell("stream", self.counters.read, job.total)
-        finally:
-            inflights.close()  # type: ignore[attr-defined]
-            quarantine.close()
-
-    def _prepare(self) -> Any:
-        """The sink, prepared, and rewound to the last committed mark."""
-        sink = self._patiently("prepare", self._open_prepared)
-        if isinstance(sink, Rewindable):
-            sink.rewind(self.state.get("mark"))
-        self.state.put(prepared="yes")
-        return sink
-
-    def _open_prepared(self) -> Any:
-        """Prepare the sink for the first time, or go on with what was prepared.
-
-        A run that died inside `prepare` may have left the collection behind. Where the sink is a shadow or
-        a log of its own, it begins anew; elsewhere the collection that is there is this job's, since the
-        plan has looked before.
-        """
-        prepared = self.state.get("prepared")
-        if prepared == "yes":
-            return self._open_sink(WriteMode.RESUME)
-        store = self.job.target.store
-        if prepared == "begun" and not self._staged and not isinstance(store, Rewindable):
-            try:
-                return self._open_sink(WriteMode.RESUME)
-            except NotFoundError:
-                pass
-        self.state.put(prepared="begun")
-        try:
-            return self._open_sink(self.job.mode)
-        except PlanError:
-            self.state.put(prepared="no")  # it is somebody else's that is there
-            raise
-
-    def _open_sink(self, mode: WriteMode) -> Any:
-        if self._sink is None:
-            store = self.job.target.store
-            sink = store.shadow(self._tag) if self._staged else store
-            sink.prepare(self.job.schema, mode)
-            self._sink = sink
-        return self._sink
-
-    def _close_sink(self) -> None:
-        if self._sink is not None and self._staged:
-            self._sink.close()
-        self._sink = None
-
-    def _prepass(self, stage: Stage, before: Sequence[Stage]) -> None:
-        """Let a stage see the whole source as it will come to it: behind the user's transform."""
-        if not isinstance(stage, Prepass) or stage.prepass_fields is None:
-            return
-        changing = [earlier.replay_copy() for earlier in before if isinstance(earlier, Transform)]
-        fields = self.job.reading.fields if changing else stage.prepass_fields
-        reading = replace(self.job.reading, fields=fields)
-        stage.prepass(flow(self.job.source.store, self._all_parts(), reading, changing))
-
-    # -- verify -------------------------------------------------------------------------------
-
-    def expected(self) -> Iterator[RecordBatch]:
-        """What the target should hold, derived from the source anew by twins of the stages."""
-        stages = [stage.replay_copy() for stage in self.job.stages]
-        for place, stage in enumerate(stages):
-            self._prepass(stage, stages[:place])
-        # The twins reject again what these stages rejected; another record of that id may have passed.
-        again = (RejectNonFinite.name, Transform.name, ConformToSchema.name)
-        quarantined = quarantined_ids(self.state.folder / "quarantine.jsonl", but_of=again)
-        rejected = set(map(encode_id, quarantined))
-        rows = 0
-        for inflight in flow(self.job.source.store, self._all_parts(), self.job.reading, stages):
-            if len(inflight.batch):
-                batch = _without(inflight.batch, rejected)
-                rows += len(batch)
-                yield batch
-        self._rows = rows
-
-    def _all_parts(self) -> list[Progressing]:
-        return [Progressing(part.partition) for part in self.state.partitions()]
-
-    def _verify(self) -> Any:
-        """Compare, going on where a run that was stopped or killed left off."""
-        if self.job.verify is None or self.state.stage not in ("verify", "publish"):
-            return None
-        self._tell("verify", 0, self.counters.written)
-        verification = self.job.verify(
-            self.expected,
-            self._view(),
-            upserted=self.job.mode is WriteMode.UPSERT,
-            on_progress=lambda done: self._tell("verify", done, self.counters.written),
-            should_stop=self._should_stop,
-            state=self.state.get("verifying"),
-            on_state=lambda value: self.state.put(verifying=value),
-            state_every=VERIFY_SAVED_EVERY,
-            spool_path=self._spool_path,
-        )
-        if self._should_stop() and not verification.ok:
-            raise JobStopped("stopped while verifying; run the same call again to go on")
-        verification = self._count_collisions(verification)
-        self.state.put(verified=bool(verification.ok), verifying=None)
-        return verification
-
-    def _count_collisions(self, proof: Any) -> Any:
-        """The proof, less the records that a transform gave the id of another: one of each is there."""
-        if not proof.ok or not any(isinstance(stage, Transform) for stage in self.job.stages):
-            return proof  # the plan has looked at the ids of the source itself
-        rows = sum(map(len, self.expected())) if self._rows is None else self._rows
-        lost = rows - proof.expected_count
-        if not lost:
-            return proof
-        note = (
-            f"{lost:,} record(s) overwrote or gave way to another, since transform= gives both one id; "
-            "let it give each its own, or pass dedupe='id' to keep the first of each"
-        )
-        found = {"missing_count": lost, "expected_count": rows, "notes": (*proof.notes, note)}
-        return proof.model_copy(update={"ok": False, **found})
+    read: int = 0
+    written: int = 0
+    rejected: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
-    def _spool_path(self) -> Path:
-        return self.state.folder / "verify.sqlite"
+    def due(self) -> int:
+        """The rows that the target must have been given."""
+        return self.read - sum(self.dropped.values()) - self.rejected + sum(self.added.values())
 
-    def _view(self) -> Any:
-        """The target as the verification reads it: the shadow as long as it is not published."""
-        store = self.job.target.store
-        if self._staged and self._tag not in _published_tags(store):
-            self._close_sink()
-            self._sink = store.shadow(self._tag)
-            return self._sink
-        return store
+    def drop(self, dropped: Mapping[str, int]) -> None:
+        add_counts(self.dropped, dropped)
 
-    # -- publish ------------------------------------------------------------------------------
+    def __add__(self, other: Counters) -> Counters:
+        total = Counters(
+            self.read + other.read, self.written + other.written, self.rejected + other.rejected,
+            dict(self.dropped), dict(self.added), self.bytes + other.bytes, dict(self.seconds),
+        )  # fmt: skip
+        add_counts(total.dropped, other.dropped)
+        add_counts(total.added, other.added)
+        for name, seconds in other.seconds.items():
+            total.seconds[name] = total.seconds.get(name, 0.0) + seconds
+        return total
 
-    def _publish(self, verification: Any) -> bool:
-        if verification is not None and not verification.ok:
-            self.state.advance("failed")
-            return not self._staged
-        self.state.advance("publish")
-        if self._staged and not self.job.publish:
-            return False
-        self._close_sink()
-        if self._staged:
-            self._tell("publish")
-            self._patiently("publish", lambda: self.job.target.store.publish(self._tag))
-        self.state.advance("done")
-        return True
 
-    def _patiently(self, what: str, call: Callable[[], T]) -> T:
-        """Call again after a passing fault. All that is called here is as good twice as once."""
+def add_counts(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add ``more`` to ``counts``, name by name."""
+    for name, n in more.items():
+        counts[name] = counts.get(name, 0) + n
 
-        def tell(details: RetryDetails) -> None:
-            log.warning("%s failed, again in %.1f s: %s", what, details.wait, details.error)
 
-        policy = self.job.reading.retry
-        return policy.call(call, should_stop=self._should_stop, on_retry=tell)
+@dataclass(frozen=True)
+class Progressing:
+    """One partition and how far it got; ``cursor`` is ``None`` at its beginning."""
 
-    def _tell(self, stage: str, done: int = 0, total: int | None = None) -> None:
-        counters = self.counters
-        seconds = time.monotonic() - self._start
-        self._on_progress(
-            Progress(stage, done, total, counters.written, counters.rejected, counters.bytes, seconds)
+    partition: Partition
+    cursor: Cursor | None = None
+    done: bool = False
+
+
+def job_id(source: str, target: str) -> str:
+    """The name of the job that ferries ``source`` to ``target``: both schemes and a digest.
+
+    The URLs are those without secrets, with absolute paths, so that the same job is found from any
+    folder and with any password.
+    """
+    digest = sha256(f"{source}\n{target}".encode()).hexdigest()[:12]
+    return f"{source.split(':', maxsplit=1)[0]}-{target.split(':', maxsplit=1)[0]}-{digest}"
+
+
+class JobFile:
+    """What is stored of one job, locked against a second run while it is open.
+
+    Args:
+        folder: the job's own folder; made if it is not there.
+
+    Raises:
+        JobLockedError: if another process has it open.
+        JobError: if the folder or the file cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / "lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JobLockedError(
+                f"job {folder.name} is running in another process; wait for it, or stop it first"
+            ) from None
+        except OSError as error:
+            raise JobError(
+                f"the state folder {folder} cannot be written ({error.strerror}); "
+                "set VECFERRY_HOME or state_dir to another place"
+            ) from error
+        try:
+            self.connection = _connect(folder / "job.sqlite")
+        except JobError:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> JobFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file and the lock."""
+        self.connection.close()
+        self._lock.release()
+
+    # -- the job ------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether an unfinished run is there to go on with."""
+        return self.state not in (None, JobState.DONE)
+
+    @property
+    def state(self) -> JobState | None:
+        """Where the job stands; ``None`` before it began."""
+        value = self.get("stage")
+        return None if value is None else JobState(value)
+
+    def begin(
+        self, settings: Mapping[str, Any], fixed: Mapping[str, Any], parts: Sequence[Partition]
+    ) -> None:
+        """Store what is fixed for the whole life of the job, in one transaction, before any write."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        values = {**fixed, "settings": dict(settings), "started": now, "stage": JobState.STREAM}
+        with self._transaction():
+            self._clear()
+            self._put(values)
+            self.connection.executemany(
+                "INSERT INTO partition (position, key, bounds, count) VALUES (?, ?, ?, ?)",
+                [(i, p.key, json.dumps(p.bounds), p.count) for i, p in enumerate(parts)],
+            )
+
+    def _clear(self) -> None:
+        """Empty every table, those of stages included: an earlier job must not speak for this one."""
+        names = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        self.connection.execute("BEGIN")
+        for (name,) in names:
+            self.connection.execute(f'DELETE FROM "{name}"')  # noqa: S608 - names from the file itself
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Compare with the settings the job began with.
+
+        Raises:
+            JobChangedError: showing each difference.
+        """
+        before = self.get("settings") or {}
+        now = json.loads(json.dumps(dict(settings)))
+        changed = [
+            f"{key}: {before.get(key)!r} → {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise JobChangedError(
+                f"job {self.folder.name} is unfinished and began with other settings "
+                f"({'; '.join(changed)}); go on with the old ones, or start anew with resume=False"
+            )
+
+    def get(self, key: str) -> Any:
+        """One stored value, or ``None``."""
+        row = self.connection.execute("SELECT value FROM job WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, **values: Any) -> None:
+        """Store values durably."""
+        with self._transaction():
+            self._put(values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block or nothing of it.
+
+        Raises:
+            JobError: if the file cannot be written.
+        """
+        try:
+            with self.connection:
+                yield
+        except sqlite3.OperationalError as error:
+            raise JobError(
+                f"the state file {self.folder / 'job.sqlite'} cannot be written ({error}); "
+                "make room or give the right to write, and run the same call again"
+            ) from error
+
+    def advance(self, state: JobState, **values: Any) -> None:
+        """Enter a state, and store what belongs to it in the same transaction.
+
+        Raises:
+            JobError: if it cannot follow the present one.
+        """
+        now = self.state
+        if state not in TRANSITIONS[now]:
+            raise JobError(
+                f"job {self.folder.name} is at {now}, which {state} cannot follow; please report this"
+            )
+        self.put(stage=state, **values)
+
+    # -- partitions ---------------------------------------------------------------------------
+
+    def partitions(self) -> list[Progressing]:
+        """All partitions in order, with their cursors."""
+        rows = self.connection.execute(
+            "SELECT key, bounds, count, cursor, done FROM partition ORDER BY position"
+        )
+        return [
+            Progressing(
+                Partition(key, json.loads(bounds), count),
+                None if cursor is None else json.loads(cursor),
+                bool(done),
+            )
+            for key, bounds, count, cursor, done in rows
+        ]
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(**(self.get("counters") or {}))
+
+    def commit(
+        self,
+        counters: Counters,
+        *,
+        cursors: Mapping[str, Cursor],
+        done: Iterable[str] = (),
+        hooks: Iterable[CommitHook] = (),
+        **values: Any,
+    ) -> None:
+        """Commit cursors, counters, marks and stage state in one transaction.
+
+        Raises:
+            JobError: if the file cannot be written; nothing of it is committed then.
+        """
+        with self._transaction():
+            self.connection.executemany(
+                "UPDATE partition SET cursor = ? WHERE key = ?",
+                [(json.dumps(cursor), key) for key, cursor in cursors.items()],
+            )
+            self.connection.executemany(
+                "UPDATE partition SET done = 1 WHERE key = ?", [(key,) for key in done]
+            )
+            for hook in hooks:
+                hook(self.connection)
+            self._put({"counters": vars(counters), **values})
+
+    def _put(self, values: Mapping[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO job VALUES (?, ?)",
+            [(key, json.dumps(value)) for key, value in {**values, "updated": now}.items()],
         )
 
 
-def _published_tags(store: Any) -> set[str]:
+def _connect(path: Path) -> sqlite3.Connection:
     try:
-        return {version.tag for version in store.versions() if version.live}
-    except NotFoundError:
-        return set()
+        connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(_TABLES)
+    except sqlite3.DatabaseError as error:
+        raise JobError(
+            f"the state file {path} cannot be read ({error}); "
+            f"remove it with: vecferry jobs forget {path.parent.name}"
+        ) from error
+    return connection
 
 
-def _without(batch: RecordBatch, encoded: set[str]) -> RecordBatch:
-    if not encoded:
-        return batch
-    return batch.take([i for i, id_ in enumerate(batch.id_list) if encode_id(id_) not in encoded])
+# -- jobs on disk -----------------------------------------------------------------------------
+
+
+def list_jobs(folder: Path) -> list[dict[str, Any]]:
+    """The jobs kept in ``folder`` (``VECFERRY_HOME/jobs``), the last touched first.
+
+    One whose file cannot be read is at stage ``damaged`` and says why as ``error``.
+    """
+    found = []
+    for path in folder.glob("*/job.sqlite"):
+        try:
+            found.append(peek_job(path.parent))
+        except JobError as error:
+            about = {"id": path.parent.name, "folder": str(path.parent), "stage": "damaged"}
+            found.append({**about, "error": str(error)})
+    return sorted(filter(None, found), key=lambda job: str(job.get("updated")), reverse=True)
+
+
+def peek_job(folder: Path) -> dict[str, Any]:
+    """What is stored of one job, read without locking it; ``{}`` where there is none.
+
+    Raises:
+        JobError: if the file is there and cannot be read.
+    """
+    path = folder / "job.sqlite"
+    if not path.exists():
+        return {}
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+        try:
+            values = {
+                key: json.loads(value)
+                for key, value in connection.execute("SELECT * FROM job WHERE key != 'verifying'")
+            }
+            done = connection.execute("SELECT count(*), coalesce(sum(done), 0) FROM partition").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if "no such table" in str(error):
+            return {}  # another process is just making it, or was killed at that
+        raise JobError(
+            f"the state file {path} cannot be read ({error}); "
+            f"remove it with: vecferry jobs forget {folder.name}"
+        ) from error
+    return {"id": folder.name, "folder": str(folder), "partitions": done[0], "finished": done[1], **values}
+
+
+def describe_state(job: Mapping[str, Any]) -> str:
+    """Where an unfinished job stands, for people; takes what `peek_job` returns."""
+    counters, total = job.get("counters") or {}, job.get("total")
+    of = f" of {total:,}" if total else ""
+    return (
+        f"{counters.get('read', 0):,}{of} records read, {counters.get('written', 0):,} written, "
+        f"at stage {job.get('stage')}"
+    )
+
+
+_FILES = ("quarantine.*", "*-removed.jsonl", "*.decisions.sqlite*", "*.target.sqlite*", "verify.sqlite*",
+          "embeddings.sqlite*", "job.log*", "job.sqlite*")  # fmt: skip
+"""What a job and its stages keep in its folder, the file that makes it a job last."""
+
+
+def forget_job(folder: Path) -> bool:
+    """Delete the state of a job; false if there is none.
+
+    Its target stays as it is, and so does all else that lies in a folder named by ``state_dir``.
+
+    Raises:
+        JobLockedError: if the job is running.
+    """
+    if not (folder / "job.sqlite").exists():
+        return False
+    try:
+        with FileLock(folder / "lock").acquire(timeout=0):
+            forget_job(folder / "backup")
+            for path in (path for pattern in _FILES for path in sorted(folder.glob(pattern), reverse=True)):
+                path.unlink()
+    except Timeout:
+        raise JobLockedError(f"job {folder.name} is running; stop it first") from None
+    with suppress(OSError):
+        (folder / "lock").unlink(missing_ok=True)
+        folder.rmdir()
+    return True

@@ -1,315 +1,730 @@
-"""One call of `migrate`: from the two sides and the settings to a plan, a job, and a report."""
+"""`Migration`: one call of `migrate`, immutable; and `Run`: one carrying out of it, from any state to an
+end.
+
+source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ write ) ─▶ finish ─▶ verify ─▶ publish
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
-from vecferry.connecting import Collection, borrowed, connect
+from vecferry.connecting import Collection
 from vecferry.core.home import home
-from vecferry.core.redaction import redact
-from vecferry.errors import EmbedderExhausted, JobChangedError, PlanError
+from vecferry.core.retry import RetryDetails
+from vecferry.errors import (
+    CorruptDataError,
+    EmbedderExhausted,
+    JobChangedError,
+    JobStopped,
+    NotFoundError,
+    PlanError,
+    RetryableError,
+)
 from vecferry.model import CollectionSchema
 from vecferry.pipeline.assembly import (
-    Assembly,
+    SURVEYED,
+    EmbedSurvey,
+    StageSet,
     assemble,
     check_declared,
     choose_embedder,
     dedupes_ids,
     embed_stage,
     embedded_field,
-    estimate,
     id_rule_of_backup,
     source_space,
 )
-from vecferry.pipeline.checkpoint import JobState, describe_state, job_id, peek_job
-from vecferry.pipeline.job import Job, LocalRun, Outcome
-from vecferry.pipeline.plan import Plan
-from vecferry.pipeline.planning import Draft, declare_space, draw_up
-from vecferry.pipeline.read import Reading, batch_size_for
-from vecferry.pipeline.settings import Settings
-from vecferry.pipeline.stream import Tolerance
-from vecferry.ports import Fields, OnProgress, Publishable, ShouldStop, StoreURL, WriteMode, is_secret
+from vecferry.pipeline.endpoints import (
+    Endpoint,
+    absolute_place,
+    absolute_url,
+    backup_url,
+    is_ephemeral,
+    refuse_one_place,
+)
+from vecferry.pipeline.job import Counters, JobFile, JobState, describe_state, job_id, peek_job
+from vecferry.pipeline.plan import Plan, PlanInputs, build_plan, declare_space, stamp_of
+from vecferry.pipeline.profile import HEAD, SourceProfile
+from vecferry.pipeline.publish import live_tags, new_tag, swap_in
+from vecferry.pipeline.quarantine import Quarantine
+from vecferry.pipeline.settings import CallSettings
+from vecferry.pipeline.stages import LooksAtTarget, Stateful
+from vecferry.pipeline.stream import (
+    Checkpointer,
+    Reading,
+    RejectionPolicy,
+    Stream,
+    batch_size_for,
+    lanes_for,
+)
+from vecferry.pipeline.verify import (
+    SAVED_EVERY,
+    Expected,
+    describe_change,
+    reconcile,
+    run_prepass,
+    source_faults,
+)
+from vecferry.ports import (
+    ConcurrentSink,
+    Fields,
+    OnProgress,
+    Progress,
+    Publishable,
+    Rewindable,
+    ShouldStop,
+    WriteMode,
+)
 from vecferry.reporting import Report
 from vecferry.reporting.logs import job_log
-from vecferry.verifying import compare
+from vecferry.verifying import Verification, compare
 
 log = logging.getLogger("vecferry.job")
 
-_EPHEMERAL = ("memory:", "qdrant::memory:")
+T = TypeVar("T")
 
-Opener = Callable[[], Collection]
+MOST_PARTITIONS = 16
+BATCHES_A_PARTITION = 8
+"""A source is asked for about one partition in so many batches, and for no more than the most."""
 
 
-@dataclass
-class Crossing:
+@dataclass(frozen=True)
+class Look:
+    """What was seen when both sides were open.
+
+    Attributes:
+        source: its URL.
+        folder: where the job's state lives; ``None`` if one side does not outlive this process anyway.
+        unfinished: what is stored of an unfinished job of this pair.
+        updated: when what is stored of the job was last changed.
+        choice: the embedder of the whole job.
+        report: of a job that has come to its end and whose caller never heard of it.
+    """
+
+    source: str
+    folder: Path | None
+    inputs: PlanInputs
+    unfinished: Mapping[str, Any] = field(default_factory=dict)
+    updated: str | None = None
+    choice: Any = None
+    notes: tuple[str, ...] = ()
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class Migration:
     """One source, one target, one set of settings.
 
     Attributes:
         call: the arguments as JSON, for ``vecferry jobs resume``; ``None`` if they hold objects.
-        options: what the adapters were given, as a part of what a resume must find unchanged.
         alternative: the first of several embedders to try.
     """
 
-    open_source: Opener
-    open_target: Opener
-    settings: Settings
-    call: dict[str, Any] | None
-    options: dict[str, Any] = field(default_factory=dict)
+    source: Endpoint
+    target: Endpoint
+    settings: CallSettings
+    call: Mapping[str, Any] | None = None
     alternative: int = 0
-    backup_url: str | None = None
-    source: Collection = field(init=False)
-    target: Collection = field(init=False)
-
-    @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Both sides open; those that were named by URL are closed again, so that no lock is left."""
-        with ExitStack() as stack:
-            self.source = stack.enter_context(borrowed(self.open_source))
-            self.target = stack.enter_context(borrowed(self.open_target))
-            yield
 
     # -- plan ---------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Open both sides, compare, close. Nothing is written."""
-        with self._opened():
-            self._refuse_one_place()
-            return self._draw()
+        """Open both sides, compare, close. Nothing is written.
 
-    def _refuse_one_place(self) -> None:
-        a, b = self.source.url, self.target.url
-        here, there = _place(a), _place(b)
-        if self.source.store is self.target.store or (here and here == there):
-            raise PlanError(f"source and target are the same collection ({a}); name another target")
-        if here and there and here[0] == there[0] and _nested(here[1], there[1]):
-            raise PlanError(f"one of {a} and {b} lies inside the other; name a target elsewhere")
+        The first run takes what the plan has seen, if the source is still the same; every other run looks
+        at both sides anew.
+        """
+        with self._opened() as (source, target):
+            refuse_one_place(source, target)
+            look = self._look(source, target)
+        inputs = look.inputs
+        return Plan(
+            source=source.url,
+            target=target.url,
+            mode=self.settings.mode,
+            source_schema=inputs.source_schema,
+            target_schema=inputs.target_schema,
+            names=inputs.names,
+            count=inputs.count(self.settings),
+            losses=inputs.losses,
+            notes=(*inputs.notes, *look.notes),
+            estimate=dict(look.estimate),
+            resuming=describe_state(look.unfinished) if look.unfinished else None,
+            _runner=partial(self._run, look.folder, iter([look])),
+        )
 
-    def _draw(self) -> Plan:
-        folder = self._folder()
-        unfinished = self._unfinished(folder)
-        found = self.source.describe()
-        space = source_space(self.settings, found)
+    @contextmanager
+    def _opened(self, source: Endpoint | None = None) -> Iterator[tuple[Collection, Collection]]:
+        with (source or self.source).opened() as origin, self.target.opened() as goal:
+            yield origin, goal
+
+    def _look(self, source: Collection, target: Collection) -> Look:
+        settings = self.settings
+        folder = self._folder(source, target)
+        stored = peek_job(folder) if folder and settings.resume else {}
+        unfinished = stored if stored.get("stage") not in (None, JobState.DONE) else {}
+        if finished := self._finished(stored, source, target):
+            return finished
+        found = settings.retry.call(source.describe)
+        space = source_space(settings, found)
         fingerprint = unfinished.get("embed_space")
-        choice = choose_embedder(self.settings, fingerprint=fingerprint, start=self.alternative)
-        looking = self.settings.model_copy(update={"cache": False})
+        choice = choose_embedder(settings, fingerprint=fingerprint, start=self.alternative)
+        looking = settings.model_copy(update={"cache": False})
         stage = embed_stage(looking, choice, declare_space(found, space)) if choice else None
         if unfinished:
             _check_space(unfinished, stage)
-        draft = draw_up(
-            self.source,
-            self.target,
-            self.settings,
+        survey = EmbedSurvey(stage) if stage else None
+        inputs = build_plan(
+            source,
+            target,
+            settings,
             space=space,
             embedded=embedded_field(stage, found),
             fixed=CollectionSchema(**unfinished["schema"]) if unfinished else None,
-            dedupes_ids=dedupes_ids(self.settings),
+            dedupes_ids=dedupes_ids(settings),
+            head=SURVEYED if survey else HEAD,
+            **({"on_head": survey.add} if survey else {}),
         )
-        count = self._count(draft)
-        notes = [str(choice), *check_declared(stage, self.source, self.settings)] if choice else []
-        return Plan(
-            source=self.source.url,
-            target=self.target.url,
-            mode=self.settings.mode,
-            source_schema=draft.source_schema,
-            target_schema=draft.target_schema,
-            names=draft.names,
-            count=count,
-            losses=draft.losses,
-            notes=(*draft.notes, *notes),
-            estimate=estimate(stage, self.source, self.settings, count) if stage else {},
-            resuming=describe_state(unfinished) if unfinished else None,
-            _runner=partial(self.run, draft, folder, choice),
-        )
+        notes: list[str] = []
+        estimate = inputs.profile.estimate(inputs.target_schema, inputs.count(settings))
+        if stage and survey:
+            notes = [str(choice), *check_declared(stage, survey.first, settings)]
+            estimate |= survey.estimate(settings, inputs.count(settings))
+        updated = stored.get("updated")
+        return Look(source.url, folder, inputs, unfinished, updated, choice, tuple(notes), estimate)
 
-    def _unfinished(self, folder: Path | None) -> dict[str, Any]:
-        """What is stored of an unfinished job of this pair."""
-        state = peek_job(folder) if folder and self.settings.resume else {}
-        return state if state.get("stage") not in (None, "done") else {}
-
-    def _count(self, draft: Draft) -> int | None:
-        if self.settings.where is not None:
-            return draft.census.records if draft.census.complete else None
-        return draft.source_schema.count
-
-    def _folder(self) -> Path | None:
-        """Where the job's state lives; ``None`` if one side does not outlive this process anyway."""
-        if self.settings.state_dir is not None:
-            return self.settings.state_dir
-        if _ephemeral(self.source) or _ephemeral(self.target):
+    def _finished(self, stored: Mapping[str, Any], source: Collection, target: Collection) -> Look | None:
+        """The end that a job came to, where its process died before anybody heard of it, and nothing has
+        changed since: target, source and settings."""
+        if (
+            stored.get("stage") != JobState.DONE
+            or stored.get("delivered", True)
+            or not stored.get("report")
+        ):
             return None
-        return home() / "jobs" / job_id(_absolute(self.source.url), _absolute(self.target.url))
+        same = stored.get("settings") == _as_json(self._identity(source.url, target.url))
+        if not same or stored.get("target_stamp") != _as_json(stamp_of(target)):
+            return None
+        if (stored.get("stamps") or {}).get("verdict") != _as_json(stamp_of(source)):
+            return None
+        schema = CollectionSchema(**stored["schema"])
+        inputs = PlanInputs(
+            schema, schema, stored.get("names") or {}, (), (), SourceProfile(), keep_text=True
+        )
+        note = f"job {stored['id']} has done this already; its report stands"
+        report = stored_report(stored["report"])
+        return Look(source.url, Path(stored["folder"]), inputs, notes=(note,), report=report)
+
+    def _folder(self, source: Collection, target: Collection) -> Path | None:
+        if self.settings.folder is not None:
+            return self.settings.folder
+        if is_ephemeral(source) or is_ephemeral(target):
+            return None
+        return home() / "jobs" / job_id(absolute_url(source.url), absolute_url(target.url))
+
+    def _identity(self, source: str, target: str) -> dict[str, Any]:
+        """What a resume must find unchanged."""
+        sides = {"source": absolute_url(source), "target": absolute_url(target)}
+        return {**sides, **self.settings.identity()}
 
     # -- run ----------------------------------------------------------------------------------
 
-    def run(
+    def _run(
         self,
-        draft: Draft,
         folder: Path | None,
-        choice: Any,
+        once: Iterator[Look],
         planned: Plan,
         on_progress: OnProgress,
         should_stop: ShouldStop,
     ) -> Report:
         """Open both sides again and carry the plan out."""
-        try:
-            with ExitStack() as stack:
-                if folder is None:
-                    made = tempfile.TemporaryDirectory(prefix="vecferry-")
-                    folder = Path(stack.enter_context(made))
-                return self._run(stack, draft, folder, choice, planned.count, on_progress, should_stop)
-        except EmbedderExhausted as error:
-            return self._restart(choice, error).run(on_progress, should_stop=should_stop)
+        with ExitStack() as stack:
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vecferry-")))
+            file = stack.enter_context(JobFile(folder))
+            stack.enter_context(job_log(folder))
+            source, target = stack.enter_context(self._opened())
+            look = self._current(next(once, None), source, target)
+            if look.report is not None:
+                file.put(delivered=True)
+                return look.report
+            backup = self._back_up(file) if self.settings.backup is not None else None
+            if backup:
+                source = stack.enter_context(Endpoint(backup).opened())
+            stages = self._stages(look, folder)
+            stack.callback(stages.close)
+            stages.listen(should_stop)
+            run = Run(self, look, source, target, stages, file, on_progress, should_stop, backup=backup)
+            try:
+                return run.run()
+            except EmbedderExhausted as error:
+                again = self._restarted(look, target, error)
+        return again.plan().run(on_progress, should_stop=should_stop)
 
-    def _run(
-        self,
-        stack: ExitStack,
-        draft: Draft,
-        folder: Path,
-        choice: Any,
-        total: int | None,
-        on_progress: OnProgress,
-        should_stop: ShouldStop,
-    ) -> Report:
-        state = stack.enter_context(JobState(folder))
-        stack.enter_context(job_log(folder))
-        if self.settings.backup is not None:
-            self.backup_url = self._back_up(state)
-            self.open_source = partial(connect, self.backup_url)
-        stack.enter_context(self._opened())
-        assembly = self._assemble(draft, folder, choice)
-        stack.callback(assembly.close)
-        assembly.listen(should_stop)
-        job = self._job(draft, folder, total, assembly)
-        outcome = LocalRun(job, state, on_progress, should_stop).run()
-        return self._report(draft, state, outcome, assembly)
+    def _current(self, look: Look | None, source: Collection, target: Collection) -> Look:
+        """``look`` if it still says how things are; else both sides are looked at anew."""
+        if look is not None:
+            stored = peek_job(look.folder) if look.folder else {}
+            if look.inputs.stamp == stamp_of(source) and look.updated == stored.get("updated"):
+                return look
+        refuse_one_place(source, target)
+        return self._look(source, target)
 
-    def _assemble(self, draft: Draft, folder: Path, choice: Any) -> Assembly:
-        stage = embed_stage(self.settings, choice, draft.source_schema, folder) if choice else None
+    def _stages(self, look: Look, folder: Path) -> StageSet:
+        inputs, settings = look.inputs, self.settings
+        embed = embed_stage(settings, look.choice, inputs.source_schema, folder) if look.choice else None
         return assemble(
-            self.settings,
-            draft.names,
-            draft.target_schema,
-            keep_text=draft.keep_text,
-            embed=stage,
+            settings,
+            inputs.names,
+            inputs.target_schema,
+            keep_text=inputs.keep_text,
+            uuid_ids=inputs.uuid_ids,
+            embed=embed,
             folder=folder,
-        )
-
-    def _job(self, draft: Draft, folder: Path, total: int | None, assembly: Assembly) -> Job:
-        settings = self.settings
-        have = {f.name for f in draft.source_schema.fields}
-        reading = Reading(
-            settings.batch_size or batch_size_for(draft.target_schema),
-            Fields(vectors=tuple(name for name in draft.names if name in have)),
-            settings.where,
-        )
-        space = None if assembly.embed is None else assembly.embed.space.fingerprint
-        sides = {"source": _absolute(self.source.url), "target": _absolute(self.target.url)}
-        return Job(
-            source=self.source,
-            target=self.target,
-            schema=draft.target_schema,
-            mode=settings.write_mode,
-            settings={**sides, **settings.identity(), **self.options},
-            reading=reading,
-            tolerance=Tolerance(settings.on_error == "quarantine", settings.max_rejected),
-            stages=assembly.stages,
-            folder=folder,
-            total=total,
-            resume=settings.resume,
-            publish=settings.publish == "auto",
-            verify=partial(_compare, draft.target_schema, settings.workers) if settings.verify else None,
-            fixed={
-                **sides,
-                "call": self.call,
-                "embed_space": space,
-                "backup": self.backup_url,
-                "names": draft.names,
-                "keep_text": draft.keep_text,
-            },
-        )
-
-    def _report(self, draft: Draft, state: JobState, outcome: Outcome, assembly: Assembly) -> Report:
-        counters = outcome.counters
-        quarantine = state.folder / "quarantine.jsonl"
-        return Report(
-            source=self.source.url,
-            target=self.target.url,
-            job=state.folder.name,
-            folder=str(state.folder) if self._folder() else None,
-            read=counters.read,
-            written=counters.written,
-            rejected=counters.rejected,
-            dropped=counters.dropped,
-            bytes=counters.bytes,
-            seconds=outcome.seconds,
-            stages=counters.seconds,
-            resumed=outcome.resumed,
-            published=outcome.published,
-            verification=outcome.verification,
-            losses=draft.losses,
-            quarantine=str(quarantine) if counters.rejected else None,
-            **assembly.reports(state),
         )
 
     # -- restart and backup -------------------------------------------------------------------
 
-    def _restart(self, choice: Any, error: EmbedderExhausted) -> Plan:
+    def _restarted(self, look: Look, target: Collection, error: EmbedderExhausted) -> Migration:
         """The whole job anew with the next alternative, into a fresh target: never a mixture."""
-        left = isinstance(self.settings.embed, list | tuple) and choice.index + 1 < len(self.settings.embed)
+        models = self.settings.embed
+        left = isinstance(models, list | tuple) and look.choice.index + 1 < len(models)
         if self.settings.on_exhausted != "restart" or not left:
             raise error
         log.warning("starting anew with the next embedding model: %s", error)
         changes: dict[str, Any] = {"resume": False}
-        store = self.target.store
+        store = target.store
         if self.settings.mode == "create" and isinstance(store, Publishable):
             # Where creation writes in place, what was begun must give way to a fresh collection.
             changes |= {} if store.stages(WriteMode.CREATE) else {"mode": "replace"}
         settings = self.settings.model_copy(update=changes)
-        return replace(self, settings=settings, alternative=choice.index + 1).plan()
+        return replace(self, settings=settings, alternative=look.choice.index + 1)
 
-    def _back_up(self, state: JobState) -> str:
+    def _back_up(self, file: JobFile) -> str:
         """Copy the source to a timestamped file, once in the life of the job; returns its URL."""
-        made = state.get("backup") if state.begun and self.settings.resume else None
+        made = file.get("backup") if file.begun and self.settings.resume else None
         if made:
             return str(made)
-        url = _backup_url(_absolute_place(str(self.settings.backup)), datetime.now(UTC))
-        rule = id_rule_of_backup(self.settings)
-        settings = Settings(where=self.settings.where, dedupe=rule, state_dir=state.folder / "backup")
-        copied = Crossing(self.open_source, partial(connect, url), settings, None).plan()
-        copied.run().check()
+        url = backup_url(absolute_place(str(self.settings.backup)))
+        settings = CallSettings(
+            where=self.settings.where,
+            dedupe=id_rule_of_backup(self.settings),
+            state_dir=file.folder / "backup",
+            retry_seconds=self.settings.retry_seconds,
+        )
+        Migration(self.source, Endpoint(url), settings).plan().run().check()
         log.info("backed up to %s", url)
         return url
 
 
-def _absolute_place(place: str) -> str:
-    """A path or a URL, the same from whatever folder it is used."""
-    scheme, colon, _ = place.partition(":")
-    if colon and len(scheme) > 1:
-        return _absolute(str(StoreURL.parse(place)))
-    return str(Path(place).expanduser().absolute())
+class Run:
+    """One run of a job in this process. Each step that is done already is passed over."""
+
+    def __init__(
+        self,
+        migration: Migration,
+        look: Look,
+        source: Collection,
+        target: Collection,
+        stages: StageSet,
+        file: JobFile,
+        on_progress: OnProgress,
+        should_stop: ShouldStop,
+        *,
+        backup: str | None,
+    ) -> None:
+        self.settings, self.migration, self.look = migration.settings, migration, look
+        self.source, self.target, self.stages, self.file = source, target, stages, file
+        self.backup = backup
+        self.mode = self.settings.write_mode
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._start = time.monotonic()
+        have = {f.name for f in look.inputs.source_schema.fields}
+        self.reading = Reading(
+            self.settings.batch_size or batch_size_for(look.inputs.target_schema),
+            Fields(vectors=tuple(name for name in look.inputs.names if name in have)),
+            self.settings.where,
+            self.settings.retry,
+            should_stop,
+        )
+        self.faults: list[str] = []
+        self.notes: list[str] = []
+        self._sink: Any = None
+        store = target.store
+        self._builds_shadow = isinstance(store, Publishable) and store.stages(self.mode)
+        self.resumed = self._begin_or_resume()
+        self.counters = file.counters
+        self._clock = _Clock(self.counters.seconds)
+
+    @property
+    def _tag(self) -> str:
+        return str(self.file.get("tag"))
+
+    def run(self) -> Report:
+        """All steps that are not done yet.
+
+        Raises:
+            JobStopped: when ``should_stop`` turned true; the next run goes on.
+        """
+        file, job = self.file, self.file.folder.name
+        try:
+            if file.state is JobState.STREAM:
+                self._stream()
+                file.advance(JobState.FINISH)
+            if file.state is JobState.FINISH:
+                self._tell("finish")
+                with self._clock.time("index"):
+                    self._patiently("finish", lambda: self._open_sink(WriteMode.RESUME).finish())
+                file.advance(JobState.VERIFY)
+            verification = self._verify()
+            published = self._publish(verification)
+        except JobStopped as stopped:
+            if type(stopped) is not JobStopped:
+                raise  # a budget names its own next move
+            raise JobStopped(f"{stopped} (vecferry jobs resume {job})") from None
+        except RetryableError as error:
+            bound = (
+                f"given up after {self.settings.retry_seconds:,.0f} s; the same call goes on where it stood"
+            )
+            raise type(error)(f"{error}; {bound} (vecferry jobs resume {job})") from error
+        finally:
+            self._close_sink()
+        return self._report(verification, published)
+
+    # -- begin --------------------------------------------------------------------------------
+
+    def _begin_or_resume(self) -> str | None:
+        file, settings = self.file, self.settings
+        identity = self.migration._identity(self.look.source, self.target.url)
+        if file.begun and settings.resume:
+            file.check_settings(identity)
+            self._check_source()
+            lost = self._what_is_lost()
+            if lost is None:
+                if file.state is JobState.FAILED:
+                    file.advance(JobState.VERIFY)
+                found = describe_state(
+                    {"counters": vars(file.counters), "total": file.get("total"), "stage": file.state}
+                )
+                log.info("job %s goes on: %s", file.folder.name, found)
+                return found
+            log.warning("job %s begins anew: %s", file.folder.name, lost)
+            self.notes.append(f"begun anew: {lost}")
+        if file.begun:
+            self._discard(str(file.get("tag")))
+        self._begin(identity)
+        return None
+
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        file, inputs = self.file, self.look.inputs
+        total = inputs.count(self.settings)
+        rows = self.reading.batch_size * BATCHES_A_PARTITION
+        want = max(1, min(MOST_PARTITIONS, (total or 0) // rows))
+        if self.settings.workers > 1:
+            want = max(
+                want, min(MOST_PARTITIONS, self.settings.workers, (total or 0) // self.reading.batch_size)
+            )
+        parts = self._patiently("partitions", lambda: self.source.store.partitions(want))
+        embed = self.stages.embed
+        fixed = {
+            "source": identity["source"],
+            "target": identity["target"],
+            "call": self.migration.call,
+            "embed_space": None if embed is None else embed.space.fingerprint,
+            "backup": self.backup,
+            "names": inputs.names,
+            "keep_text": inputs.keep_text,
+            "uuid_ids": inputs.uuid_ids,
+            "tag": new_tag(),
+            "schema": inputs.target_schema.model_dump(mode="json"),
+            "losses": [loss.model_dump(mode="json") for loss in inputs.losses],
+            "total": total,
+            "counters": vars(Counters()),
+            "stamps": {"begin": _as_json(stamp_of(self.source))},
+        }
+        (file.folder / "quarantine.jsonl").unlink(missing_ok=True)
+        for left in file.folder.glob("verify.sqlite*"):
+            left.unlink()
+        file.begin(identity, fixed, parts)
+        log.info("job %s begins: %s → %s", file.folder.name, self.source.url, self.target.url)
+
+    def _check_source(self) -> None:
+        """A file that is another one than when the job began cannot be gone on with.
+
+        Raises:
+            JobChangedError: naming what has changed.
+        """
+        stamps = self.file.get("stamps") or {}
+        before, now = stamps.get("begin"), _as_json(stamp_of(self.source))
+        if not before or before == now:
+            return
+        job, change = self.file.folder.name, describe_change(before, now)
+        said = f"the source has changed since job {job} began ({change})"
+        if now.get("kind") == "files":
+            raise JobChangedError(f"{said}; start anew with resume=False (--no-resume)")
+        log.warning("%s", said)
+        self.file.put(stamps={**stamps, "resumed": now})
+
+    def _what_is_lost(self) -> str | None:
+        """Whether what was written of the job is still there; in words, if it is not."""
+        if not self.file.counters.written or self.file.get("prepared") != "yes":
+            return None
+        store = self.target.store
+        staged = self._builds_shadow and self._tag not in live_tags(store)
+        view = store.shadow(self._tag) if staged else store
+        if isinstance(view, Rewindable) and self.file.state is JobState.STREAM:
+            return None  # `rewind` tells
+        try:
+            gone = self._patiently("count", view.count) == 0
+        except (NotFoundError, CorruptDataError, FileNotFoundError):
+            gone = True
+        finally:
+            if staged:
+                view.close()
+        return (
+            f"the {self.file.counters.written:,} records written before are gone from the target"
+            if gone
+            else None
+        )
+
+    def _discard(self, tag: str) -> None:
+        store = self.target.store
+        if isinstance(store, Publishable):
+            store.discard(tag)
+
+    # -- stream -------------------------------------------------------------------------------
+
+    def _stream(self) -> None:
+        file, stages = self.file, self.stages.stages
+        sink = self._prepare()
+        quarantine = Quarantine(file.folder / "quarantine.jsonl", file.get("quarantine_length") or 0)
+        policy = RejectionPolicy(self.settings.on_error == "quarantine", self.settings.max_rejected)
+        checkpoint = Checkpointer(file, sink, quarantine, self.counters, policy)
+        for place, stage in enumerate(stages):
+            if isinstance(stage, Stateful):
+                stage.restore(file.connection)
+            if isinstance(stage, LooksAtTarget) and stage.against_target and self.target.store.exists():
+                stage.bind_target(self.target.store)
+            run_prepass(self.source, file, self.reading, stage, stages[:place])
+        parts = file.partitions()
+        writers = self._writers(sink, lanes_for(stages, parts, self.settings.workers))
+        stream = Stream(self.source.store, self.reading, stages, writers, checkpoint, self._clock.add)
+        try:
+            with self._clock.time("stream"):
+                for _ in stream.run(parts):
+                    self._tell("stream", self.counters.read, file.get("total"))
+        finally:
+            quarantine.close()
+            for writer in writers:
+                if writer is not sink and hasattr(writer, "close"):
+                    writer.close()
+
+    @staticmethod
+    def _writers(sink: Any, lanes: int) -> list[Any]:
+        if lanes < 2 or not isinstance(sink, ConcurrentSink) or isinstance(sink, Rewindable):
+            return [sink]
+        return list(sink.writers(lanes)) or [sink]
+
+    def _prepare(self) -> Any:
+        """The sink, prepared, and rewound to the last committed mark."""
+        sink = self._patiently("prepare", self._open_prepared)
+        if isinstance(sink, Rewindable):
+            sink.rewind(self.file.get("mark"))
+        self.file.put(prepared="yes")
+        return sink
+
+    def _open_prepared(self) -> Any:
+        """Prepare the sink for the first time, or go on with what was prepared.
+
+        A run that died inside `prepare` may have left the collection behind. Where the sink is a shadow or
+        a log of its own, it begins anew; elsewhere the collection that is there is this job's, since the
+        plan has looked before.
+        """
+        prepared = self.file.get("prepared")
+        if prepared == "yes":
+            return self._open_sink(WriteMode.RESUME)
+        store = self.target.store
+        if prepared == "begun" and not self._builds_shadow and not isinstance(store, Rewindable):
+            try:
+                return self._open_sink(WriteMode.RESUME)
+            except NotFoundError:
+                pass
+        self.file.put(prepared="begun")
+        try:
+            return self._open_sink(self.mode)
+        except PlanError:
+            self.file.put(prepared="no")  # it is somebody else's that is there
+            raise
+
+    def _open_sink(self, mode: WriteMode) -> Any:
+        if self._sink is None:
+            store = self.target.store
+            sink = store.shadow(self._tag) if self._builds_shadow else store
+            sink.prepare(self.look.inputs.target_schema, mode)
+            self._sink = sink
+        return self._sink
+
+    def _close_sink(self) -> None:
+        if self._sink is not None and self._builds_shadow:
+            self._sink.close()
+        self._sink = None
+
+    # -- verify -------------------------------------------------------------------------------
+
+    def _verify(self) -> Verification | None:
+        """Compare, going on where a run that was stopped or killed left off."""
+        if not self.settings.verify or self.file.state not in (JobState.VERIFY, JobState.PUBLISH):
+            return None
+        file, upserted = self.file, self.mode is WriteMode.UPSERT
+        self._tell("verify", 0, self.counters.written)
+        with self._clock.time("proof"):
+            proof = self._patiently("verify", lambda: self._compare(upserted=upserted))
+        if self._should_stop() and not proof.ok:
+            raise JobStopped("stopped while verifying; run the same call again to go on")
+        proof, faults = reconcile(proof, self.counters, upserted=upserted)
+        stamps = {**(file.get("stamps") or {}), "verdict": _as_json(stamp_of(self.source))}
+        found, notes = source_faults(stamps, self.counters, filtered=self.settings.where is not None)
+        self.faults = [*faults, *found]
+        self.notes += notes
+        file.put(
+            verified=bool(proof.ok and not self.faults), verifying=None, stamps=stamps, faults=self.faults
+        )
+        return proof
+
+    def _compare(self, *, upserted: bool) -> Verification:
+        file = self.file
+        return compare(
+            Expected(self.source, self.reading, self.stages.stages, file),
+            self.look.inputs.target_schema,
+            self._view(),
+            allow_extra=upserted,
+            workers=self.settings.workers,
+            min_overlap=self.settings.min_overlap,
+            on_progress=lambda done: self._tell("verify", done, self.counters.written),
+            should_stop=self._should_stop,
+            state=file.get("verifying"),
+            on_state=lambda value: file.put(verifying=value),
+            state_every=SAVED_EVERY,
+            spool_path=file.folder / "verify.sqlite",
+        )
+
+    def _view(self) -> Any:
+        """The target as the verification reads it: the shadow as long as it is not published."""
+        store = self.target.store
+        if self._builds_shadow and self._tag not in live_tags(store):
+            self._close_sink()
+            self._sink = store.shadow(self._tag)
+            return self._sink
+        return store
+
+    # -- publish ------------------------------------------------------------------------------
+
+    def _publish(self, verification: Verification | None) -> bool:
+        file = self.file
+        if verification is not None and (not verification.ok or self.faults):
+            if file.state is JobState.PUBLISH:
+                file.advance(JobState.VERIFY)
+            file.advance(JobState.FAILED)
+            return not self._builds_shadow
+        if file.state is not JobState.PUBLISH:
+            file.advance(JobState.PUBLISH)
+        if self._builds_shadow and self.settings.publish == "manual":
+            return False
+        self._close_sink()
+        if self._builds_shadow:
+            self._tell("publish")
+            job = file.folder.name
+            self._patiently("publish", lambda: swap_in(self.target, self._tag, self.mode, job))
+        return True
+
+    # -- report -------------------------------------------------------------------------------
+
+    def _report(self, verification: Verification | None, published: bool) -> Report:
+        """The report, kept with the job before anybody sees it; the job is done with it."""
+        file, counters = self.file, self.counters
+        counters.seconds = self._clock.seconds
+        quarantine = file.folder / "quarantine.jsonl"
+        report = Report(
+            source=self.look.source,
+            target=self.target.url,
+            job=file.folder.name,
+            folder=str(file.folder) if self.look.folder else None,
+            read=counters.read,
+            written=counters.written,
+            rejected=counters.rejected,
+            dropped=counters.dropped,
+            added=counters.added,
+            bytes=counters.bytes,
+            seconds=time.monotonic() - self._start,
+            stages=counters.seconds,
+            resumed=self.resumed,
+            published=published,
+            verification=verification,
+            faults=tuple(self.faults),
+            notes=tuple(self.notes),
+            source_stamps=file.get("stamps") or {},
+            losses=self.look.inputs.losses,
+            quarantine=str(quarantine) if counters.rejected else None,
+            **self.stages.reports(file),
+        )
+        end: dict[str, Any] = {"report": report.to_dict(), "counters": vars(counters), "delivered": False}
+        if published and file.state is JobState.PUBLISH:
+            file.advance(JobState.DONE, target_stamp=_as_json(stamp_of(self.target)), **end)
+        else:
+            file.put(**end)
+        file.put(delivered=True)
+        return report
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _patiently(self, what: str, call: Callable[[], T]) -> T:
+        """Call again after a passing fault. All that is called here is idempotent."""
+
+        def tell(details: RetryDetails) -> None:
+            log.warning("%s failed, again in %.1f s: %s", what, details.wait, details.error)
+
+        return self.settings.retry.call(call, should_stop=self._should_stop, on_retry=tell)
+
+    def _tell(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        counters = self.counters
+        seconds = time.monotonic() - self._start
+        self._on_progress(
+            Progress(stage, done, total, counters.written, counters.rejected, counters.bytes, seconds)
+        )
 
 
-def _backup_url(place: str, now: datetime) -> str:
-    """A URL as it is; a folder gets a timestamped JSON Lines file."""
-    scheme, colon, _ = place.partition(":")
-    if colon and len(scheme) > 1:
-        return place
-    return f"jsonl:{Path(place) / f'backup-{now:%Y%m%dT%H%M%SZ}.jsonl'}"
+@dataclass
+class _Clock:
+    """Seconds that each step was busy; told by several threads."""
+
+    seconds: dict[str, float]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - start)
 
 
-def _check_space(unfinished: dict[str, Any], stage: Any) -> None:
+def _check_space(unfinished: Mapping[str, Any], stage: Any) -> None:
     """One collection, one space: an unfinished job goes on with the model it began with, or not at all."""
     before, now = unfinished.get("embed_space"), stage and stage.space.fingerprint
     if before != now:
@@ -319,72 +734,14 @@ def _check_space(unfinished: dict[str, Any], stage: Any) -> None:
         )
 
 
-def _compare(
-    schema: CollectionSchema, workers: int, expected: Any, target: Any, *, upserted: bool, **hooks: Any
-) -> Any:
-    return compare(expected, schema, target, workers=workers, allow_extra=upserted, **hooks)
+def _as_json(value: Any) -> Any:
+    """As it comes back from the job's file."""
+    return json.loads(json.dumps(value))
 
 
-def repeatable(call: dict[str, Any]) -> dict[str, Any] | None:
-    """The call as JSON, without secrets and with absolute paths; ``None`` if it holds objects.
-
-    ``hidden`` names the sides that must be given again, since something of their URL is not stored.
-    """
-    named = {"state_dir", "resume"}
-    kept = {key: value for key, value in call.items() if value is not None and key not in named}
-    hidden = []
-    for side in ("source", "target"):
-        if not isinstance(kept.get(side), str):
-            return None
-        url = StoreURL.parse(kept[side])
-        hidden += [side] if url.hides else []
-        kept[side] = _absolute(str(url))
-    if isinstance(kept.get("backup"), str | Path):
-        kept["backup"] = _absolute_place(str(kept["backup"]))
-    try:
-        text = json.dumps(kept)
-    except TypeError:
-        return None
-    if redact(text) != text:
-        return None  # a key in the name of a model, say
-    options = [*kept.get("source_options", {}), *kept.get("target_options", {})]
-    if any(map(is_secret, options)):
-        return None
-    return {**kept, "hidden": hidden} if hidden else kept
-
-
-def adapter_options(call: dict[str, Any]) -> dict[str, Any]:
-    """What was passed to the adapters, without secrets: a part of the job's identity."""
-    found: dict[str, Any] = {"layout": call.get("layout")}
-    for side in ("source_options", "target_options"):
-        options = call.get(side) or {}
-        found[side] = {k: str(v) for k, v in sorted(options.items()) if not is_secret(k)} or None
-    return found
-
-
-def _ephemeral(collection: Collection) -> bool:
-    return collection.url.startswith(_EPHEMERAL) or ":" not in collection.url
-
-
-def _place(url: str) -> tuple[str, Path, str] | None:
-    """Scheme, path and the rest of a URL, equal for two names of one place: links are followed.
-
-    The path of a server's collection is the root; what lives in this process only has no place.
-    """
-    scheme, colon, rest = url.partition(":")
-    if not colon or url.startswith(_EPHEMERAL):
-        return None
-    if rest.startswith("//"):
-        return scheme, Path("/"), rest
-    path = re.split("[?#]", rest, maxsplit=1)[0]
-    return scheme, Path(os.path.realpath(unquote(path))), rest.removeprefix(path)
-
-
-def _nested(a: Path, b: Path) -> bool:
-    return a in b.parents or b in a.parents
-
-
-def _absolute(url: str) -> str:
-    """The same text for the same place, from whatever folder it is named."""
-    scheme, _, rest = url.partition(":")
-    return url if rest.startswith(("//", ":")) else f"{scheme}:{Path(rest).absolute()}"
+def stored_report(data: Mapping[str, Any]) -> Report:
+    """A report as it was kept with its job."""
+    values = {key: value for key, value in data.items() if key != "ok"}
+    proof = values.get("verification")
+    values["verification"] = None if proof is None else Verification(**proof)
+    return Report(**values)

@@ -13,15 +13,17 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from uuid import UUID
 
 import numpy as np
 
-from vecferry.errors import PlanError, SchemaMismatchError, VecferryError
+from vecferry.errors import PlanError, VecferryError
 from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     MultiColumn,
     RecordBatch,
+    RecordId,
     SparseColumn,
     VectorField,
     VectorRecord,
@@ -48,10 +50,11 @@ class InFlightBatch:
 
     Attributes:
         batch: the rows as they are now.
-        partition: the share of the source they come from.
+        partition: the part of the source they come from.
         cursor: where the source stands after this inflight.
         read: how many source records it accounts for.
         dropped: rows removed on purpose, by stage (``where``, ``transform``, ``dedupe``).
+        added: rows made besides, by stage (a text that was split).
         rejections: rows refused so far.
         commit_hooks: to be run when the in-flight batch's cursor is committed.
         last: whether the partition ends here; such an in-flight batch is empty.
@@ -62,6 +65,7 @@ class InFlightBatch:
     cursor: Cursor
     read: int
     dropped: dict[str, int] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
     rejections: tuple[Rejection, ...] = ()
     commit_hooks: tuple[CommitHook, ...] = ()
     last: bool = False
@@ -88,10 +92,11 @@ class InFlightBatch:
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step of the stream. ``ordered`` stages see the inflights in the order of the source.
+    """One step of the stream. ``ordered`` stages see the batches in the order of the source.
 
     A stage that mostly waits for somebody else (a model, a server) also has ``waits = True`` and
-    gets a thread of its own. Empty inflights are not shown to stages.
+    gets a thread of its own. One that may be called from several threads at once has ``parallel = True``.
+    Empty batches are not shown to stages.
     """
 
     name: str
@@ -112,7 +117,7 @@ class Stage(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A stage whose decisions depend on inflights before: its state lives in the job file."""
+    """A stage whose decisions depend on batches before: its state lives in the job file."""
 
     def restore(self, connection: sqlite3.Connection) -> None:
         """Make the tables if they are not there, and load what was committed."""
@@ -159,6 +164,7 @@ class RejectNonFinite:
 
     name = "check"
     ordered = False
+    parallel = True
 
     def apply(self, inflight: InFlightBatch) -> InFlightBatch:
         bad = inflight.batch.non_finite()
@@ -237,30 +243,45 @@ class ConformToSchema:
         schema: of the target.
         names: source field → target field; fields that are not named are left out.
         keep_text: false where the target has no place for text.
+        uuid_ids: whether the target's ids are UUIDs and nothing else.
     """
 
     name = "fit"
     ordered = False
+    parallel = True
 
     def __init__(
-        self, schema: CollectionSchema, names: Mapping[str, str], *, keep_text: bool = True
+        self,
+        schema: CollectionSchema,
+        names: Mapping[str, str],
+        *,
+        keep_text: bool = True,
+        uuid_ids: bool = False,
     ) -> None:
         self._fields = {field.name: field for field in schema.fields}
         self._names = dict(names)
         self._keep_text = keep_text
+        self._uuids = uuid_ids
 
     def apply(self, inflight: InFlightBatch) -> InFlightBatch:
         for old, new in self._names.items():
-            dtype = self._fields[new].dtype
-            beyond = _beyond(inflight.batch.vectors.get(old), np.dtype(dtype.numpy))
+            held = self._fields[new]
+            column = inflight.batch.vectors.get(old)
+            if column is not None and not _fits(column, held):
+                reason = f"vector {old!r} has another width than field {new!r}, which holds {held.dim}"
+                rows = np.flatnonzero(column.present).tolist()
+                inflight = inflight.reject(rows, self.name, reason) if rows else inflight
+                continue
+            beyond = _beyond(column, np.dtype(held.dtype.numpy))
             if beyond:
-                reason = f"a component of vector {old!r} is beyond what {dtype} holds"
+                reason = f"a component of vector {old!r} is beyond what {held.dtype} holds"
                 inflight = inflight.reject(beyond, self.name, reason)
+        inflight = self._with_uuids(inflight) if self._uuids else inflight
         batch = inflight.batch
         vectors = {
             new: _cast(batch.vectors[old], self._fields[new])
             for old, new in self._names.items()
-            if old in batch.vectors
+            if old in batch.vectors and _fits(batch.vectors[old], self._fields[new])
         }
         sparse: dict[str, SparseColumn] = {
             new: batch.sparse_vectors[old]
@@ -270,17 +291,36 @@ class ConformToSchema:
         texts = batch.texts if self._keep_text else None
         return inflight.carry(batch.replace(vectors=vectors, sparse_vectors=sparse, texts=texts))
 
+    def _with_uuids(self, inflight: InFlightBatch) -> InFlightBatch:
+        """Texts that spell a UUID become one, where the target's ids are UUIDs."""
+        ids = [_as_uuid(id_) for id_ in inflight.batch.id_list]
+        bad = [row for row, id_ in enumerate(ids) if id_ is None]
+        if bad:
+            reason = f"the id {inflight.batch.id_list[bad[0]]!r} is no UUID, which the target's ids are"
+            inflight = inflight.reject(bad, self.name, reason)
+        return inflight.carry(inflight.batch.replace(ids=[id_ for id_ in ids if id_ is not None]))
+
     def replay_copy(self) -> ConformToSchema:
         return self
 
 
-def _cast(column: DenseColumn | MultiColumn, field: VectorField) -> DenseColumn | MultiColumn:
+def _as_uuid(id_: RecordId) -> UUID | None:
+    if isinstance(id_, UUID):
+        return id_
+    try:
+        found = UUID(id_) if isinstance(id_, str) else None
+    except ValueError:
+        return None
+    return found if found is not None and str(found) == str(id_).lower() else None
+
+
+def _fits(column: DenseColumn | MultiColumn, field: VectorField) -> bool:
+    """Whether the column has the width of the field. A column without values has none."""
     width = field.dtype.width(field.dim) if field.dim else None
-    if width and column.values.shape[1] != width and len(column.values):
-        raise SchemaMismatchError(
-            f"a batch brings {column.values.shape[1]} components for field {field.name!r}, "
-            f"which holds {width}"
-        )
+    return not width or not len(column.values) or column.values.shape[1] == width
+
+
+def _cast(column: DenseColumn | MultiColumn, field: VectorField) -> DenseColumn | MultiColumn:
     wanted = np.dtype(field.dtype.numpy)
     if column.values.dtype == wanted:
         return column
