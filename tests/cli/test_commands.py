@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_said_in_json(source: str, tmp_path: Path, words:
 def test_a_verification_that_is_stopped_is_no_difference(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vecferry.cli.crossing.graceful_stop", lambda: nullcontext(lambda: True))
+    monkeypatch.setattr("vecferry.cli.migrate.graceful_stop", lambda: nullcontext(lambda: True))
     result = run("verify", source, source, "--json")
     assert result.exit_code == 130 and json.loads(result.stdout)["error"] == "JobStopped"
 

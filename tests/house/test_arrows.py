@@ -136,11 +136,12 @@ def test_every_error_derives_from_the_root() -> None:
 
 
 def test_the_typed_arguments_are_those_that_are_checked() -> None:
-    from vecferry.pipeline.settings import CallOptions, Options, Settings
+    from inspect import signature
 
-    assert set(Options.__annotations__) == set(Settings.model_fields)
-    assert set(CallOptions.__annotations__) - set(Options.__annotations__) == {
-        "layout",
-        "source_options",
-        "target_options",
-    }
+    from vecferry.pipeline.settings import CallSettings, RunSettings
+
+    taken = {name: p.default for name, p in signature(vecferry.plan).parameters.items()}
+    assert set(taken) == {"source", "target", *CallSettings.model_fields}
+    assert set(signature(vecferry.migrate).parameters) == {"source", "target", *RunSettings.model_fields}
+    for name, field in CallSettings.model_fields.items():
+        assert taken[name] == field.default and field.description, name

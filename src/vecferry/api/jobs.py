@@ -108,7 +108,7 @@ def resume_job(
             )
     call |= {side: url for side, url in given.items() if url is not None}
     hooks: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
-    return migrate(**call, state_dir=found["folder"], **hooks)
+    return migrate(call.pop("source"), call.pop("target"), **call, state_dir=found["folder"], **hooks)
 
 
 def forget_job(job: str | Path) -> bool:

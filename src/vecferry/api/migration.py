@@ -18,7 +18,7 @@ from vecferry.pipeline.job import Progressing
 from vecferry.pipeline.migration import Migration
 from vecferry.pipeline.plan import Plan, field_names
 from vecferry.pipeline.profile import SAMPLE
-from vecferry.pipeline.settings import CallSettings, RunSettings, read_settings, takes
+from vecferry.pipeline.settings import CallSettings, RunSettings, options_of, read_settings, takes
 from vecferry.pipeline.stages import ConformToSchema, Stage
 from vecferry.pipeline.stream import Reading, batch_size_for, flow
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
@@ -193,4 +193,13 @@ def _without_lengths(store: Any, found: CollectionSchema, names: dict[str, str])
     return [new for old, new in names.items() if found.field(old).metric in normalized]
 
 
-__all__ = ["holds_text", "inspect", "migrate", "plan", "shared_fields", "verify"]
+__all__ = [
+    "CallSettings",
+    "holds_text",
+    "inspect",
+    "migrate",
+    "options_of",
+    "plan",
+    "shared_fields",
+    "verify",
+]

@@ -29,8 +29,9 @@ from vecferry.core.redaction import redact
 from vecferry.errors import JobStopped, VecferryError
 from vecferry.ports import Progress as Step
 
-OK, DIFFERENT, FAILED, STOPPED = 0, 1, 2, 130
-"""Exit statuses: proved; a difference was found; the command could not do it; stopped, resumable."""
+OK, DIFFERENT, FAILED, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
+"""Exit statuses: proved; a difference was found; the command could not do it; done, but not verified
+(``--no-verify``); stopped, resumable."""
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)

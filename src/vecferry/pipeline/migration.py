@@ -394,10 +394,8 @@ class Run:
                 raise  # a budget names its own next move
             raise JobStopped(f"{stopped} (vecferry jobs resume {job})") from None
         except RetryableError as error:
-            bound = (
-                f"given up after {self.settings.retry_seconds:,.0f} s; the same call goes on where it stood"
-            )
-            raise type(error)(f"{error}; {bound} (vecferry jobs resume {job})") from error
+            error.args = (f"{error} (vecferry jobs resume {job})",)
+            raise
         finally:
             self._close_sink()
         return self._report(verification, published)
