@@ -95,12 +95,12 @@ def workers(rig: Rig, rows: int) -> None:
             for batch in rig.ours.scan(batch_size=BATCH):
                 target.store.write(batch)
             target.store.finish()
-            for strategy in ("spool", "fetch"):
+            for strategy in ("hash", "fetch"):
                 one_and_two(rig, f"verify Postgres here, {rows:,} x 384", target.store, strategy)
     finally:
         embedded.stop(server)
         shutil.rmtree(server, ignore_errors=True)
-    one_and_two(rig, f"verify a store far away, {rows:,} x 384", FarAway(rig.ours.path), "spool")
+    one_and_two(rig, f"verify a store far away, {rows:,} x 384", FarAway(rig.ours.path), "hash")
 
 
 def one_and_two(rig: Rig, title: str, target: Any, strategy: str) -> None:
@@ -119,7 +119,7 @@ def memory(rig: Rig, sizes: tuple[int, int]) -> None:
     grown: dict[str, list[int]] = {}
     for rows in sizes:
         rig.fill(rows)
-        for way in ("lockstep", "spool"):
+        for way in ("merge", "hash"):
             command = [sys.executable, __file__, "peak", str(rig.folder), way]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             grown.setdefault(way, []).append(int(done.stdout) // 1024)
@@ -130,7 +130,7 @@ def memory(rig: Rig, sizes: tuple[int, int]) -> None:
 
 
 def grown_by(rig: Rig, way: str) -> int:
-    target = rig.other if way == "lockstep" else rig.ours
+    target = rig.other if way == "merge" else rig.ours
     next(iter(rig.other.scan(batch_size=BATCH)))
     next(iter(target.scan(batch_size=BATCH)))
     before = peak()

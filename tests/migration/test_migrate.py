@@ -192,8 +192,8 @@ def test_records_that_a_transform_gives_one_id_are_missed(tmp_path: Path, mode: 
 
     target = f"jsonl:{tmp_path / 'a.jsonl'}"
     report = vf.migrate(fill(10), target, mode=mode, transform=merge, batch_size=3)
-    assert report.verification.missing_count == 5 and report.published == (mode == "upsert")
-    with pytest.raises(VerificationError, match="5 missing"):
+    assert report.verification.collided_count == 5 and report.published == (mode == "upsert")
+    with pytest.raises(VerificationError, match="5 under the id of another"):
         report.check()
     other = f"jsonl:{tmp_path / 'b.jsonl'}"
     assert vf.migrate(fill(10), other, transform=merge, dedupe="id").check().written == 5

@@ -131,7 +131,7 @@ def named(proof: Verification) -> set[RecordId]:
     return {*proof.missing_ids, *proof.extra_ids, *proof.different_ids}
 
 
-ORDERS = {"lockstep": lambda rows: rows, "spool": lambda rows: rows[::-1]}
+ORDERS = {"merge": lambda rows: rows, "hash": lambda rows: rows[::-1]}
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -143,7 +143,7 @@ def test_equal_is_equal(order: str) -> None:
     assert proof.expected_count == proof.target_count == 40
     assert proof.vectors[""].compared == 34 and proof.vectors[""].identical == 34
     assert proof.vectors["late"].compared == proof.vectors["words"].compared == 40
-    assert [(s.field, s.overlap) for s in proof.search] == [("", 1.0)]
+    assert [(s.field, s.overlap) for s in proof.search] == [("", 1.0), ("words", 1.0), ("late", 1.0)]
     assert "40 records are equal" in str(proof)
     assert Verification.model_validate_json(proof.model_dump_json()) == proof
     json.dumps(proof.model_dump(mode="json"))
@@ -208,8 +208,8 @@ def test_any_one_change_is_found_and_named(data: st.DataObject) -> None:
     except ValueError:  # a multi-vector of no rows is no vector
         return
     target = [*rows[:at], changed, *rows[at + 1 :]]
-    strategy = data.draw(st.sampled_from(["lockstep", "spool", "fetch"]))
-    target = target[::-1] if strategy == "spool" else target
+    strategy = data.draw(st.sampled_from(["merge", "hash", "fetch"]))
+    target = target[::-1] if strategy == "hash" else target
     proof = check(rows, Bag(target), allow_extra=strategy == "fetch")
     assert proof.strategy == strategy
     assert not proof.ok and proof.different_count == 1 and named(proof) == {rows[at].id}
@@ -261,18 +261,33 @@ def test_an_id_of_another_type_is_another_id() -> None:
 def test_of_an_id_expected_twice_the_last_counts() -> None:
     rows = records(10)
     newer = rows[4].replace(text="newer")
-    assert check([*rows, newer], Bag([*rows[:4], newer, *rows[5:]])).ok
-    assert check([*rows, newer], Bag([*rows[:4], newer, *rows[5:]]), allow_extra=True).ok
+    late = check([*rows, newer], Bag([*rows[:4], newer, *rows[5:]]))
+    assert not late.ok and not late.different_count, "the last of the two is there"
     stale = check([*rows, newer], Bag(rows))
-    assert stale.different_ids == [newer.id] and stale.expected_count == 10
+    assert stale.different_ids == [newer.id]
+    asked = check([*rows, newer], Bag([*rows[:4], newer, *rows[5:]]), allow_extra=True)
+    for proof in (late, stale, asked):
+        assert not proof.ok and proof.collided_ids == [newer.id] and proof.collided_count == 1
+        assert (proof.expected_count, proof.expected_ids, proof.target_ids) == (11, 10, 10)
+        assert "1 under the id of another" in proof.summary and "10 expected" in str(proof)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_records_of_one_id_are_no_success_wherever_they_lie(order: str) -> None:
+    """Also when the target holds both: what finds a record by its id finds one of them."""
+    rows = records(10)
+    rows = [*rows, rows[4]]
+    proof = check(rows, Bag(ORDERS[order](rows)))
+    assert not proof.ok and proof.collided_ids == [rows[4].id]
+    assert (proof.expected_count, proof.expected_ids) == (proof.target_count, proof.target_ids) == (11, 10)
 
 
 def test_after_an_upsert_others_may_be_there() -> None:
     rows, others = records(10), [r.replace(id=f"o{i}") for i, r in enumerate(records(30))]
     proof = check(rows, Bag(others + rows), allow_extra=True)
     assert proof.ok and proof.strategy == "fetch" and proof.expected_count == 10
-    proof = check(rows, Bag(others + rows), allow_extra=True, strategy="spool")
-    assert proof.ok and proof.strategy == "spool"
+    proof = check(rows, Bag(others + rows), allow_extra=True, strategy="hash")
+    assert proof.ok and proof.strategy == "hash"
     proof = check(rows, Bag(others + rows[:-1]), allow_extra=True)
     assert proof.missing_ids == [rows[-1].id]
     with pytest.raises(ConfigurationError, match="surplus"):
@@ -479,3 +494,58 @@ def test_every_metric_is_searched(metric: str) -> None:
     ]
     proof = check(rows, Bag(rows, schema), schema=schema, sample_queries=7)
     assert proof.ok and proof.search[0].worst == 1.0 and proof.search[0].queries == 7
+
+
+def test_sparse_and_multi_fields_are_searched_too() -> None:
+    """A target that finds something else in one of them fails, and says in which."""
+
+    class Confused(Bag):
+        wrong = ""
+
+        def search(
+            self, vector: Any, k: int = 10, *, field: str = "", **options: Any
+        ) -> list[VectorRecord]:
+            if field == self.wrong:
+                return [r.model_copy(update={"score": 0.0}) for r in self.rows[-k:]]
+            return super().search(vector, k, field=field, **options)
+
+    rows = records(200)
+    for wrong in ("words", "late"):
+        target = Confused(rows)
+        target.wrong = wrong
+        proof = check(rows, target, sample_queries=5, k=5)
+        overlaps = {s.field: s.overlap for s in proof.search}
+        assert not proof.ok and overlaps.pop(wrong) < 0.5 and set(overlaps.values()) == {1.0}
+
+
+def test_what_an_index_misses_is_a_note_where_an_exact_search_finds_it() -> None:
+    class Approximate(Blind):
+        exact = True
+
+        def search_exact(self, vectors: Any, k: int = 10, *, field: str = "") -> list[list[VectorRecord]]:
+            find = super(Blind, self).search if self.exact else self.search
+            return [find(vector, k, field=field) for vector in vectors]
+
+    rows = dense(200, 16)
+    schema = CollectionSchema(fields=(VectorField(dim=16, metric="l2"),))
+    target = Approximate(rows, schema)
+    proof = check(rows, target, schema=schema, sample_queries=5)
+    assert proof.ok and proof.search[0].overlap < 0.5, "the number is told as it is"
+    assert "100% without it" in str(proof)
+    target.exact = False
+    assert not check(rows, target, schema=schema, sample_queries=5).ok
+
+
+def test_a_collection_equals_itself_however_little_its_index_finds() -> None:
+    rows = dense(200, 16)
+    schema = CollectionSchema(fields=(VectorField(dim=16, metric="l2"),))
+    poor = Blind(rows, schema)
+    proof = check(rows, poor, schema=schema, sample_queries=5, reference=poor)
+    assert proof.ok and "where the records come from" in str(proof)
+    assert not check(rows, poor, schema=schema, sample_queries=5, reference=Bag(rows, schema)).ok
+
+
+def test_the_former_names_of_strategies_still_work() -> None:
+    rows = records(5)
+    with pytest.warns(DeprecationWarning, match="hash"):
+        assert check(rows, Bag(rows), strategy="spool").strategy == "hash"

@@ -129,7 +129,7 @@ def moved(row: VectorRecord, by: float) -> VectorRecord:
     edges=st.lists(st.integers(0, ROWS), max_size=6, unique=True).map(sorted),
     workers=st.integers(2, 5),
     limit=st.sampled_from([0, 1, 3, 100]),
-    strategy=st.sampled_from(["auto", "spool", "fetch"]),
+    strategy=st.sampled_from(["auto", "hash", "fetch"]),
 )
 def test_the_result_is_that_of_one_worker(
     rows: list[VectorRecord], edges: list[int], workers: int, limit: int, strategy: str
@@ -196,7 +196,7 @@ def test_ids_are_asked_for_at_the_same_time() -> None:
     assert not meeting.broken
 
 
-def test_in_lockstep_both_sides_are_read_at_the_same_time() -> None:
+def test_in_a_merge_both_sides_are_read_at_the_same_time() -> None:
     meeting = threading.Barrier(2)
     rows = [record(i) for i in range(ROWS)]
 
@@ -213,13 +213,13 @@ def test_in_lockstep_both_sides_are_read_at_the_same_time() -> None:
         patch("vecferry.api.migration.batch_size_for", lambda _: SMALL),
     ):
         proof = vf.verify(source, target, sample_queries=0)
-    assert proof.ok and proof.strategy == "lockstep" and not meeting.broken
+    assert proof.ok and proof.strategy == "merge" and not meeting.broken
 
 
 # -- the end of it ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["lockstep", "spool", "fetch"])
+@pytest.mark.parametrize("strategy", ["merge", "hash", "fetch"])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("how", ["error", "stop"])
 def test_nothing_is_left_behind(strategy: str, workers: int, how: str) -> None:
@@ -246,7 +246,7 @@ def test_nothing_is_left_behind(strategy: str, workers: int, how: str) -> None:
                 raise FatalStoreError("the disk is gone")
 
     rows = [record(i) for i in range(ROWS)]
-    target = Closing(rows[::-1] if strategy == "spool" else rows)
+    target = Closing(rows[::-1] if strategy == "hash" else rows)
     options: dict[str, Any] = {"allow_extra": strategy == "fetch", "strategy": strategy}
     gc.disable()  # what is closed is closed by intent
     try:
@@ -256,7 +256,7 @@ def test_nothing_is_left_behind(strategy: str, workers: int, how: str) -> None:
             assert caught.traceback
         else:
             done: list[int] = []
-            least = 5 if strategy == "lockstep" else 12  # the spool is filled in nine steps
+            least = 5 if strategy == "merge" else 12  # the index is filled in nine steps
             options |= {"on_progress": done.append, "should_stop": lambda: len(done) >= least}
             proof = check(rows, target, workers, **options)
             assert not proof.ok and "stopped" in str(proof)
@@ -268,7 +268,7 @@ def test_nothing_is_left_behind(strategy: str, workers: int, how: str) -> None:
     assert all(begun == closed for begun, closed in scans) and (scans or strategy == "fetch")
 
 
-@pytest.mark.parametrize("strategy", ["lockstep", "spool", "fetch"])
+@pytest.mark.parametrize("strategy", ["merge", "hash", "fetch"])
 def test_each_thread_waits_out_passing_faults(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: not should_stop())
     turn, lock = count(), threading.Lock()
@@ -289,7 +289,7 @@ def test_each_thread_waits_out_passing_faults(strategy: str, monkeypatch: pytest
                     raise RetryableError("busy")
 
     rows = [record(i) for i in range(ROWS)]
-    target = Flaky(rows[::-1] if strategy == "spool" else rows)
+    target = Flaky(rows[::-1] if strategy == "hash" else rows)
     proof = check(rows, target, 3, allow_extra=strategy == "fetch", strategy=strategy)
     assert proof.ok and proof.target_count == ROWS and next(turn) > 12
 
@@ -304,9 +304,9 @@ def test_nobody_is_no_worker() -> None:
 # -- a real server ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["spool", "fetch"])
+@pytest.mark.parametrize("strategy", ["hash", "fetch"])
 def test_a_table_is_read_by_several_connections(strategy: str, postgres: Any) -> None:
-    """The keys come in another order than the records, so that the shares are looked up in the spool."""
+    """The keys come in another order than the records, so that the shares are looked up in the index."""
     url = postgres.url("items")
     rows = [record(i) for i in range(400)]
     with vf.connect(url, index="none") as goal:
@@ -371,6 +371,6 @@ def test_migrate_verify_and_repair_by_three_threads(kind: str, postgres: Any, tm
         with vf.connect(url) as goal:
             goal.delete([rows[5].id])
             goal.write([rows[7].replace(text="another")])
-        found = vf.verify(source, url, workers=3, strategy="spool")
+        found = vf.verify(source, url, workers=3, strategy="hash")
         assert found.missing_ids == [5] and found.different_ids == [7]
         assert jobs.repair(source, url, workers=3).ok

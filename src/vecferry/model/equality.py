@@ -169,7 +169,7 @@ def _aligned_ragged(
         fits[wrong] = False
         keep = fits[owner]
         return a.values[keep, None], b.values[keep, None], owner[keep], fits
-    return a.values.reshape(len(owner), -1), b.values.reshape(len(owner), -1), owner, np.asarray(fits[:n])
+    return a.values, b.values, owner, np.asarray(fits[:n])
 
 
 def _misfit(a: Any, b: Any, row: int) -> str:

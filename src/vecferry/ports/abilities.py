@@ -65,6 +65,18 @@ class BatchSearchable(Searchable, Protocol):
 
 
 @runtime_checkable
+class ExactSearchable(Searchable, Protocol):
+    """Has an approximate index, and can search without it."""
+
+    def search_exact(
+        self, vectors: Sequence[Any], k: int = 10, *, field: str = ""
+    ) -> list[list[VectorRecord]]:
+        """What `search` would return for each of ``vectors`` if the index were exact; only the ids and
+        scores count."""
+        ...
+
+
+@runtime_checkable
 class TextSearchable(Protocol):
     """Finds records to a text, embedding it by itself (a hosted index)."""
 
@@ -245,6 +257,7 @@ __all__ = [
     "ChecksFilters",
     "ConcurrentSink",
     "Deletable",
+    "ExactSearchable",
     "Fetchable",
     "KeepsOwn",
     "Kept",

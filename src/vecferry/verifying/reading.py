@@ -15,7 +15,7 @@ from typing import Any
 from vecferry.core.concurrency import in_order, merged, prefetch
 from vecferry.core.retry import RetryPolicy, reopened
 from vecferry.errors import UnsupportedError
-from vecferry.model import RecordBatch
+from vecferry.model import RecordBatch, RecordId
 from vecferry.ports import Cursor, Fetchable, Fields, Partition, ShouldStop, Source
 
 BATCH = 2048
@@ -25,21 +25,23 @@ SHARES_A_WORKER = 4
 
 @dataclass
 class Share:
-    """One partition of the target (``None``: all of it), and how far it was compared."""
+    """One partition of the target (``None``: all of it), and how far it was compared: to which cursor, and
+    how many records."""
 
     partition: Partition | None = None
     cursor: Cursor | None = None
+    rows: int = 0
 
     def state(self) -> dict[str, Any]:
         """As JSON."""
         part = self.partition
         place = None if part is None else {"key": part.key, "bounds": part.bounds, "count": part.count}
-        return {"partition": place, "cursor": self.cursor}
+        return {"partition": place, "cursor": self.cursor, "rows": self.rows}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Share:
         place = state["partition"]
-        return cls(None if place is None else Partition(**place), state["cursor"])
+        return cls(None if place is None else Partition(**place), state["cursor"], state["rows"])
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Reader:
         """
         target = self.target
         if not isinstance(target, Fetchable):
-            raise UnsupportedError("the target cannot fetch by id; use strategy='spool'")
+            raise UnsupportedError("the target cannot fetch by id; use strategy='hash'")
 
         def fetch(batch: RecordBatch) -> RecordBatch:
             ids = batch.id_list
@@ -112,6 +114,18 @@ class Reader:
             )
 
         return in_order(fetch, batches, workers=self.workers, name="verify", should_stop=self.should_stop)
+
+    def again(self, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:
+        """What the target has of these ids, and maybe more: by asking, or else by reading all of it."""
+        if not isinstance(self.target, Fetchable):
+            yield from self._scan(Share())
+            return
+        target = self.target
+        for start in range(0, len(ids), BATCH):
+            some = ids[start : start + BATCH]
+            yield self.retry.call(
+                partial(target.fetch, some, fields=self.fields), should_stop=self.should_stop
+            )
 
 
 # -- two streams ------------------------------------------------------------------------------
@@ -138,14 +152,4 @@ def _next(stream: Iterator[RecordBatch]) -> RecordBatch | None:
     return next((batch for batch in stream if len(batch)), None)
 
 
-def skip(stream: Iterator[RecordBatch], rows: int) -> Generator[RecordBatch, None, None]:
-    """The stream without its first ``rows`` records."""
-    for batch in stream:
-        if rows >= len(batch):
-            rows -= len(batch)
-            continue
-        yield batch.slice(rows, len(batch))
-        rows = 0
-
-
-__all__ = ["BATCH", "Reader", "Share", "side_by_side", "skip"]
+__all__ = ["BATCH", "Reader", "Share", "side_by_side"]

@@ -68,11 +68,13 @@ class Verification(_Frozen):
     """The proof, or what speaks against it.
 
     Attributes:
-        ok: nothing is missing, surplus, doubled or different.
-        strategy: ``lockstep``, ``spool`` or ``fetch``.
+        ok: nothing is missing, surplus, doubled or different, and no two expected records have one id.
+        strategy: ``merge``, ``hash`` or ``fetch``.
         expected_count, target_count: records compared on each side.
+        expected_ids, target_ids: distinct ids among these.
         digest_expected, digest_target: see `vecferry.verifying.digest`.
         missing, extra, doubled: the first ids of each (as `encode_id` writes them), and how many there are.
+        collided: expected records whose id another expected record had before: a store keeps one of them.
         different: the first records that differ, and how many there are.
         vectors: by field name.
         search: by field, where the target can search.
@@ -84,6 +86,8 @@ class Verification(_Frozen):
     strategy: str
     expected_count: int
     target_count: int
+    expected_ids: int = 0
+    target_ids: int = 0
     digest_expected: str
     digest_target: str
     missing: tuple[str, ...] = ()
@@ -92,6 +96,8 @@ class Verification(_Frozen):
     extra_count: int = 0
     doubled: tuple[str, ...] = ()
     doubled_count: int = 0
+    collided: tuple[str, ...] = ()
+    collided_count: int = 0
     different: tuple[Difference, ...] = ()
     different_count: int = 0
     vectors: dict[str, FieldProof] = Field(default_factory=dict)
@@ -111,6 +117,11 @@ class Verification(_Frozen):
         return [decode_id(text) for text in self.extra]
 
     @property
+    def collided_ids(self) -> list[RecordId]:
+        """The typed ids of ``collided``, each once."""
+        return [decode_id(text) for text in dict.fromkeys(self.collided)]
+
+    @property
     def different_ids(self) -> list[RecordId]:
         """The typed ids of ``different``, each once."""
         return [decode_id(text) for text in dict.fromkeys(d.id for d in self.different)]
@@ -125,17 +136,20 @@ class Verification(_Frozen):
             f"{self.extra_count:,} extra" if self.extra_count else "",
             f"{self.doubled_count:,} doubled" if self.doubled_count else "",
             f"{self.different_count:,} different" if self.different_count else "",
+            f"{self.collided_count:,} under the id of another" if self.collided_count else "",
             "searches find something else" if self._search_fails() else "",
         ]
         return ", ".join(part for part in parts if part) or "the digests differ"
 
     def _search_fails(self) -> bool:
-        clean = not (self.missing_count or self.extra_count or self.doubled_count or self.different_count)
-        return clean and not self.ok
+        counts = (self.missing_count, self.extra_count, self.doubled_count, self.different_count)
+        return not (any(counts) or self.collided_count or self.ok)
 
     def __str__(self) -> str:
         lines = [f"verified ({self.strategy}, {self.seconds:.1f} s): {self.summary}"]
         lines.append(f"  records  {self.expected_count:,} expected, {self.target_count:,} found")
+        if (self.expected_ids, self.target_ids) != (self.expected_count, self.target_count):
+            lines.append(f"  ids      {self.expected_ids:,} expected, {self.target_ids:,} found")
         lines.append(f"  digest   {self.digest_expected} {self._relation()} {self.digest_target}")
         for name, proof in self.vectors.items():
             lines.append(f"  vectors  {name or '(unnamed)'}: {_vector_line(proof)}")
@@ -159,6 +173,7 @@ class Verification(_Frozen):
             ("missing", self.missing, self.missing_count),
             ("extra", self.extra, self.extra_count),
             ("doubled", self.doubled, self.doubled_count),
+            ("collided", self.collided, self.collided_count),
         ]
         return [(name, ids[:10], count) for name, ids, count in every if count]
 
