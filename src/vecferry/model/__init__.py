@@ -1,7 +1,15 @@
 """The cargo: records, batches, schemas, spaces and ids. Plain values that know no store."""
 
 from vecferry.model.batch import RecordBatch, schema_of
-from vecferry.model.filters import Where, check_where, matches, parse_where
+from vecferry.model.filters import (
+    FilterVisitor,
+    Where,
+    check_where,
+    matches,
+    parse_where,
+    predicate,
+    tree_of,
+)
 from vecferry.model.ids import IdColumn, RecordId, decode_id, encode_id, id_key, id_type, keys_of, uuid_of
 from vecferry.model.json_column import JsonColumn
 from vecferry.model.record import VectorRecord
@@ -24,6 +32,7 @@ __all__ = [
     "DType",
     "DenseColumn",
     "EmbeddingSpace",
+    "FilterVisitor",
     "IdColumn",
     "JsonColumn",
     "Kind",
@@ -49,8 +58,10 @@ __all__ = [
     "matches",
     "parse_json",
     "parse_where",
+    "predicate",
     "schema_of",
     "to_json",
+    "tree_of",
     "type_name",
     "uuid_of",
 ]

@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from vecferry.errors import (
     NotFoundError,
-    SchemaMismatchError,
     TargetExistsError,
 )
 from vecferry.model import (
@@ -24,11 +21,10 @@ from vecferry.model import (
     Metric,
     RecordBatch,
     RecordId,
-    SparseVector,
     VectorRecord,
     Where,
     encode_id,
-    matches,
+    predicate,
 )
 from vecferry.model.metrics import score
 from vecferry.ports import (
@@ -42,7 +38,7 @@ from vecferry.ports import (
     WriteReceipt,
     check_fits,
 )
-from vecferry.stores.kit.checks import check_columns, field_named
+from vecferry.stores.kit.checks import check_columns, check_query, field_named
 
 
 @dataclass
@@ -108,9 +104,10 @@ class MemoryStore:
         records = list(shelf.records.values())
         start, stop = partition.bounds if partition else (0, len(records))
         start = start if after is None else int(after)
+        passes = None if where is None else predicate(where)
         for low in range(start, stop, batch_size):
             high = min(low + batch_size, stop)
-            chosen = [r for r in records[low:high] if where is None or matches(where, r.metadata)]
+            chosen = [r for r in records[low:high] if passes is None or passes(r.metadata)]
             yield _batch(chosen, shelf.schema, fields).replace(cursor=high)
 
     # -- sink ---------------------------------------------------------------------------------
@@ -163,17 +160,13 @@ class MemoryStore:
     ) -> list[VectorRecord]:
         shelf = self._shelf() or Shelf()
         target = field_named(field, self.describe(), self.url)
-        if target.dim and not isinstance(vector, SparseVector) and target.kind is Kind.DENSE:
-            width = target.dtype.width(target.dim)
-            if np.shape(vector) != (width,):
-                raise SchemaMismatchError(
-                    f"the query has shape {np.shape(vector)}, the field {target.name!r} holds ({width},)"
-                )
+        check_query(vector, target)
         hits = []
+        passes = None if where is None else predicate(where)
         for record in list(shelf.records.values()):  # others may write meanwhile
             side = record.sparse_vectors if target.kind is Kind.SPARSE else record.vectors
             stored = side.get(target.name)
-            if stored is not None and (where is None or matches(where, record.metadata)):
+            if stored is not None and (passes is None or passes(record.metadata)):
                 hits.append((score(target.metric, target.kind, vector, stored), record))
         hits.sort(key=lambda hit: -hit[0])
         return [record.model_copy(update={"score": s}) for s, record in hits[:k]]

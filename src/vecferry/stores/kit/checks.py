@@ -15,7 +15,7 @@ from vecferry.model import (
     SparseVector,
     VectorField,
     Where,
-    matches,
+    predicate,
 )
 from vecferry.model.metrics import score, scores_many
 from vecferry.model.vectors import Array, Column, DenseColumn
@@ -29,7 +29,8 @@ def kind_of(batch: RecordBatch) -> str:
 
 def filtered(batch: RecordBatch, where: Where, fields: Fields) -> RecordBatch:
     """The rows that pass; metadata that was read only for the filter is left out again."""
-    rows = [i for i, metadata in enumerate(batch.metadata_list) if matches(where, metadata)]
+    passes = predicate(where)
+    rows = [i for i, metadata in enumerate(batch.metadata_list) if passes(metadata)]
     kept = batch.take(rows)
     return kept if fields.metadata else kept.replace(metadata=None)
 
@@ -92,7 +93,7 @@ def score_batch(
         return points
     fits = column.present.copy()
     if where is not None:
-        fits &= np.array([matches(where, metadata) for metadata in batch.metadata_list], dtype=np.bool_)
+        fits &= np.array(list(map(predicate(where), batch.metadata_list)), dtype=np.bool_)
     rows = np.flatnonzero(fits)
     if isinstance(column, DenseColumn):
         values = column.values if len(rows) == len(batch) else column.values[rows]
