@@ -91,7 +91,7 @@ def in_folder() -> None:
 
 def over_grpc() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from servers.qdrant_grpc import QdrantServer, _done, _Points
+    from servers.qdrant import QdrantServer, _done, _Points
 
     # The server takes the messages off the wire and forgets them.
     _Points.Upsert = lambda self, request, context: _done()  # type: ignore[method-assign]
@@ -114,7 +114,7 @@ def over_grpc() -> None:
 def reading() -> None:
     """Both sides read the same answers; the server has them ready."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from servers.qdrant_grpc import QdrantServer, _Points
+    from servers.qdrant import QdrantServer, _Points
 
     rows, cache = min(ROWS, 4_000), {}
     original = _Points.Scroll

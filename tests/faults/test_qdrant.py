@@ -13,7 +13,7 @@ import pytest
 
 import vecferry as vf
 from servers.proxy import Proxy
-from servers.qdrant_grpc import QdrantServer
+from servers.qdrant import QdrantServer
 from vecferry.errors import FatalStoreError, RetryableError
 from vecferry.testing import sample_records
 
@@ -36,8 +36,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"jsonl:{folder / 'a.jsonl'}"
 
 
-def url_of(port: int) -> str:
-    return f"qdrant://127.0.0.1:1/kb?grpc_port={port}&prefer_grpc=true"
+def url_of(server: QdrantServer, port: int | None = None) -> str:
+    return server.url("kb", grpc_port=port or server.port, prefer_grpc="true")
 
 
 FAULTS: dict[str, tuple[str, Code, dict[str, Any]]] = {
@@ -57,7 +57,7 @@ def test_a_passing_fault_of_the_service(
     name: str, server: QdrantServer, origin: str, tmp_path: Path
 ) -> None:
     method, code, how = FAULTS[name]
-    plan = vf.plan(origin, url_of(server.port), batch_size=50, state_dir=tmp_path / "job")
+    plan = vf.plan(origin, url_of(server), batch_size=50, state_dir=tmp_path / "job")
     server.fail(method, code, **how)
     plan.run().check()
     assert server.client.count("kb").count == ROWS
@@ -68,13 +68,13 @@ def test_a_passing_fault_of_the_service(
 def test_a_broken_scroll_is_opened_again(
     name: str, server: QdrantServer, origin: str, tmp_path: Path
 ) -> None:
-    vf.migrate(origin, url_of(server.port), state_dir=tmp_path / "fill").check()
+    vf.migrate(origin, url_of(server), state_dir=tmp_path / "fill").check()
     target = f"jsonl:{tmp_path / 'out.jsonl'}"
-    plan = vf.plan(url_of(server.port), target, batch_size=40, state_dir=tmp_path / "job")
+    plan = vf.plan(url_of(server), target, batch_size=40, state_dir=tmp_path / "job")
     for _ in range(4):
         server.fail("Scroll", Code.UNAVAILABLE)
     plan.run().check()
-    assert vf.verify(url_of(server.port), target).ok
+    assert vf.verify(url_of(server), target).ok
 
 
 def test_a_server_that_dies_and_comes_back(server: QdrantServer, origin: str, tmp_path: Path) -> None:
@@ -90,16 +90,16 @@ def test_a_server_that_dies_and_comes_back(server: QdrantServer, origin: str, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vecferry.core.retry._sleep_unless", lambda seconds, should_stop: True)
         with pytest.raises(RetryableError):
-            vf.migrate(origin, url_of(server.port), on_progress=strike, **options)
+            vf.migrate(origin, url_of(server), on_progress=strike, **options)
     server.start()
-    report = vf.migrate(origin, url_of(server.port), **options).check()
+    report = vf.migrate(origin, url_of(server), **options).check()
     assert died and report.resumed
     assert server.client.count("kb").count == ROWS
 
 
 def test_a_denied_key_is_final(origin: str, tmp_path: Path) -> None:
     with QdrantServer(api_key="right") as server, pytest.raises(FatalStoreError, match="QDRANT_API_KEY"):
-        vf.migrate(origin, url_of(server.port), state_dir=tmp_path / "job")
+        vf.migrate(origin, url_of(server), state_dir=tmp_path / "job")
 
 
 @pytest.mark.parametrize("kind", ["reset", "truncate", "stall"])
@@ -108,7 +108,7 @@ def test_a_broken_connection(
     kind: Any, after: int, server: QdrantServer, origin: str, tmp_path: Path
 ) -> None:
     with Proxy("127.0.0.1", server.port) as proxy:
-        plan = vf.plan(origin, url_of(proxy.port), batch_size=50, state_dir=tmp_path / "job")
+        plan = vf.plan(origin, url_of(server, proxy.port), batch_size=50, state_dir=tmp_path / "job")
         for _ in range(2):
             proxy.fault(kind, after=after, direction="up", seconds=0.2)
         plan.run().check()

@@ -150,12 +150,16 @@ class ChecksFilters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One state of a published collection. ``tag`` names it; ``live`` is the one that is seen."""
+    """One state of a published collection. ``tag`` names it; ``live`` is the one that is seen.
+
+    ``published`` is false for one that was built and never was live: its proof failed, or it is not ready.
+    """
 
     tag: str
     live: bool
     created: str = ""
     count: int | None = None
+    published: bool = True
 
 
 @runtime_checkable

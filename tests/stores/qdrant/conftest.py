@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from servers.qdrant_grpc import QdrantServer
+from servers.qdrant import QdrantServer
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
 from vecferry.stores.qdrant import QdrantStore
@@ -45,6 +45,12 @@ def read(store: Any, **how: Any) -> list[VectorRecord]:
     return [record for batch in store.scan(**how) for record in batch.records()]
 
 
+def address_of(server: QdrantServer, **options: Any) -> Address:
+    """The server, points by gRPC."""
+    place = {"host": "127.0.0.1", "port": server.rest_port, "grpc_port": server.port, "prefer_grpc": True}
+    return Address(**{**place, **options})
+
+
 @pytest.fixture
 def server() -> Iterator[QdrantServer]:
     with QdrantServer() as running:
@@ -57,7 +63,7 @@ def wire(server: QdrantServer) -> Iterator[Callable[..., QdrantStore]]:
     opened = []
 
     def open_(collection: str = "c", **options: Any) -> QdrantStore:
-        address = Address(host="127.0.0.1", grpc_port=server.port, timeout=5, prefer_grpc=True)
+        address = address_of(server, timeout=5)
         opened.append(QdrantStore(address, collection, **options))
         return opened[-1]
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
-from servers.qdrant_grpc import QdrantServer
+from servers.qdrant import QdrantServer
 from vecferry.model import Metric
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.stores.qdrant.connection import _OPEN, MEMORY, Address
+from vecferry.stores.qdrant.connection import MEMORY, Address
+from vecferry.stores.qdrant.folder import _OPEN
 from vecferry.testing import StoreContract, VendorView
 
 TEXTS: dict[str, Callable[[Any], str]] = {
@@ -35,7 +36,7 @@ class TestFolder(StoreContract):
         return QdrantStore(Address(path=str(folder / "db")), name, layout=self.layout)
 
     def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:
-        client = QdrantClient(path=store._at.address.path)
+        client = QdrantClient(path=store._address.path)
         try:
             return peek(client, store.collection, TEXTS[self.layout])
         finally:
@@ -74,7 +75,7 @@ class TestWire(StoreContract):
             yield
 
     def open(self, folder: Path, name: str) -> QdrantStore:
-        address = Address(host="127.0.0.1", grpc_port=self.server.port)
+        address = Address(host="127.0.0.1", port=self.server.rest_port, grpc_port=self.server.port)
         return QdrantStore(address, name, batch_points=3, parallel=3)
 
     def vendor_view(self, store: QdrantStore) -> dict[Any, VendorView]:

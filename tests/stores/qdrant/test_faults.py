@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import ssl
+from http.client import BadStatusLine, IncompleteRead, RemoteDisconnected
 from typing import Any
 
-import httpx
 import pytest
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from vecferry.errors import (
     FatalStoreError,
@@ -20,11 +20,11 @@ from vecferry.errors import (
     TimedOutError,
     UnsupportedError,
 )
-from vecferry.stores.qdrant.faults import translate
+from vecferry.stores.qdrant.faults import Answer, DeniedError, translate
 
 
-def answer(status: int, text: str = "", **headers: str) -> UnexpectedResponse:
-    return UnexpectedResponse(status, "reason", text.encode(), httpx.Headers(headers))
+def answer(status: int, text: str = "", **headers: str) -> Answer:
+    return Answer(status, "reason", headers, text.encode())
 
 
 TABLE: list[tuple[Exception, bool, type[Exception]]] = [
@@ -37,8 +37,8 @@ TABLE: list[tuple[Exception, bool, type[Exception]]] = [
         RequestTooLargeError,
     ),
     (answer(413), True, RequestTooLargeError),
-    (answer(401), False, FatalStoreError),
-    (answer(403), False, FatalStoreError),
+    (answer(401), False, DeniedError),
+    (answer(403), False, DeniedError),
     (answer(404, "Not found: Collection `c` doesn't exist!"), False, NotFoundError),
     (answer(409, "already exists"), False, TargetExistsError),
     (answer(429), True, RetryableError),
@@ -46,11 +46,20 @@ TABLE: list[tuple[Exception, bool, type[Exception]]] = [
     (answer(503), False, RetryableError),
     (answer(501), False, UnsupportedError),
     (answer(418), False, FatalStoreError),
-    (ResponseHandlingException(httpx.ReadTimeout("slow")), False, TimedOutError),
+    (TimeoutError("slow"), False, TimedOutError),
     (answer(504), True, TimedOutError),
-    (ResponseHandlingException(httpx.ConnectError("refused")), False, RetryableError),
-    (ResponseHandlingException(ValueError("not JSON")), False, FatalStoreError),
-    (httpx.RemoteProtocolError("cut off"), True, RetryableError),
+    (ConnectionRefusedError("refused"), False, RetryableError),
+    (answer(200, "not JSON"), False, FatalStoreError),
+    (RemoteDisconnected("cut off"), True, RetryableError),
+    (IncompleteRead(b"cut off"), True, RetryableError),
+    (BadStatusLine("\x15\x03\x03"), False, FatalStoreError),
+    (answer(404, "<!doctype html><title>Shop</title>"), False, FatalStoreError),
+    (answer(200, "<html>Welcome to nginx</html>"), False, FatalStoreError),
+    (answer(502, "<html>Bad Gateway</html>"), True, RetryableError),
+    (ssl.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), False, FatalStoreError),
+    (ssl.SSLCertVerificationError("self-signed certificate"), False, FatalStoreError),
+    (answer(500, "Service internal error: No space left on device: WAL buffer"), True, FatalStoreError),
+    (answer(500, "Qdrant was killed. Most likely it's out of memory."), False, FatalStoreError),
     (ValueError("Collection c not found"), False, NotFoundError),
     (ValueError("Collection c already exists"), False, TargetExistsError),
     (ValueError("Vector contains NaN values"), True, RejectedRecord),
@@ -80,3 +89,24 @@ def test_retry_after_is_read() -> None:
 def test_our_own_errors_pass_through() -> None:
     error: Any = NotFoundError("x")
     assert translate(error, "here") is error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (answer(404, "<!doctype html><title>Shop</title>"), "something else than Qdrant"),
+        (ssl.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "https=0"),
+        (BadStatusLine("\x15\x03\x03"), "https=1"),
+        (ssl.SSLCertVerificationError("self-signed certificate"), "ca_file="),
+        (answer(500, "Most likely it's out of memory."), "recovery mode"),
+    ],
+)
+def test_a_wrong_door_is_named_with_the_way_out(error: Exception, said: str) -> None:
+    assert said in str(translate(error, "qdrant:here#c"))
+
+
+def test_what_qdrant_says_is_shown_without_its_json() -> None:
+    text = '{"status":{"error":"Not found: Collection `c` doesn\'t exist!"},"time":0.0}'
+    assert str(translate(answer(404, text), "here")).startswith(
+        "here: Not found: Collection `c` doesn't exist!;"
+    )

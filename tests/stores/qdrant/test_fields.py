@@ -208,7 +208,7 @@ def test_lengths_may_be_let_go(open_: Open) -> None:
 def test_unit_vectors_need_no_envelope(folder: Open) -> None:
     unit = vectors(5) / np.linalg.norm(vectors(5), axis=1, keepdims=True)
     store = fill(folder(), [VectorRecord(id=i, text="x", vector=unit[i]) for i in range(5)])
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     assert [p.payload for p in client.scroll("c")[0]] == [{"text": "x"}] * 5
@@ -221,7 +221,7 @@ def test_unit_vectors_need_no_envelope(folder: Open) -> None:
 def test_integers_and_uuids_are_themselves(folder: Open) -> None:
     ids = [0, 2**64 - 1, UUID(int=5)]
     store = fill(folder(), [VectorRecord(id=i, vector=np.ones(DIM)) for i in ids])
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     assert [p.id for p in client.scroll("c")[0]] == [0, 2**64 - 1, str(UUID(int=5))]
@@ -298,7 +298,7 @@ def test_the_space_is_with_the_collection_itself(folder: Open) -> None:
     like = CollectionSchema(fields=(VectorField(dim=DIM, space=space),))
     store = folder()
     store.prepare(like, WriteMode.CREATE)  # before the first record
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     noted = client.get_collection("c").config.metadata["vecferry"]
@@ -308,7 +308,7 @@ def test_the_space_is_with_the_collection_itself(folder: Open) -> None:
 
 
 def test_a_collection_of_the_app_learns_the_space_and_keeps_its_own_metadata(folder: Open) -> None:
-    path = folder()._at.address.path
+    path = folder()._address.path
     client = QdrantClient(path=path)
     params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
     client.create_collection("c", params, metadata={"owner": "team a"})

@@ -16,8 +16,7 @@ from qdrant_client import QdrantClient, models
 from vecferry.layouts import find_layout
 from vecferry.model import VectorRecord, matches, parse_where
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.stores.qdrant.config import json_path
-from vecferry.stores.qdrant.filters import bounds
+from vecferry.stores.qdrant.filters import Asking, bounds, json_path
 
 from .conftest import DIM, fill, vectors
 
@@ -99,7 +98,7 @@ def collection(request: pytest.FixtureRequest) -> Any:
     values = vectors(len(METADATA))
     fill(store, [VectorRecord(id=i, vector=values[i], metadata=m) for i, m in enumerate(METADATA)])
     yield store
-    store._at.call("delete_collection", store.collection)
+    store._engine.drop(store.collection)
     store.close()
 
 
@@ -133,9 +132,10 @@ def test_metadata_named_as_the_layouts_own_keys_is_filtered(folder: Open, layout
 def test_the_lower_bound_holds_only_matches(collection: QdrantStore, where: dict[str, Any]) -> None:
     """Negations stand on it."""
     layout = find_layout(collection.describe().layout)
-    lower = bounds(where, layout.path).lower
-    points, _ = collection._at.call("scroll", collection.collection, lower, 10_000)
-    assert all(matches(where, METADATA[point.id]) for point in points)
+    lower = bounds(where, Asking(layout.path)).lower
+    wanted = {"filter": lower, "with_payload": False}
+    pages = list(collection._engine.pages(collection.collection, wanted, most=10_000))
+    assert all(matches(where, METADATA[point["id"]]) for page in pages for point in page)
 
 
 def test_the_server_does_the_work_where_it_can(folder: Open) -> None:
@@ -143,14 +143,14 @@ def test_the_server_does_the_work_where_it_can(folder: Open) -> None:
         folder(),
         [VectorRecord(id=i, vector=np.ones(DIM), metadata={"n": i, "t": f"t{i % 3}"}) for i in range(30)],
     )
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     expected = {"n >= 10 and n < 20": 10, "t == 't1' or n == 3": 11, "not t == 't1'": 20}
     for expression, count in expected.items():
-        upper = bounds(parse_where(expression), find_layout("plain").path).upper
-        assert isinstance(upper, models.Filter)
-        assert client.count("c", upper).count == count, expression
+        upper = bounds(parse_where(expression), Asking(find_layout("plain").path)).upper
+        assert upper is not None
+        assert client.count("c", models.Filter(**upper)).count == count, expression
     client.close()
 
 

@@ -18,7 +18,7 @@ from vecferry.errors import ConfigurationError, FatalStoreError, NotFoundError, 
 from vecferry.model import CollectionSchema, RecordBatch, VectorField
 from vecferry.ports import WriteMode
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.stores.qdrant.connection import _OPEN
+from vecferry.stores.qdrant.folder import _OPEN
 
 from .conftest import fill, read, records, schema
 
@@ -29,7 +29,7 @@ def test_two_stores_of_one_folder_share_its_client(folder: Open) -> None:
     one, two = folder("one"), folder("two")
     fill(one, records(3))
     fill(two, records(4))
-    path = one._at.address.path
+    path = one._address.path
     one.close()
     assert two.count() == 4, "still open for the other"
     with pytest.raises(RuntimeError, match="already accessed"):
@@ -101,7 +101,7 @@ def test_what_is_in_memory_lives_with_the_process() -> None:
         first.write([{"id": 1, "vector": [1.0, 0.0], "text": "a"}])
     with vf.connect("qdrant::memory:#lives") as second:
         assert [r.text for r in second.records()] == ["a"]
-        second.store._at.call("delete_collection", "lives")
+        second.store._engine.drop("lives")
 
 
 def test_a_written_batch_is_on_the_disk_as_a_whole(folder: Open, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_batch_that_fails_on_the_disk_leaves_nothing_there(
 
 def test_the_client_reads_what_was_joined_into_one_commit(folder: Open) -> None:
     store = fill(folder(), records(20))
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     points, _ = client.scroll("c", limit=100, with_vectors=True)
@@ -193,7 +193,7 @@ def test_create_refuses_points_and_takes_what_never_began(folder: Open) -> None:
 def test_nothing_stays_open(folder: Open) -> None:
     store = fill(folder(), records(1))
     store.close()
-    assert str(Path(store._at.address.path).resolve()) not in _OPEN
+    assert str(Path(store._address.path).resolve()) not in _OPEN
 
 
 def test_without_the_client_the_extra_is_named(tmp_path: Path) -> None:

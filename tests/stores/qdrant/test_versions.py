@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from servers.qdrant_grpc import QdrantServer
+from servers.qdrant import QdrantServer
 from vecferry.errors import NotFoundError, PlanError, RetryableError
 from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
@@ -36,7 +36,7 @@ def build(store: QdrantStore, tag: str, rows: list[VectorRecord]) -> None:
 
 
 def tags(store: QdrantStore) -> list[tuple[str, bool, int | None]]:
-    return [(v.tag, v.live, v.count) for v in store.versions()]
+    return [(v.tag, v.live, v.count) for v in store.versions() if v.published]
 
 
 def test_only_replace_is_staged(folder: Open) -> None:
@@ -67,7 +67,7 @@ def test_a_shadow_is_unseen_and_can_be_discarded(open_: Open) -> None:
     store = open_()
     build(store, "one", records(3))
     assert not store.exists()
-    assert store.versions() == []
+    assert [(v.tag, v.published) for v in store.versions()] == [("one", False)]
     store.discard("one")
     store.discard("one")
     with pytest.raises(NotFoundError, match="'one'"):
@@ -96,7 +96,7 @@ def test_an_alias_of_the_app_is_switched_and_its_collection_left_alone(open_: Op
     fill(open_("real"), records(9))
     store = open_("alias")
     point = models.CreateAlias(collection_name="real", alias_name="alias")
-    store._at.call("update_collection_aliases", [models.CreateAliasOperation(create_alias=point)])
+    store._engine.change_aliases([{"create_alias": point.model_dump()}])
     for tag, n in [("one", 3), ("two", 4)]:
         build(store, tag, records(n))
         store.publish(tag)
@@ -112,9 +112,10 @@ def test_a_copy_that_died_begins_anew(wire: Open, server: QdrantServer) -> None:
     store = fill(wire(), records(600))
     build(store, "new", records(5))
     server.fail("Scroll", grpc.StatusCode.OK, times=2)
-    server.fail("Scroll", grpc.StatusCode.UNAVAILABLE)
+    server.fail("Scroll", grpc.StatusCode.UNAVAILABLE, times=9)
     with pytest.raises(RetryableError):
         store.publish("new")
+    server.faults.clear()
     assert 0 < server.client.count("c__vf_plain").count < 600
     store.delete([0, 1, 2])  # the app goes on meanwhile
     store.publish("new")
@@ -125,7 +126,7 @@ def test_an_app_reads_the_name_all_along(folder: Open) -> None:
     store = fill(folder("questions"), records(3))
     build(store, "new", records(7))
     store.publish("new")
-    path = store._at.address.path
+    path = store._address.path
     store.close()
     client = QdrantClient(path=path)
     assert client.count("questions").count == 7
@@ -172,18 +173,17 @@ def test_a_death_in_a_later_switch_leaves_the_old_or_the_new(
 def test_a_change_during_the_copy_is_noticed(wire: Open, server: QdrantServer) -> None:
     store = fill(wire(), records(10))
     build(store, "new", records(5))
-    original = server.handle
+    original = server.scroll
     done: list[int] = []
 
-    def handle(method: str, context: Any, work: Callable[[], Any]) -> Any:
-        answer = original(method, context, work)
-        if method == "Scroll" and not done:
+    def scroll(name: str, body: dict[str, Any]) -> Any:
+        answer = original(name, body)
+        if not done:
             done.append(1)
-            point = models.PointStruct(id=999, vector=[1.0] * DIM)
-            server.client.upsert("c", [point])
+            server.client.upsert("c", [models.PointStruct(id=999, vector=[1.0] * DIM)])
         return answer
 
-    server.handle = handle
+    server.scroll = scroll
     with pytest.raises(RetryableError, match="pause its writers"):
         store.publish("new")
     assert store.count() == 11

@@ -11,7 +11,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 import vecferry as vf
-from servers.qdrant_grpc import QdrantServer
+from servers.qdrant import QdrantServer
 from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     FatalStoreError,
@@ -27,9 +27,8 @@ from vecferry.errors import (
 from vecferry.model import CollectionSchema, DenseColumn, EmbeddingSpace, RecordBatch, VectorField
 from vecferry.ports import WriteMode
 from vecferry.stores.qdrant import QdrantStore
-from vecferry.stores.qdrant.connection import Address
 
-from .conftest import DIM, fill, read, records, schema, vectors
+from .conftest import DIM, address_of, fill, read, records, schema, vectors
 
 Code = grpc.StatusCode
 Open = Callable[..., QdrantStore]
@@ -110,9 +109,7 @@ def test_the_servers_own_wish_is_told(wire: Open, server: QdrantServer) -> None:
 
 def test_what_is_too_large_is_split(server: QdrantServer) -> None:
     with QdrantServer(max_message=40_000) as small:
-        store = QdrantStore(
-            Address(host="127.0.0.1", grpc_port=small.port, prefer_grpc=True), "c", batch_points=10_000
-        )
+        store = QdrantStore(address_of(small), "c", batch_points=10_000)
         store.prepare(CollectionSchema(fields=(VectorField(dim=512),)), WriteMode.CREATE)
         assert store.write(batch(64, dim=512)).written == 64
         assert store.count() == 64
@@ -122,7 +119,7 @@ def test_what_is_too_large_is_split(server: QdrantServer) -> None:
 
 def test_a_point_beyond_the_limit_is_rejected_by_its_id_when_alone() -> None:
     with QdrantServer(max_message=40_000) as small:
-        store = QdrantStore(Address(host="127.0.0.1", grpc_port=small.port, prefer_grpc=True), "c")
+        store = QdrantStore(address_of(small), "c")
         store.prepare(schema(), WriteMode.CREATE)
         huge = RecordBatch([1], {"": DenseColumn(vectors(1))}, texts=["x" * 100_000])
         with pytest.raises(RejectedRecord, match="beyond the server's limit") as caught:
@@ -157,12 +154,13 @@ def test_a_scan_goes_on_at_its_cursor(wire: Open, server: QdrantServer) -> None:
     store = fill(wire(), records(60))
     seen, cursor = [], None
     server.fail("Scroll", Code.OK, times=4)
-    server.fail("Scroll", Code.UNAVAILABLE)
+    server.fail("Scroll", Code.UNAVAILABLE, times=9)
     with pytest.raises(RetryableError):
         for part in store.scan(batch_size=10):
             seen += part.id_list
             cursor = part.cursor
     assert 0 < len(seen) < 60
+    server.faults.clear()
     seen += [i for part in store.scan(batch_size=10, after=cursor) for i in part.id_list]
     assert seen == list(range(60))
 
@@ -181,7 +179,7 @@ def test_a_scan_goes_on_at_its_cursor(wire: Open, server: QdrantServer) -> None:
 def test_every_code_has_its_error(
     wire: Open, server: QdrantServer, code: Any, kind: type[VecferryError]
 ) -> None:
-    server.fail("Count", code)
+    server.fail("Count", code, times=9)
     with pytest.raises(kind):
         wire().count()
 
@@ -189,16 +187,15 @@ def test_every_code_has_its_error(
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 def test_the_key_is_sent_and_never_shown() -> None:
     with QdrantServer(api_key="s3cr3t-key") as guarded:
-        place = {"host": "127.0.0.1", "grpc_port": guarded.port, "prefer_grpc": True}
-        store = QdrantStore(Address(api_key="s3cr3t-key", **place), "c")
+        store = QdrantStore(address_of(guarded, api_key="s3cr3t-key"), "c")
         fill(store, records(3))
         assert store.count() == 3
-        guarded.fail("Count", Code.INTERNAL, "what is s3cr3t-key doing here")
+        guarded.fail("Count", Code.INTERNAL, "what is s3cr3t-key doing here", times=9)
         with pytest.raises(RetryableError) as caught:
             store.count()
-        assert "s3cr3t-key" not in str(caught.value) + repr(store._at.address) + store.url
+        assert "s3cr3t-key" not in str(caught.value) + repr(store._address) + store.url
         store.close()
-        stranger = QdrantStore(Address(api_key="wrong", **place), "c")
+        stranger = QdrantStore(address_of(guarded, api_key="wrong"), "c")
         with pytest.raises(FatalStoreError, match="QDRANT_API_KEY"):
             stranger.count()
         stranger.close()
@@ -208,15 +205,15 @@ def test_the_key_is_sent_and_never_shown() -> None:
 
 
 def test_grpc_is_used_where_it_answers(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with vf.connect(f"qdrant://127.0.0.1:1/c?grpc_port={server.port}") as there:
+    with vf.connect(server.url("c")) as there:
         there.write([{"id": 1, "vector": [1.0, 2.0]}])
-        assert there.store._at.grpc
+        assert there.store._engine.grpc("c")
     assert server.client.count("c").count == 1
 
 
 def test_rest_is_used_where_no_grpc_answers() -> None:
     store = vf.connect("qdrant://127.0.0.1:1/c?grpc_port=2&timeout=1").store
-    assert not store._at.grpc
+    assert not store._engine.grpc("c")
     with pytest.raises(RetryableError, match=r"127\.0\.0\.1:1"):
         store.count()
     store.close()
@@ -226,7 +223,7 @@ def test_rest_is_used_where_no_grpc_answers() -> None:
 
 
 def test_the_graph_waits_for_the_load(wire: Open, server: QdrantServer) -> None:
-    store = wire(batch_points=50)
+    store = wire(batch_points=50, defer_index=True)
     store.prepare(schema(payload_indexes={"n": "integer"}), WriteMode.CREATE)
     store.write(batch(100))
     assert server.extras["c"].hnsw["m"] == 0
@@ -237,12 +234,12 @@ def test_the_graph_waits_for_the_load(wire: Open, server: QdrantServer) -> None:
 
 def test_a_load_that_died_is_finished_by_the_next(wire: Open, server: QdrantServer) -> None:
     like = schema(settings={"qdrant": {"hnsw_config": {"m": 24}}})
-    first = wire()
+    first = wire(defer_index=True)
     first.prepare(like, WriteMode.CREATE)
     first.write(batch(10))
     assert not first.exists(), "begun is not published"
     first.close()
-    second = wire()
+    second = wire(defer_index=True)
     second.prepare(like, WriteMode.RESUME)
     second.write(batch(20))
     assert server.extras["c"].hnsw["m"] == 0
@@ -259,10 +256,11 @@ def test_a_load_that_died_is_finished_by_the_next(wire: Open, server: QdrantServ
 def test_a_death_anywhere_in_prepare_is_healed(
     wire: Open, server: QdrantServer, call: str, late: bool
 ) -> None:
-    server.fail(call, Code.UNAVAILABLE, late=late)
+    server.fail(call, Code.UNAVAILABLE, late=late, times=9 if call == "GetCollection" else 1)
     with pytest.raises(RetryableError):
-        wire().prepare(schema(), WriteMode.CREATE)
-    store = wire()
+        wire(defer_index=True).prepare(schema(), WriteMode.CREATE)
+    server.faults.clear()
+    store = wire(defer_index=True)
     store.prepare(schema(), WriteMode.RESUME)
     assert server.extras["c"].hnsw["m"] == 0
     store.write(batch(10))
@@ -302,13 +300,13 @@ def test_settings_cross_from_server_to_server(server: QdrantServer, wire: Open) 
         "on_disk_payload": True,
         "hnsw_config": {"m": 8, "ef_construct": 50},
         "quantization_config": {"scalar": {"type": "int8", "quantile": 0.5, "always_ram": True}},
-        "vectors": {"a": {"on_disk": True, "hnsw_config": {"m": 5}}},
-        "sparse_vectors": {"s": {"modifier": "idf"}},
     }
+    own = {"on_disk": True, "hnsw_config": {"m": 5}}
+    idf = {"modifier": "idf", "index": {"on_disk": True, "datatype": "float16"}}
     fields = (
-        VectorField(name="a", dim=DIM),
+        VectorField(name="a", dim=DIM, index={"qdrant.params": own}),
         VectorField(name="b", dim=3, metric="l2"),
-        VectorField(name="s", kind="sparse", metric="ip"),
+        VectorField(name="s", kind="sparse", metric="ip", index={"qdrant.params": idf}),
     )
     like = CollectionSchema(
         fields=fields, settings={"qdrant": settings}, payload_indexes={"lang": "keyword"}
@@ -319,11 +317,12 @@ def test_settings_cross_from_server_to_server(server: QdrantServer, wire: Open) 
     assert after.model_dump(exclude={"name"}) == before.model_dump(exclude={"name"})
     found = after.settings["qdrant"]
     for name, value in settings.items():
-        if name in ("hnsw_config", "vectors"):
+        if name == "hnsw_config":
             continue
         assert found[name] == value, name
     assert found["hnsw_config"].items() >= settings["hnsw_config"].items()
-    assert found["vectors"]["a"] == settings["vectors"]["a"]
+    assert after.field("a").index["qdrant.params"] == own
+    assert after.field("s").index["qdrant.params"] == idf
     assert after.fields[0].index["hnsw_m"] == 5
     assert after.payload_indexes == {"lang": "keyword"}
 
@@ -334,7 +333,7 @@ def test_index_settings_of_another_store_are_taken_over(
 ) -> None:
     """As a pgvector table describes them."""
     index = {"hnsw_m": 24, "hnsw_ef_construct": 99}
-    store = request.getfixturevalue(how)()
+    store = request.getfixturevalue(how)(defer_index=True)
     store.prepare(CollectionSchema(fields=(VectorField(dim=DIM, index=index),)), WriteMode.CREATE)
     assert store.describe().fields[0].index == index, "also while it is put off"
     if how == "wire":
@@ -346,9 +345,9 @@ def test_index_settings_of_another_store_are_taken_over(
 
 
 def test_a_field_with_a_graph_of_its_own_waits_too(wire: Open, server: QdrantServer) -> None:
-    settings = {"qdrant": {"vectors": {"a": {"hnsw_config": {"m": 5}}}}}
-    like = CollectionSchema(fields=(VectorField(name="a", dim=DIM),), settings=settings)
-    store = wire()
+    index = {"qdrant.params": {"hnsw_config": {"m": 5}}}
+    like = CollectionSchema(fields=(VectorField(name="a", dim=DIM, index=index),))
+    store = wire(defer_index=True)
     store.prepare(like, WriteMode.CREATE)
     assert graph(server) == 0
     store.finish()
@@ -356,8 +355,7 @@ def test_a_field_with_a_graph_of_its_own_waits_too(wire: Open, server: QdrantSer
 
 
 def graph(server: QdrantServer) -> int:
-    vectors = server.client.get_collection("c").config.params.vectors
-    return int(vectors["a"].hnsw_config.m)
+    return int(server.info("c")["config"]["params"]["vectors"]["a"]["hnsw_config"]["m"])
 
 
 def test_the_vendors_client_sees_plain_points(wire: Open, server: QdrantServer) -> None:

@@ -1,39 +1,59 @@
-"""Making a collection, loading it without building indexes, and building them at the end.
+"""Making a collection, loading it, and finishing it.
 
-On a server HNSW's ``m`` is 0 during the load (Qdrant's own advice for bulk uploads), so that no graph is
-built twice. What it was is noted in the collection's metadata before it is changed, so a run that dies in
-between can be finished by the next. Payload indexes are made at the end but before the graph, because
-Qdrant links the graph for filters only along indexes that are there when it is built.
+HNSW may be put off during the load (its ``m`` is 0 until the end). What ``m`` was is noted in the
+collection's metadata before it is changed, so a run that dies in between can be finished by the next.
+Payload indexes are made before a graph is built, because Qdrant links the graph for filters only along
+indexes that are there by then.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from vecferry.errors import PlanError, TargetExistsError, UnsupportedError
+from vecferry.errors import NotFoundError, PlanError, TargetExistsError, UnsupportedError
 from vecferry.layouts import Layout, find_layout
-from vecferry.model import CollectionSchema, DType, Metric
+from vecferry.model import CollectionSchema, DType, Metric, VectorField
 from vecferry.ports import WriteMode, check_fits
-from vecferry.stores.qdrant.config import Record, creation, json_path
-from vecferry.stores.qdrant.connection import Connection
-from vecferry.stores.qdrant.facts import Facts
+from vecferry.stores.qdrant.faults import DeniedError
+from vecferry.stores.qdrant.filters import json_path
+from vecferry.stores.qdrant.points import Json
+from vecferry.stores.qdrant.schema import (
+    CONFIG,
+    NOT_SETTINGS,
+    PARAMS,
+    Facts,
+    Record,
+    creation,
+    dense_of,
+    own_settings,
+    read_facts,
+)
 
-_POLL_SECONDS = 0.5
+log = logging.getLogger("vecferry.qdrant")
+
+_POLL_SECONDS = 0.25
+_MOST_KEYS = 2000
 _TOO_OLD = (
     "{} keeps no metadata of collections, so nobody could tell which model its vectors come from; "
     "write to Qdrant 1.16 or newer (older servers can be read)"
 )
-_NOT_SETTINGS = ("layout", "text_key", "payload_indexes")
 
 
 class Builder:
-    """Prepares and finishes one collection."""
+    """Prepares and finishes one collection.
 
-    def __init__(self, at: Connection, name: str, options: dict[str, Any]) -> None:
-        self._at, self._name, self._options = at, name, options
+    Args:
+        like: the collection that this one is to replace: it is built in its shape.
+    """
+
+    def __init__(self, engine: Any, name: str, options: Mapping[str, Any], like: str | None = None) -> None:
+        self._engine, self._name, self._options, self._like = engine, name, options, like
+        self.keys: set[str] = set()
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode, read: Callable[[], Facts | None]) -> None:
         have = read()
@@ -44,183 +64,249 @@ class Builder:
             self._create(schema)
             return
         if mode is WriteMode.CREATE and not have.empty:
-            raise TargetExistsError(f'{self._at.where} holds points; pass mode="upsert" or mode="replace"')
-        check_fits(have.schema, schema, self._at.where)
-        self._adopt(have, schema)
-        if have.record.state == "loading":
-            self._defer(have.record)
+            raise TargetExistsError(
+                f'{self._engine.where} holds points; pass mode="upsert" or mode="replace"'
+            )
+        check_fits(have.schema, schema, self._engine.where)
+        record = self._adopt(have, schema)
+        if have.loading and record is not None:
+            self._defer(record)
 
     def _replaces(self, have: Facts, mode: WriteMode) -> bool:
-        begun = have.empty and have.record.state == "loading"
-        return mode is WriteMode.REPLACE or (mode is WriteMode.CREATE and begun)
+        return mode is WriteMode.REPLACE or (mode is WriteMode.CREATE and have.empty and have.loading)
 
     def _drop(self) -> None:
-        if self._name in {c.name for c in self._at.call("get_collections").collections}:
-            self._at.call("delete_collection", self._name)
+        if self._name in self._engine.collections():
+            self._engine.drop(self._name)
             return
         raise PlanError(
-            f"{self._at.where} is an alias; write to a shadow and publish it, as migrate() does"
+            f"{self._engine.where} is an alias; write to a shadow and publish it, as migrate() does"
         )
 
     # -- the beginning ------------------------------------------------------------------------
 
     def _create(self, schema: CollectionSchema) -> None:
-        wanted = creation(schema)
+        schema = self._shaped(schema)
+        body = creation(schema)
         layout = self._layout(schema)
         record = Record(
             state="loading",
             layout=layout.name,
             text_key=getattr(layout, "text_key", ""),
-            text_ids=layout.name != "plain" and schema.id_type != "uuid",
+            text_ids=_text_ids(schema, layout),
+            id_key=self._options["id_key"] or "",
+            keys=sorted(keys_of(layout, [schema.metadata_types]))[:_MOST_KEYS],
             spaces={f.name: f.space.model_dump() for f in schema.fields if f.space},
             dtypes={f.name: str(f.dtype) for f in schema.fields if self._returns_as(f)},
-            settings=_settings(schema, wanted),
+            fields={f.name: f.index[PARAMS] for f in schema.fields if PARAMS in f.index},
+            settings=_settings(schema, body),
             payload_indexes=_indexes(schema, layout),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            nonce=secrets.token_hex(8),
         )
-        arguments = {key: getattr(wanted, key) for key in wanted.model_fields_set}
-        self._at.call(
-            "create_collection",
-            self._name,
-            vectors_config=arguments.pop("vectors"),
-            sparse_vectors_config=arguments.pop("sparse_vectors"),
-            metadata=record.as_metadata(),
-            **arguments,
-            create=True,
-        )
+        application = own_settings(schema).get("metadata") or {}
+        self._engine.create(self._name, {**body, "metadata": {**application, **record.as_metadata()}})
         if self._kept() is None:
-            self._at.call("delete_collection", self._name)
-            raise UnsupportedError(_TOO_OLD.format(self._at.where))
+            self._engine.drop(self._name)
+            raise UnsupportedError(_TOO_OLD.format(self._engine.where))
+        self._engine.nonce = record.nonce
         self._defer(record)
 
-    def _kept(self) -> Record | None:
-        return Record.of(self._at.call("get_collection", self._name).config.metadata)
+    def _shaped(self, schema: CollectionSchema) -> CollectionSchema:
+        """In the shape of the collection that is to be replaced, if there is one."""
+        if self._like is None or self._options["shape"] == "source":
+            return schema
+        try:
+            live = read_facts(self._engine, self._like, self._options)
+        except NotFoundError:
+            return schema
+        had = {field.name: field for field in live.schema.fields}
+        fields = tuple(_field_like(field, had.get(field.name)) for field in schema.fields)
+        own, theirs = own_settings(schema), own_settings(live.schema)
+        kept = {key: value for key, value in theirs.items() if key not in ("payload_indexes", "text_ids")}
+        if self._engine.local and not theirs.get("hnsw_config"):
+            kept = {**{key: own[key] for key in CONFIG if key in own}, **kept}
+        indexes = {**own.get("payload_indexes", {})} if own.get("layout") == theirs.get("layout") else {}
+        kept["payload_indexes"] = {**indexes, **theirs.get("payload_indexes", {})}
+        if "text_ids" in own:
+            kept["text_ids"] = own["text_ids"]
+        if "metadata" in own:
+            kept["metadata"] = {**own["metadata"], **kept.get("metadata", {})}
+        settings = {**schema.settings, "qdrant": {"layout": "plain", **kept}}
+        return schema.model_copy(update={"fields": fields, "settings": settings})
 
-    def _returns_as(self, field: Any) -> bool:
+    def _kept(self) -> Record | None:
+        return Record.of(self._engine.info(self._name)["config"].get("metadata"))
+
+    def _returns_as(self, field: VectorField) -> bool:
         """Whether components lie in another type and are turned back on reading."""
         rescaled = field.metric is Metric.COSINE and not self._options["keep_norms"]
         return field.dtype is DType.INT8 and not rescaled
 
     def _layout(self, schema: CollectionSchema) -> Layout:
         """The layout asked for; else, from Qdrant to Qdrant, the one it had; else plain."""
-        own = _own(schema)
+        own = own_settings(schema)
         name = self._options["layout"] or own.get("layout", "plain")
         text_key = self._options["text_key"] or (own.get("text_key") if name == own.get("layout") else None)
         return find_layout(name, text_key=text_key, metadata_key=self._options["metadata_key"])
 
-    def _adopt(self, have: Facts, schema: CollectionSchema) -> None:
-        """Note what the collection does not know yet: the space of its vectors, and further indexes."""
-        record = have.record
-        spaces = {f.name: f.space.model_dump() for f in schema.fields if f.space}
-        indexes = _indexes(schema, have.layout)
-        if {**spaces, **record.spaces} == record.spaces and {**indexes, **record.payload_indexes} == (
-            record.payload_indexes
-        ):
-            return
-        record.spaces = {**spaces, **record.spaces}
-        record.payload_indexes = {**indexes, **record.payload_indexes}
-        self._note(record)
+    def _adopt(self, have: Facts, schema: CollectionSchema) -> Record | None:
+        """Note what the collection does not know yet: the space of its vectors, further indexes.
+
+        Returns ``None`` where the key may write points and nothing else.
+        """
+        record = have.record or Record()
+        before = record.as_metadata()
+        record.spaces = {f.name: f.space.model_dump() for f in schema.fields if f.space} | record.spaces
+        record.payload_indexes = {**_indexes(schema, have.layout), **record.payload_indexes}
+        if not record.layout and have.form.text_ids is not (text_ids := adopted_text_ids(have, schema)):
+            record.layout, record.text_ids = have.layout.name, text_ids
+            record.text_key = getattr(have.layout, "text_key", "")
+        if record.as_metadata() == before:
+            return record
+        record.nonce = secrets.token_hex(8)
+        try:
+            self._note(record)
+        except DeniedError:
+            log.warning(
+                "%s: the key may not change the collection: the embedding space, the layout and further "
+                "payload indexes are not noted",
+                self._engine.where,
+            )
+            return None
         if self._kept() is None:
-            raise UnsupportedError(_TOO_OLD.format(self._at.where))
+            raise UnsupportedError(_TOO_OLD.format(self._engine.where))
+        self._engine.nonce = record.nonce
+        return record
 
     def _defer(self, record: Record) -> None:
         """Put off HNSW. Only in a collection that is being made here: a live one keeps its index."""
-        if self._at.address.local:
+        if self._engine.local:
+            return
+        if not self._options["defer_index"]:
+            self._make_indexes(record)
             return
         if record.restore is None:
-            config = self._at.call("get_collection", self._name).config
-            record.restore = {"": config.hnsw_config.m, **_own_graphs(config.params.vectors)}
+            info = self._engine.info(self._name)
+            record.restore = {"": info["config"]["hnsw_config"]["m"], **_own_graphs(info)}
             self._note(record)
         self._set_m(dict.fromkeys(record.restore, 0))
+
+    # -- the load -----------------------------------------------------------------------------
+
+    def wrote(self, layout: Layout, metadata: Iterable[Mapping[str, Any]]) -> None:
+        """Remember the keys that were written, to be noted at the end."""
+        if len(self.keys) < _MOST_KEYS:
+            self.keys |= keys_of(layout, metadata)
 
     # -- the end ------------------------------------------------------------------------------
 
     def finish(self, have: Facts) -> None:
         record = have.record
-        self._make_indexes(record)
-        if record.state != "loading":
+        if record is None:
             return
-        if record.restore and not self._at.address.local:
+        self._make_indexes(record)
+        grown = sorted({*record.keys, *self.keys})[:_MOST_KEYS]
+        if record.state != "loading" and grown == record.keys:
+            return
+        if record.restore and not self._engine.local:
             self._set_m(record.restore)
-            self._wait()
-        record.state, record.restore = "ready", None
-        self._note(record)
+        record.state, record.restore, record.keys = "ready", None, grown
+        try:
+            self._note(record)
+        except DeniedError:
+            if have.loading:
+                raise
+        optimizers = have.info["config"].get("optimizer_config") or {}
+        if optimizers.get("prevent_unoptimized") and not self._engine.local:
+            self.wait(self._options["wait_index"])  # points are hidden until then
+
+    def wait(self, seconds: float) -> bool:
+        """Until the server has built its indexes; false if it has not within ``seconds``."""
+        if self._engine.local:
+            return True
+        end, greens = time.monotonic() + seconds, 0
+        while True:
+            # Green, and green still: between two segments it is so for a moment.
+            greens = greens + 1 if self._engine.info(self._name)["status"] == "green" else 0
+            if greens >= 2:
+                return True
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_POLL_SECONDS)
 
     def _make_indexes(self, record: Record) -> None:
-        if not record.payload_indexes or self._at.address.local:  # the local mode has none; noted is enough
+        if not record.payload_indexes or self._engine.local:  # the local mode has none; noted is enough
             return
-        there = self._at.call("get_collection", self._name).payload_schema or {}
+        there = self._engine.info(self._name).get("payload_schema") or {}
         for path, index in record.payload_indexes.items():
-            if path not in there:
-                schema = _index_params(index)
-                self._at.call("create_payload_index", self._name, path, field_schema=schema, wait=True)
-
-    def _wait(self) -> None:
-        """Until the server has built its indexes, or long enough: it can be searched meanwhile."""
-        end = time.monotonic() + self._options["wait_index"]
-        while time.monotonic() < end:
-            if self._at.call("get_collection", self._name).status.value == "green":
-                return
-            time.sleep(_POLL_SECONDS)
+            if path in there:
+                continue
+            try:
+                self._engine.index(self._name, path, index)
+            except DeniedError:
+                log.warning("%s: the key may not index %s", self._engine.where, path)
 
     # -- requests -----------------------------------------------------------------------------
 
     def _note(self, record: Record) -> None:
-        self._at.call("update_collection", self._name, metadata=record.as_metadata())
+        self._engine.update(self._name, {"metadata": record.as_metadata()})
 
-    def _set_m(self, by_field: dict[str, int]) -> None:
-        from qdrant_client import models
-
-        fields = {
-            name: models.VectorParamsDiff(hnsw_config=models.HnswConfigDiff(m=m))
-            for name, m in by_field.items()
-            if name
-        }
-        self._at.call(
-            "update_collection",
-            self._name,
-            hnsw_config=models.HnswConfigDiff(m=by_field[""]),
-            vectors_config=fields or None,
-        )
+    def _set_m(self, by_field: Mapping[str, int]) -> None:
+        body: Json = {"hnsw_config": {"m": by_field[""]}}
+        if fields := {name: {"hnsw_config": {"m": m}} for name, m in by_field.items() if name}:
+            body["vectors"] = fields
+        self._engine.update(self._name, body)
 
 
-def _own(schema: CollectionSchema) -> dict[str, Any]:
-    found: dict[str, Any] = schema.settings.get("qdrant") or {}
-    return found
+def keys_of(layout: Layout, metadata: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The payload paths at which metadata of these keys is written."""
+    names: set[str] = set().union(*metadata)
+    *root, _ = layout.path("x")
+    prefix = "".join(f"{step}." for step in root)
+    return {prefix + name for name in names} if prefix else names
 
 
-def _settings(schema: CollectionSchema, wanted: Any) -> dict[str, Any]:
+def adopted_text_ids(have: Facts, schema: CollectionSchema) -> bool:
+    """Whether a text that is a UUID means the point of that UUID, in a collection of the application's own.
+
+    An application names its points by UUIDs, and what names them in a file is text.
+    """
+    return have.form.text_ids or schema.id_type == "str"
+
+
+def _text_ids(schema: CollectionSchema, layout: Layout) -> bool:
+    own = own_settings(schema)
+    if own:  # from Qdrant to Qdrant ids are what they were
+        return bool(own.get("text_ids"))
+    return layout.name != "plain" and schema.id_type != "uuid"
+
+
+def _field_like(field: VectorField, had: VectorField | None) -> VectorField:
+    if had is None or had.kind is not field.kind or had.dim != field.dim:
+        return field
+    return field.model_copy(update={"index": had.index or field.index})
+
+
+def _settings(schema: CollectionSchema, body: Json) -> Json:
     """What was asked for, to be told where Qdrant itself forgets it."""
-    settings = {key: value for key, value in _own(schema).items() if key not in _NOT_SETTINGS}
-    if wanted.hnsw_config is not None:
-        settings["hnsw_config"] = wanted.hnsw_config.model_dump(mode="json", exclude_none=True)
+    settings = {key: value for key, value in own_settings(schema).items() if key not in NOT_SETTINGS}
+    if "hnsw_config" in body:
+        settings["hnsw_config"] = body["hnsw_config"]
     return settings
 
 
-def _own_graphs(vectors: Any) -> dict[str, int]:
+def _own_graphs(info: Json) -> dict[str, int]:
     """Named fields that have an m of their own."""
-    named = vectors if isinstance(vectors, dict) else {}
-    return {
-        name: params.hnsw_config.m
-        for name, params in named.items()
-        if name and params.hnsw_config and params.hnsw_config.m is not None
-    }
+    graphs = {name: (params.get("hnsw_config") or {}).get("m") for name, params in dense_of(info).items()}
+    return {name: m for name, m in graphs.items() if name and m is not None}
 
 
-def _indexes(schema: CollectionSchema, layout: Layout) -> dict[str, Any]:
+def _indexes(schema: CollectionSchema, layout: Layout) -> Json:
     """Payload path → index: those of the layout's apps, of the schema, and of a Qdrant source."""
-    asked: dict[str, Any] = dict(layout.indexes)
+    asked: Json = dict(layout.indexes)
     paths = {json_path(layout.path(key)): kind for key, kind in schema.payload_indexes.items()}
     asked.update({path: kind for path, kind in paths.items() if path is not None})
-    if layout.name == _own(schema).get("layout"):
-        asked.update(_own(schema).get("payload_indexes", {}))
+    if layout.name == own_settings(schema).get("layout"):
+        asked.update(own_settings(schema).get("payload_indexes", {}))
     return asked
-
-
-def _index_params(index: Any) -> Any:
-    """``"keyword"``, or parameters as JSON, as the client takes them."""
-    from qdrant_client import models
-
-    if isinstance(index, str):
-        return models.PayloadSchemaType(index)
-    return getattr(models, f"{index['type'].title()}IndexParams")(**index)

@@ -1,57 +1,70 @@
-"""One connection to a server, or to a local folder that this process opens once and shares.
+"""Where a collection lives, and one HTTP connection pool to a server.
 
-The client's local mode locks its folder and is not thread-safe: all stores of one folder share one client,
-which is closed with the last of them, and take turns in using it.
+A server is reached by REST. Points may also travel by gRPC (see `vecferry.stores.qdrant.server`).
 """
 
 from __future__ import annotations
 
-import atexit
+import base64
 import os
-import socket
-import threading
-import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from queue import Empty, SimpleQueue
+from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
+
 from vecferry.core.redaction import hide
-from vecferry.errors import ConfigurationError, MissingDependencyError, NotFoundError, VecferryError
+from vecferry.errors import ConfigurationError, VecferryError
 from vecferry.ports import StoreURL
-from vecferry.stores.qdrant.faults import translate
+from vecferry.stores.qdrant.faults import Answer, TooMuch, translate
 
-if TYPE_CHECKING:
-    from qdrant_client import QdrantClient
-
-T = TypeVar("T")
 MEMORY = ":memory:"
 _NEAR = ("localhost", "127.0.0.1", "::1", "[::1]")
-_PROBE_SECONDS = 1.5
+_READ_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a collection lives: ``path`` for the local mode, else a server.
 
-    ``prefer_grpc`` is ``None`` when it is to be found out; ``timeout`` is in seconds for one call.
+    Attributes:
+        grpc_port: the port behind ``port`` if not given: Qdrant's own pair is 6333 and 6334.
+        prefer_grpc: ``None``: use gRPC where it is shown to lead to the same server; false: REST only;
+            true: refuse to go on without gRPC.
+        timeout: seconds for one call.
+        shard_key: the only shard key to read and write, where a collection has custom ones.
+        ca_file: certificates to trust instead of the system's; cert_file, cert_key_file: the client's own.
     """
 
     path: str | None = None
     host: str = "localhost"
     port: int = 6333
-    grpc_port: int = 6334
+    grpc_port: int | None = None
     https: bool = False
     prefix: str = ""
     api_key: str | None = field(default=None, repr=False)
     timeout: int = 60
     prefer_grpc: bool | None = None
+    shard_key: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    cert_key_file: str | None = None
 
     @property
     def local(self) -> bool:
         return self.path is not None
+
+    @property
+    def near(self) -> bool:
+        """Whether the server is on this machine."""
+        return self.host in _NEAR
+
+    @property
+    def grpc_target(self) -> tuple[str, int]:
+        return self.host, self.port + 1 if self.grpc_port is None else self.grpc_port
 
     @classmethod
     def of(cls, url: StoreURL, **options: Any) -> Address:
@@ -65,206 +78,160 @@ class Address:
                 raise ConfigurationError("qdrant: needs a folder: write qdrant:FOLDER#COLLECTION")
             return cls(path=url.path)
         home = urlsplit(os.environ.get("QDRANT_URL", ""))
-        same = not url.host or url.host == home.hostname
+        same = not url.host or (url.host == home.hostname and url.port in (None, home.port))
         host = url.host or home.hostname or "localhost"
         key = options.get("api_key") or url.password or os.environ.get("QDRANT_API_KEY") or None
         hide(key or "")
         https = home.scheme == "https" if same and home.scheme else bool(key) and host not in _NEAR
+        port, grpc_port = options.get("port"), options.get("grpc_port")
+        files = {name: options.get(name) for name in ("ca_file", "cert_file", "cert_key_file")}
         return cls(
             host=host,
-            port=url.port or (home.port if same and home.port else 6333),
-            grpc_port=number("grpc_port", options.get("grpc_port"), 6334),
-            https=flag("https", options.get("https"), https),
+            port=number("port", port, url.port or (home.port if same and home.port else 6333)),
+            grpc_port=None if grpc_port is None else number("grpc_port", grpc_port, 0),
+            https=flag("https", options.get("https"), https or any(files.values())),
             prefix=options.get("prefix") or (home.path.strip("/") if same else ""),
             api_key=key,
             timeout=number("timeout", options.get("timeout"), 60),
             prefer_grpc=flag("prefer_grpc", options.get("prefer_grpc"), None),
+            shard_key=options.get("shard_key"),
+            **files,
         )
 
+    def limited_to(self) -> list[str] | None:
+        """The collections that a scoped key (a JWT) may touch; ``None`` if the key is not limited so.
 
-@dataclass(slots=True)
-class _Shared:
-    client: QdrantClient
-    lock: threading.RLock
-    users: int = 0
+        Nothing is verified here: the server decides, this only lets the plan say it beforehand.
+        """
+        parts = (self.api_key or "").split(".")
+        if len(parts) != 3:
+            return None
+        try:
+            claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+            access = claims.get("access")
+        except (ValueError, AttributeError):
+            return None
+        if not isinstance(access, list):
+            return None
+        return [str(one.get("collection")) for one in access if isinstance(one, dict)]
 
 
-_OPEN: dict[str, _Shared] = {}
-_OPEN_LOCK = threading.Lock()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Before the interpreter takes apart what the client needs for closing."""
-    for shared in _OPEN.values():
-        shared.client.close()
-
-
-class Connection:
-    """Opens the client when it is first needed and translates what it raises."""
+class Rest:
+    """Keeps connections to one server open and lends each to one thread at a time."""
 
     def __init__(self, address: Address, where: str) -> None:
-        self.address, self.where = address, where
-        self._client: QdrantClient | None = None
-        self._lock: Any = nullcontext()
-        self._opening = threading.Lock()
+        self._address, self._where = address, where
+        self._idle: SimpleQueue[HTTPConnection] = SimpleQueue()
+        self._path = f"/{address.prefix.strip('/')}" if address.prefix else ""
+        self._headers = {"content-type": "application/json"}
+        if address.api_key:
+            self._headers["api-key"] = address.api_key
+        if not address.near:
+            self._headers["accept-encoding"] = "gzip"
 
-    @property
-    def grpc(self) -> bool:
-        """Whether points travel by gRPC; opens the connection."""
-        client = self.open()
-        return not self.address.local and bool(getattr(client._client, "_prefer_grpc", False))
-
-    def call(
-        self, method: str, /, *args: Any, writing: bool = False, create: bool = False, **kw: Any
-    ) -> Any:
-        """Call a method of the client.
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        writing: bool = False,
+        most: int | None = None,
+    ) -> tuple[Any, int]:
+        """The ``result`` of an answer, and how many bytes it took.
 
         Args:
+            body: bytes as they are, anything else as JSON.
             writing: points are sent, so a refusal is about records.
-            create: make the local folder if it is not there.
+            most: give up an answer that is longer than so many bytes.
 
         Raises:
+            TooMuch: the answer is longer than ``most``.
             VecferryError: see `vecferry.stores.qdrant.faults`.
         """
-        return self.run(lambda client: getattr(client, method)(*args, **kw), writing=writing, create=create)
-
-    def run(self, action: Callable[[QdrantClient], T], *, writing: bool = False, create: bool = False) -> T:
-        """As `call`, for anything done with the client."""
-        client = self.open(create=create)
+        data = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         try:
-            with self._lock:
-                return action(client)
+            answer = self._exchange(method, self._path + path, data, most)
+            if answer.status >= 300:
+                raise answer
+            return _result(answer)
+        except TooMuch:
+            raise
         except Exception as error:
-            raise self._clean(translate(error, self.where, writing=writing)) from error
+            raise self.cleaned(translate(error, self._where, writing=writing)) from error
 
-    def open(self, *, create: bool = False) -> QdrantClient:
-        """The client.
+    def _exchange(self, method: str, path: str, data: bytes | None, most: int | None) -> Answer:
+        fresh, connection = self._lend()
+        while True:
+            try:
+                connection.request(method, path, body=data, headers=self._headers)
+                answer = self._receive(connection, connection.getresponse(), most)
+            except (OSError, HTTPException) as error:
+                connection.close()
+                # A connection that lay idle may have been closed by the server: then once more, anew.
+                if fresh or isinstance(error, TimeoutError):
+                    raise
+                fresh, connection = True, self._connect()
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                self._idle.put(connection)
+                return answer
 
-        Raises:
-            MissingDependencyError: without qdrant-client.
-            NotFoundError: if the local folder is not a Qdrant folder and ``create`` is false.
-            FatalStoreError: if another process holds the folder.
-        """
-        with self._opening:
-            if self._client is None:
-                self._client = self._open_local(create) if self.address.local else self._open_server()
-            return self._client
+    def _receive(self, connection: HTTPConnection, response: HTTPResponse, most: int | None) -> Answer:
+        parts, size = [], 0
+        while part := response.read(_READ_AT_ONCE):
+            size += len(part)
+            if most is not None and size > most:
+                raise TooMuch(size)
+            parts.append(part)
+        content = b"".join(parts)
+        if response.headers.get("content-encoding") == "gzip":
+            import gzip
+
+            content = gzip.decompress(content)
+        if response.headers.get("connection", "").lower() == "close":
+            connection.close()
+        return Answer(response.status, response.reason or "", dict(response.headers), content)
+
+    def _lend(self) -> tuple[bool, HTTPConnection]:
+        try:
+            return False, self._idle.get_nowait()
+        except Empty:
+            return True, self._connect()
+
+    def _connect(self) -> HTTPConnection:
+        a = self._address
+        if not a.https:
+            return HTTPConnection(a.host, a.port, timeout=a.timeout)
+        context = ssl.create_default_context(cafile=a.ca_file)
+        if a.cert_file:
+            context.load_cert_chain(a.cert_file, a.cert_key_file)
+        return HTTPSConnection(a.host, a.port, timeout=a.timeout, context=context)
 
     def close(self) -> None:
-        """Let go of the client. The folder's lock goes with its last user."""
-        with self._opening:
-            client, self._client = self._client, None
-            if client is None:
+        """Close what lies idle; a later `send` connects anew."""
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except Empty:
                 return
-            if not self.address.local:
-                client.close()
-                return
-            self._lock = nullcontext()
-            _release(_key(self.address))
 
-    def twin(self) -> Connection:
-        """Another user of the same place."""
-        return Connection(self.address, self.where)
-
-    def _open_local(self, create: bool) -> QdrantClient:
-        client_class = _client_class()
-        path = str(self.address.path)
-        with _OPEN_LOCK:
-            shared = _OPEN.get(_key(self.address))
-            if shared is None:
-                if path != MEMORY and not create and not (Path(path) / "meta.json").is_file():
-                    raise NotFoundError(
-                        f"{self.where}: there is no Qdrant folder at {path}; check the path"
-                    )
-                shared = _Shared(self._make_local(client_class, path), threading.RLock())
-                _OPEN[_key(self.address)] = shared
-            shared.users += 1
-            self._lock = shared.lock
-            return shared.client
-
-    def _make_local(self, client_class: Any, path: str) -> QdrantClient:
-        # For good, as filters cannot be set for one thread; the docs page says what it says.
-        warnings.filterwarnings("ignore", message="Local mode is not recommended")
-        try:
-            place = {"location": MEMORY} if path == MEMORY else {"path": path}
-            client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
-            return client
-        except Exception as error:
-            raise translate(error, self.where) from error
-
-    def _open_server(self) -> QdrantClient:
-        if self.address.prefer_grpc is not None:
-            return self._make_server(self.address.prefer_grpc)
-        if _listens(self.address.host, self.address.grpc_port):
-            client = self._make_server(True)
-            if _answers(client):
-                return client
-            client.close()
-        return self._make_server(False)
-
-    def _make_server(self, prefer_grpc: bool) -> QdrantClient:
-        a = self.address
-        client: QdrantClient = _client_class()(
-            host=a.host,
-            port=a.port,
-            grpc_port=a.grpc_port,
-            https=a.https,
-            prefix=a.prefix or None,
-            api_key=a.api_key,
-            timeout=a.timeout,
-            prefer_grpc=prefer_grpc,
-            check_compatibility=False,
-        )
-        return client
-
-    def _clean(self, error: VecferryError) -> VecferryError:
-        key = self.address.api_key
+    def cleaned(self, error: VecferryError) -> VecferryError:
+        """The error without the key."""
+        key = self._address.api_key
         if key and key in str(error):
             error.args = (str(error).replace(key, "…"), *error.args[1:])
         return error
 
 
-def _client_class() -> Any:
+def _result(answer: Answer) -> tuple[Any, int]:
     try:
-        from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise MissingDependencyError("qdrant:", "qdrant") from error
-    return QdrantClient
-
-
-def _key(address: Address) -> str:
-    path = str(address.path)
-    return path if path == MEMORY else os.path.realpath(path)
-
-
-def _release(key: str) -> None:
-    with _OPEN_LOCK:
-        shared = _OPEN[key]
-        shared.users -= 1
-        if shared.users or key == MEMORY:  # what is in memory lives as long as the process
-            return
-        del _OPEN[key]
-    with shared.lock:
-        shared.client.close()
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=_PROBE_SECONDS):
-            return True
-    except OSError:
-        return False
-
-
-def _answers(client: QdrantClient) -> bool:
-    """Whether the port speaks Qdrant's gRPC. A refusal (a missing key) is an answer as well."""
-    try:
-        client.get_aliases()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the translated kind decides
-        code = getattr(error, "code", lambda: None)()
-        return getattr(code, "name", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
-    return True
+        found = orjson.loads(answer.content)
+        return found["result"], len(answer.content)
+    except (ValueError, KeyError, TypeError):
+        raise answer from None
 
 
 def flag(name: str, value: Any, default: Any) -> Any:

@@ -1,23 +1,30 @@
-"""Every exception of the Qdrant client, its transports and its local mode → ours. One table a kind.
+"""Every fault of a server, of its two transports and of the client's local mode → ours. One table a kind.
 
 | what happened | gRPC code | HTTP status | becomes |
 |---|---|---|---|
 | unreachable, overloaded, internal fault | UNAVAILABLE, ABORTED, CANCELLED, INTERNAL, UNKNOWN | 425, 429, 5xx | `RetryableError` |
-| no answer in time | DEADLINE_EXCEEDED | 408, 504, the client's own timeouts | `TimedOutError` |
+| no answer in time | DEADLINE_EXCEEDED | 408, 504, time-outs of the socket | `TimedOutError` |
 | the request is too large | a code naming a size or a limit of points | 413, 400 or 429 naming one | `RequestTooLargeError` |
 | rate limit | RESOURCE_EXHAUSTED | 429 | `RetryableError` with ``retry_after`` |
 | a point or a request is not valid | INVALID_ARGUMENT | 400, 422 | `RejectedRecord` while writing, else `PlanError` |
 | no such collection | NOT_FOUND | 404 | `NotFoundError` |
 | there already | ALREADY_EXISTS | 409 | `TargetExistsError` |
-| key missing or not allowed | UNAUTHENTICATED, PERMISSION_DENIED | 401, 403 | `FatalStoreError` |
+| key missing or not allowed | UNAUTHENTICATED, PERMISSION_DENIED | 401, 403 | `DeniedError` |
+| recovery mode, a full disk | INTERNAL saying so | 500 saying so | `FatalStoreError` |
 | the server is too old | UNIMPLEMENTED | 501 | `UnsupportedError` |
+| the port speaks something else | | an answer that is not Qdrant's JSON, a failed TLS handshake | `FatalStoreError` |
 """  # noqa: E501
 
 from __future__ import annotations
 
 import re
 import sqlite3
+import ssl
+from collections.abc import Mapping
+from http.client import BadStatusLine, HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
+
+import orjson
 
 from vecferry.errors import (
     FatalStoreError,
@@ -43,23 +50,54 @@ _SIZE = re.compile(
     r"|larger than rate limiter capacity|for upsert limit",
     re.I,
 )
+_RECOVERY = re.compile(r"recovery mode|low on memory|out of memory", re.I)
+_FULL_DISK = re.compile(r"no space left on device|exceeds available disk space", re.I)
+
+
+class Answer(Exception):
+    """An HTTP answer; raised where it is not what was hoped for."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str], content: bytes) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status, self.reason, self.content = status, reason, content
+        self.headers = {name.lower(): value for name, value in headers.items()}
+
+    @property
+    def detail(self) -> str:
+        """What Qdrant says, without the JSON around it."""
+        text = self.content.decode("utf-8", "replace")
+        try:
+            return str(orjson.loads(self.content)["status"]["error"])
+        except (ValueError, KeyError, TypeError):
+            return text or self.reason
+
+    @property
+    def foreign(self) -> bool:
+        """Whether something else than Qdrant has answered (a page for a browser)."""
+        kind = self.headers.get("content-type", "").lower()
+        return "html" in kind or self.content.lstrip()[:1] == b"<"
+
+
+class TooMuch(Exception):
+    """An answer was longer than it may be; ``args`` holds how long it was when it was given up."""
+
+
+class DeniedError(FatalStoreError):
+    """The key does not allow it."""
 
 
 def translate(error: Exception, where: str, *, writing: bool = False) -> VecferryError:
-    """Our error for one of the client's. ``where`` names the store; ``writing`` says points were sent."""
+    """Our error for one of theirs. ``where`` names the store; ``writing`` says points were sent."""
     if isinstance(error, VecferryError):
         return error
-    kind = type(error).__name__
-    if kind == "ResourceExhaustedResponse":
-        return RetryableError(f"{where}: rate limited", retry_after=_seconds(_attr(error, "retry_after_s")))
-    if kind == "UnexpectedResponse":
+    if isinstance(error, Answer):
         return _from_status(error, where, writing)
-    if kind == "ResponseHandlingException":
-        return _from_transport(_attr(error, "source"), where)
     code = getattr(error, "code", None)
     if callable(code) and hasattr(code(), "name"):
         return _from_code(error, code().name, where, writing)
-    if type(error).__module__.startswith(("httpx", "httpcore")):
+    if isinstance(error, ssl.SSLError):
+        return _from_tls(error, where)
+    if isinstance(error, OSError | HTTPException):
         return _from_transport(error, where)
     return _from_local(error, where, writing)
 
@@ -73,35 +111,49 @@ def _from_code(error: Any, code: str, where: str, writing: bool) -> VecferryErro
     if code == "DEADLINE_EXCEEDED":
         return TimedOutError(f"{where}: {code}: {detail}")
     if code in _PASSING_CODES:
-        return RetryableError(f"{where}: {code}: {detail}")
+        return _lasting(detail, where) or RetryableError(f"{where}: {code}: {detail}")
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return FatalStoreError(f"{where}: {detail}; {_DENIED}")
-    return _answer(
-        {"NOT_FOUND": 404, "ALREADY_EXISTS": 409, "INVALID_ARGUMENT": 400, "UNIMPLEMENTED": 501}.get(
-            code, 0
-        ),
-        where,
-        detail,
-        writing,
-    )
+        return DeniedError(f"{where}: {detail}; {_DENIED}")
+    status = {"NOT_FOUND": 404, "ALREADY_EXISTS": 409, "INVALID_ARGUMENT": 400, "UNIMPLEMENTED": 501}
+    return _final(status.get(code, 0), where, detail, writing)
 
 
-def _from_status(error: Any, where: str, writing: bool) -> VecferryError:
-    status = int(error.status_code or 0)
-    detail = _brief(bytes(error.content or b"").decode("utf-8", "replace") or error.reason_phrase)
+def _from_status(error: Answer, where: str, writing: bool) -> VecferryError:
+    status, detail = error.status, _brief(error.detail)
+    if status in _PASSING_STATUS | _LATE_STATUS and error.foreign:
+        detail = error.reason  # the page of a proxy in front of the server
     if status == 413 or (status in (400, 429) and _SIZE.search(detail)):
         return RequestTooLargeError(f"{where}: {detail}")
     if status in _LATE_STATUS:
         return TimedOutError(f"{where}: HTTP {status}: {detail}")
     if status in _PASSING_STATUS:
-        wait = _seconds((error.headers or {}).get("retry-after"))
-        return RetryableError(f"{where}: HTTP {status}: {detail}", retry_after=wait)
+        wait = _seconds(error.headers.get("retry-after"))
+        return _lasting(detail, where) or RetryableError(
+            f"{where}: HTTP {status}: {detail}", retry_after=wait
+        )
+    if error.foreign or status < 300:
+        return FatalStoreError(
+            f"{where}: something else than Qdrant answers here (HTTP {status}, {detail[:60]!r}); "
+            "check the host and the port"
+        )
     if status in (401, 403):
-        return FatalStoreError(f"{where}: HTTP {status}: {detail}; {_DENIED}")
-    return _answer(status, where, detail, writing)
+        return DeniedError(f"{where}: HTTP {status}: {detail}; {_DENIED}")
+    return _final(status, where, detail, writing)
 
 
-def _answer(status: int, where: str, detail: str, writing: bool) -> VecferryError:
+def _lasting(detail: str, where: str) -> VecferryError | None:
+    """What waiting does not mend, though the server calls it an internal fault."""
+    if _FULL_DISK.search(detail):
+        return FatalStoreError(f"{where}: the server's disk is full ({detail}); make room and go on")
+    if _RECOVERY.search(detail):
+        return FatalStoreError(
+            f"{where}: the server runs in recovery mode, in which it neither reads nor writes points "
+            f"({detail}); start it as usual (without QDRANT__STORAGE__RECOVERY_MODE) and go on"
+        )
+    return None
+
+
+def _final(status: int, where: str, detail: str, writing: bool) -> VecferryError:
     if status == 404:
         return NotFoundError(f"{where}: {detail}; check the collection's name")
     if status == 409:
@@ -113,12 +165,30 @@ def _answer(status: int, where: str, detail: str, writing: bool) -> VecferryErro
     return FatalStoreError(f"{where}: {detail}")
 
 
-def _from_transport(error: Any, where: str) -> VecferryError:
-    module = type(error).__module__
-    if module.startswith(("httpx", "httpcore")) or isinstance(error, OSError):
-        name = type(error).__name__
-        late = isinstance(error, TimeoutError) or name in ("ReadTimeout", "WriteTimeout")
-        return (TimedOutError if late else RetryableError)(f"{where}: {name}: {_brief(str(error))}")
+def _from_tls(error: ssl.SSLError, where: str) -> VecferryError:
+    detail = _brief(str(error))
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return FatalStoreError(
+            f"{where}: the server's certificate is not trusted ({detail}); name its CA with ca_file="
+        )
+    if "WRONG_VERSION_NUMBER" in detail or "HTTP_REQUEST" in detail or "RECORD_LAYER" in detail:
+        return FatalStoreError(f"{where}: the port speaks no TLS; pass https=0")
+    return FatalStoreError(
+        f"{where}: no encrypted connection ({detail}); check https=, ca_file= and cert_file="
+    )
+
+
+def _from_transport(error: Exception, where: str) -> VecferryError:
+    name = type(error).__name__
+    if isinstance(error, TimeoutError):
+        return TimedOutError(f"{where}: {name}: {_brief(str(error))}")
+    if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
+        return FatalStoreError(
+            f"{where}: the port does not speak plain HTTP; pass https=1 if it is encrypted, "
+            "else check the port"
+        )
+    if isinstance(error, OSError | IncompleteRead):
+        return RetryableError(f"{where}: {name}: {_brief(str(error))}")
     return FatalStoreError(
         f"{where}: cannot read the answer: {_brief(str(error))}; is this a Qdrant server?"
     )
@@ -145,14 +215,10 @@ def _from_local(error: Exception, where: str, writing: bool) -> VecferryError:
 def _from_local_refusal(detail: str, where: str, writing: bool) -> VecferryError:
     """The local mode says everything with ValueError."""
     if detail.startswith(("Collection", "Alias")) and detail.endswith(("not found", "does not exist")):
-        return _answer(404, where, detail, writing)
+        return _final(404, where, detail, writing)
     if detail.startswith(("Collection", "Alias")) and detail.endswith("already exists"):
-        return _answer(409, where, detail, writing)
-    return _answer(400, where, detail, writing)
-
-
-def _attr(error: Exception, name: str) -> Any:
-    return getattr(error, name, None)
+        return _final(409, where, detail, writing)
+    return _final(400, where, detail, writing)
 
 
 def _trailer(error: Any, name: str) -> Any:

@@ -5,114 +5,167 @@ comparisons. So each filter becomes two: `Bounds.upper` lets every matching reco
 others), `Bounds.lower` lets only matching ones through (and perhaps not all). Reading asks the server for
 ``upper`` and checks the rest here; where both are the same, the server's answer is exact. A negation turns
 the two around, which is what makes it safe.
+
+A payload index decides what a server's filter finds: an ``integer`` index does not hold 2.5 and a
+``datetime`` index compares numbers as moments, so keys with such an index are compared here. Under a strict
+mode that refuses filters on keys without an index, the others are compared here as well.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
-from qdrant_client import models
-
 from vecferry.model import ENVELOPE, Where
-from vecferry.stores.qdrant.config import json_path
+
+Filter = dict[str, Any]
+"""A filter, or one condition of a filter, in Qdrant's own JSON."""
 
 # None stands for "everything"; a `has_id` of no ids stands for "nothing".
-Condition = Any
-_NOTHING = models.Filter(must=[models.HasIdCondition(has_id=[])])
-_TYPED = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{ENVELOPE}.types"))
+_NOTHING: Filter = {"must": [{"has_id": []}]}
+_UNTYPED: tuple[Filter, ...] = (
+    {"is_empty": {"key": f"{ENVELOPE}.types"}},
+    {"is_empty": {"key": f"{ENVELOPE}.floats"}},
+)
+"""Holds for records none of whose values lies in another form, or with other bits, than it has."""
 _RANGES = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
 _EXACT_INT = 2**53
+_MISLEADING = frozenset({"integer", "datetime"})
+"""Index types that do not find what a comparison without an index finds."""
+_APPROXIMATE = frozenset({"uuid", "text"})
+"""Index types that may take two texts for one."""
+_SIMPLE_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
 Path = Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``upper`` and ``lower`` as filters; ``None`` is the filter that lets everything through."""
+    """``upper`` and ``lower``; ``None`` is the filter that lets everything through."""
 
-    upper: models.Filter | None
-    lower: models.Filter | None
+    upper: Filter | None
+    lower: Filter | None
 
     @property
     def exact(self) -> bool:
         return self.upper == self.lower
 
 
-def bounds(where: Where | None, path: Path) -> Bounds:
-    """The bounds of a filter, for metadata at ``path(key)`` in the payload (``()``: nobody knows)."""
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a collection can be asked.
+
+    Attributes:
+        path: metadata key → the steps to it in the payload; ``()`` where nobody knows.
+        indexes: payload path → type of its index.
+        indexed_only: whether strict mode refuses to filter by keys without an index.
+    """
+
+    path: Path
+    indexes: Mapping[str, str] = field(default_factory=dict)
+    indexed_only: bool = False
+
+    def index(self, place: str) -> str | None:
+        return self.indexes.get(place) or self.indexes.get(place.replace('"', ""))
+
+
+def bounds(where: Where | None, asking: Asking) -> Bounds:
+    """The bounds of a filter."""
     if not where:
         return Bounds(None, None)
-    return _all([_one(key, condition, path) for key, condition in where.items()])
+    return _all([_one(key, condition, asking) for key, condition in where.items()])
 
 
-def _one(key: str, condition: Any, path: Path) -> Bounds:
+def _one(key: str, condition: Any, asking: Asking) -> Bounds:
     if key == "$and":
-        return _all([bounds(part, path) for part in condition])
+        return _all([bounds(part, asking) for part in condition])
     if key == "$or":
-        return _any([bounds(part, path) for part in condition])
+        return _any([bounds(part, asking) for part in condition])
     if key == "$not":
-        return _not(bounds(condition, path))
+        return _not(bounds(condition, asking))
     if not isinstance(condition, Mapping):
         condition = {"$eq": condition}
-    return _all([_operator(key, name, operand, path) for name, operand in condition.items()])
+    return _all([_operator(key, name, operand, asking) for name, operand in condition.items()])
 
 
-def _operator(key: str, name: str, operand: Any, path: Path) -> Bounds:
+def _operator(key: str, name: str, operand: Any, asking: Asking) -> Bounds:
     if name == "$ne":
-        return _not(_operator(key, "$eq", operand, path))
+        return _not(_operator(key, "$eq", operand, asking))
     if name == "$nin":
-        return _not(_operator(key, "$in", operand, path))
-    places = _places(key, path)
+        return _not(_operator(key, "$in", operand, asking))
+    places = _places(key, asking)
     if not places:
         return Bounds(None, _NOTHING)
     if name == "$exists":
-        return _exists(places, bool(operand))
+        return _exists(places, bool(operand), asking)
     if name == "$in":
-        values = list(operand) if isinstance(operand, list | tuple | set) else [operand]
-        return _any([_compare(places, "$eq", value) for value in values])
-    return _compare(places, name, operand)
+        values = list(operand) if isinstance(operand, list | tuple | set | frozenset) else [operand]
+        return _any([_compare(places, "$eq", value, asking) for value in values])
+    return _compare(places, name, operand, asking)
 
 
-def _compare(places: list[str], name: str, operand: Any) -> Bounds:
-    make = _leaf(name, operand)
-    if make is None:
+def _compare(places: list[str], name: str, operand: Any, asking: Asking) -> Bounds:
+    numeric = isinstance(operand, int | float) and not isinstance(operand, bool)
+    if numeric and asking.indexed_only:  # it takes a look at our own key, which has no index
         return Bounds(None, _NOTHING)
-    hits: list[Condition] = [make(place) for place in places]
+    sure, wide = _leaf(name, operand), _leaf(name, operand, ulps=2 if numeric else 0)
+    if sure is None or wide is None:
+        return Bounds(None, _NOTHING)
     exact = len(places) == 1
     if isinstance(operand, bool):
-        upper = lower = models.Filter(should=hits)
-        return Bounds(upper, lower if exact else _NOTHING)
-    # A value whose type JSON lacks (a Decimal, a datetime) lies there as text: only we can compare it.
-    numeric = isinstance(operand, int | float)
-    typed = models.Filter(must_not=[_TYPED])
-    upper = models.Filter(should=[*hits, typed] if numeric else hits)
-    certain = exact and not isinstance(operand, date)
-    return Bounds(upper, models.Filter(must=[*hits, _TYPED]) if certain else _NOTHING)
+        hits = [sure(place) for place in places]
+        return Bounds({"should": hits}, {"should": hits} if exact else _NOTHING)
+    hits = [sure(place) for place in places]
+    if numeric:
+        # A value whose type JSON lacks (a Decimal, a datetime) lies there as text, a float that the server
+        # cannot keep lies there a little off: only we can compare these.
+        typed, floats = ({"must_not": [one]} for one in _UNTYPED)
+        hits += [typed, *({"must": [wide(place), floats]} for place in places)]
+    upper: Filter = {"should": hits}
+    certain = exact and not isinstance(operand, date) and not asking.indexed_only
+    certain = certain and asking.index(places[0]) not in _APPROXIMATE
+    return Bounds(upper, {"must": [*map(sure, places), *_UNTYPED]} if certain else _NOTHING)
 
 
-def _leaf(name: str, operand: Any) -> Callable[[str], Condition] | None:
-    """How one place is asked; ``None`` where Qdrant has no such question."""
+def _leaf(name: str, operand: Any, *, ulps: int = 0) -> Callable[[str], Filter] | None:
+    """How one place is asked; ``None`` where Qdrant has no such question.
+
+    Args:
+        ulps: widen a range of numbers by so many steps of a double on each side.
+    """
     if isinstance(operand, bool | str):
         if name != "$eq":
             return None  # texts have no order in Qdrant
-        return lambda key: models.FieldCondition(key=key, match=models.MatchValue(value=operand))
+        return lambda key: {"key": key, "match": {"value": operand}}
     edges = ["gte", "lte"] if name == "$eq" else [_RANGES[name]]
-    if isinstance(operand, int | float) and operand - operand == 0 and abs(operand) <= _EXACT_INT:
-        number = dict.fromkeys(edges, float(operand))
-        return lambda key: models.FieldCondition(key=key, range=models.Range(**number))
+    if isinstance(operand, int | float) and operand - operand == 0 and abs(operand) < _EXACT_INT:
+        number = dict(_widened(edge, float(operand), ulps) for edge in edges)
+        return lambda key: {"key": key, "range": number}
     if isinstance(operand, datetime):
         aware = operand if operand.tzinfo else operand.replace(tzinfo=UTC)
-        moment: Any = dict.fromkeys(edges, aware)
-        return lambda key: models.FieldCondition(key=key, range=models.DatetimeRange(**moment))
+        moment = dict.fromkeys(edges, aware.isoformat())
+        return lambda key: {"key": key, "range": moment}
     return None
 
 
-def _exists(places: list[str], wanted: bool) -> Bounds:
+def _widened(edge: str, number: float, ulps: int) -> tuple[str, float]:
+    if not ulps:
+        return edge, number
+    below = edge.startswith("g")
+    for _ in range(ulps):
+        number = math.nextafter(number, -math.inf if below else math.inf)
+    return ("gte" if below else "lte"), number
+
+
+def _exists(places: list[str], wanted: bool, asking: Asking) -> Bounds:
     """Qdrant calls null and the empty list empty as well, so only one direction is certain."""
-    empty = [models.IsEmptyCondition(is_empty=models.PayloadField(key=place)) for place in places]
-    there = Bounds(None, models.Filter(must=[models.Filter(must_not=[one]) for one in empty[:1]]))
+    if asking.indexed_only:
+        return Bounds(None, _NOTHING)
+    there = Bounds(None, {"must": [{"must_not": [{"is_empty": {"key": places[0]}}]}]})
     return there if wanted else _not(there)
 
 
@@ -132,35 +185,48 @@ def _not(part: Bounds) -> Bounds:
     return Bounds(_negated(part.lower), _negated(part.upper))
 
 
-def _must(filters: list[models.Filter | None]) -> models.Filter | None:
+def _must(filters: list[Filter | None]) -> Filter | None:
     known = [f for f in filters if f is not None]
-    return _NOTHING if _NOTHING in known else models.Filter(must=known) if known else None
+    return _NOTHING if _NOTHING in known else {"must": known} if known else None
 
 
-def _should(filters: list[models.Filter | None]) -> models.Filter | None:
+def _should(filters: list[Filter | None]) -> Filter | None:
     if any(f is None for f in filters):
         return None
     known = [f for f in filters if f != _NOTHING]
-    return models.Filter(should=known) if known else _NOTHING
+    return {"should": known} if known else _NOTHING
 
 
-def _negated(one: models.Filter | None) -> models.Filter | None:
+def _negated(one: Filter | None) -> Filter | None:
     if one is None:
         return _NOTHING
-    return None if one == _NOTHING else models.Filter(must_not=[one])
+    return None if one == _NOTHING else {"must_not": [one]}
 
 
-def _places(key: str, path: Path) -> list[str]:
+def _places(key: str, asking: Asking) -> list[str]:
     """Where a key may lie: as it is written, and, with dots, as a path into objects.
 
-    Nowhere, if one of these cannot be asked for.
+    Nowhere, if one of these cannot be asked for, or if the server's answer for one would mislead.
     """
-    steps = path(key)
+    steps = asking.path(key)
     if not steps:
         return []
     *root, last = steps
-    places = [json_path((*root, last))]
-    if "." in last:
-        places.append(json_path((*root, *last.split("."))))
-    known = [place for place in places if place is not None]
-    return known if len(known) == len(places) else []
+    paths = [(*root, last)] + ([(*root, *last.split("."))] if "." in last else [])
+    places = [place for path in paths if (place := json_path(path)) is not None]
+    if len(places) < len(paths):
+        return []
+    for index in map(asking.index, places):
+        if index in _MISLEADING or (index is None and asking.indexed_only):
+            return []
+    return places
+
+
+def json_path(steps: tuple[str, ...]) -> str | None:
+    """Qdrant's notation for a path; a step that is no plain name is quoted.
+
+    ``None`` where there is none: it knows no empty step, and no escape for a quote or a backslash.
+    """
+    if any(not step or '"' in step or "\\" in step for step in steps):
+        return None
+    return ".".join(step if _SIMPLE_STEP.fullmatch(step) else f'"{step}"' for step in steps)

@@ -1,9 +1,13 @@
-"""`RecordBatch` ↔ Qdrant points."""
+"""`RecordBatch` ↔ Qdrant points: ids, payloads, vectors, and the bytes in which they travel."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from struct import pack
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -13,6 +17,7 @@ import orjson
 from vecferry.errors import RejectedRecord
 from vecferry.layouts import Layout
 from vecferry.model import (
+    ENVELOPE,
     CollectionSchema,
     Column,
     DenseColumn,
@@ -33,25 +38,35 @@ from vecferry.model.vectors import Array
 from vecferry.ports import Fields
 
 PointId = int | str
+Json = dict[str, Any]
 Norms = list[dict[str, Any]]
 
 UINT64 = range(2**64)
-# float32 vectors that are meant to have unit length miss it by less than this.
-UNIT_TOLERANCE = 1e-5
-# A float32 written as the shortest decimal of the double it widens to, with its comma; and in protobuf.
-JSON_NUMBER, GRPC_NUMBER = 21, 4
+_INT64 = range(-(2**63), 2**63)
+# Vectors that are meant to have unit length miss it by less than this, by the type they are kept in.
+_UNIT_TOLERANCE = {DType.FLOAT16: 1e-3}
+_UNIT_TOLERANCE_ELSE = 1e-5
+# A float32 written as the shortest decimal, with its comma; and in protobuf.
+JSON_NUMBER, GRPC_NUMBER = 13, 4
+_MOST_LEVELS = 32
+"""Objects and lists inside each other that a gRPC message of points may hold."""
+
+
+class NeedsRest(Exception):
+    """A payload holds what gRPC has no form for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Points before they take the form of a transport, column by column.
 
-    ``records`` are the records' own ids. Dense and multi columns are float32 here, whatever they were.
+    ``records`` are the records' own ids, ``payloads`` JSON. Dense and multi columns are float32 here,
+    whatever they were.
     """
 
     ids: Sequence[PointId]
     records: Sequence[RecordId]
-    payloads: Sequence[dict[str, Any]]
+    payloads: Sequence[bytes]
     columns: Mapping[str, Column]
 
     def __len__(self) -> int:
@@ -59,19 +74,26 @@ class Rows:
 
     def slice(self, start: int, stop: int) -> Rows:
         """Rows ``start`` to ``stop``."""
-        picked = np.arange(start, stop)
+        if start <= 0 and stop >= len(self):
+            return self
+        picked = np.arange(start, min(stop, len(self)))
         columns = {name: column.take(picked) for name, column in self.columns.items()}
         return Rows(self.ids[start:stop], self.records[start:stop], self.payloads[start:stop], columns)
+
+    def take(self, picked: Sequence[int]) -> Rows:
+        """The given rows."""
+        columns = {name: column.take(np.array(picked, np.int64)) for name, column in self.columns.items()}
+        return Rows(
+            [self.ids[i] for i in picked],
+            [self.records[i] for i in picked],
+            [self.payloads[i] for i in picked],
+            columns,
+        )
 
     def last_of_each(self) -> Rows:
         """Without the earlier of two rows of one id: requests side by side come in any order."""
         last = {id_: row for row, id_ in enumerate(self.ids)}
-        if len(last) == len(self):
-            return self
-        picked = sorted(last.values())
-        columns = {name: column.take(np.array(picked)) for name, column in self.columns.items()}
-        records, payloads = [self.records[i] for i in picked], [self.payloads[i] for i in picked]
-        return Rows([self.ids[i] for i in picked], records, payloads, columns)
+        return self if len(last) == len(self) else self.take(sorted(last.values()))
 
     def sizes(self, number_bytes: int) -> list[int]:
         """About how many bytes each row takes, when a number takes ``number_bytes``."""
@@ -83,13 +105,8 @@ class Rows:
                 numbers += np.diff(column.offsets) * column.values.shape[1]
             else:
                 numbers += 2 * np.diff(column.indptr)
-        return [int(n) * number_bytes + self._payload_bytes(i) for i, n in enumerate(numbers.tolist())]
-
-    def _payload_bytes(self, row: int) -> int:
-        try:
-            return len(orjson.dumps(self.payloads[row]))
-        except TypeError as error:  # half a surrogate pair: no transport carries it
-            raise RejectedRecord(f"not valid Unicode: {error}", ids=[self.records[row]]) from error
+        sizes = (numbers * number_bytes).astype(np.int64).tolist()
+        return [size + len(payload) for size, payload in zip(sizes, self.payloads, strict=True)]
 
 
 # -- ids ----------------------------------------------------------------------------------------
@@ -134,30 +151,279 @@ def order(point: PointId) -> tuple[int, int]:
 
 
 def _is_uuid(text: str) -> bool:
+    if len(text) != 36:
+        return False
     try:
         return str(UUID(text)) == text
     except ValueError:
         return False
 
 
+# -- numbers of a payload -----------------------------------------------------------------------
+
+_MAY_DRIFT = re.compile(rb"[:,\[]-?(?:\d[\d.]{15,}|\d[\d.]*e[+-]?\d\d)")
+"""Finds, in compact JSON, what may be a number that `as_kept` changes. Texts may look like it, too."""
+
+
+def as_kept(value: float) -> float:
+    """What a server gives back for a float: it keeps JSON text and parses it without exact round-trip.
+
+    The digits become a double, which is then multiplied or divided by a power of ten (serde_json without
+    ``float_roundtrip``): two roundings instead of one. What came back once comes back the same again.
+    """
+    digits, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = digits.partition(".")
+    fraction = "" if fraction == "0" else fraction
+    exponent = int(power or 0) - len(fraction)
+    result = float(int(whole + fraction))
+    if exponent >= 0:
+        result *= 10.0**exponent
+    elif exponent >= -308:
+        result /= 10.0**-exponent
+    else:
+        result = result / 1e308 / 10.0 ** (-exponent - 308)
+    return math.copysign(result, value)
+
+
+def drifting(value: Any, pointer: str = "") -> Iterator[tuple[str, float]]:
+    """JSON pointer and exact value of every float that `as_kept` changes."""
+    if isinstance(value, float):
+        if as_kept(value) != value:
+            yield pointer, value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            if isinstance(child, float | dict | list):
+                yield from drifting(child, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}")
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            if isinstance(child, float | dict | list):
+                yield from drifting(child, f"{pointer}/{i}")
+
+
+def drifting_in(metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """`drifting` for metadata as it is, with a quick look first."""
+    try:
+        if _MAY_DRIFT.search(orjson.dumps(metadata)) is None:
+            return
+    except TypeError:
+        pass
+    yield from drifting(dict(metadata))
+
+
+def _at(root: Any, pointer: str) -> tuple[Any, Any]:
+    """The container that a pointer leads into, and the key there.
+
+    Raises:
+        LookupError, TypeError, ValueError: if it leads nowhere.
+    """
+    *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
+    for step in steps:
+        root = root[int(step)] if isinstance(root, list) else root[step]
+    return root, int(last) if isinstance(root, list) else last
+
+
+def _numbers_in_place(body: Json, envelope: Json) -> None:
+    """Numbers that other stores cannot hold stay numbers here, so that range filters find them."""
+    types = envelope.get("types") or {}
+    for pointer, kind in list(types.items()):
+        if kind not in ("int", "float"):
+            continue
+        try:
+            holder, key = _at(body, pointer)
+            number = int(holder[key]) if kind == "int" else float(holder[key])
+        except (LookupError, TypeError, ValueError):
+            continue
+        if number in UINT64 if kind == "int" else number - number == 0.0:
+            holder[key] = number
+            del types[pointer]
+    if "types" in envelope and not types:
+        del envelope["types"]
+
+
+def _exact_floats(body: Json, floats: Any) -> None:
+    """Give floats that came back a little off their exact value, unless the app has changed them since."""
+    for pointer, exact in floats.items() if isinstance(floats, dict) else ():
+        try:
+            holder, key = _at(body, pointer)
+            value = float(exact)
+            if isinstance(holder[key], float) and holder[key] in (as_kept(value), value):
+                holder[key] = value
+        except (LookupError, TypeError, ValueError):
+            continue
+
+
 # -- batch → rows -------------------------------------------------------------------------------
 
 
-def rows_of(
-    batch: RecordBatch, schema: CollectionSchema, layout: Layout, *, text_ids: bool, keep_norms: bool
-) -> Rows:
-    """The batch as rows.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How records lie in one collection.
 
-    Raises:
-        RejectedRecord: for NaN and infinite components, and for metadata that cannot be kept, with the ids.
+    Attributes:
+        text_ids: whether texts that are UUIDs are point ids (see `point_id`).
+        keep_norms: whether lengths that a cosine collection takes are kept and given back.
+        id_key: a payload key under which ids that change form stand as they were, for the application.
+        drifts: whether the store changes some floats (see `as_kept`): a server does.
     """
-    ids = batch.id_list
-    if bad := batch.non_finite():
-        raise RejectedRecord("vectors hold NaN or infinite numbers", ids=[ids[row] for row in bad])
-    points = [point_id(id_, text_ids=text_ids) for id_ in ids]
-    norms = _norms(batch, schema) if keep_norms else None
-    payloads = _payloads(batch, ids, layout, [foreign for _, foreign in points], norms)
-    return Rows([point for point, _ in points], ids, payloads, dict(_wire_columns(batch)))
+
+    schema: CollectionSchema
+    layout: Layout
+    text_ids: bool = False
+    keep_norms: bool = True
+    id_key: str = ""
+    drifts: bool = True
+
+    @property
+    def root(self) -> tuple[str, ...]:
+        """The steps from the payload to the object that holds the metadata."""
+        return self.layout.path("x")[:-1]
+
+    @property
+    def nodes(self) -> bool:
+        """Whether metadata is read from a text inside the payload, in which numbers are exact."""
+        return self.layout.name in ("llamaindex", "both")
+
+    def body(self, payload: Json) -> Json:
+        """The object that holds the metadata."""
+        for step in self.root:
+            found = payload.get(step)
+            payload = found if isinstance(found, dict) else {}
+        return payload
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def rows_of(self, batch: RecordBatch) -> Rows:
+        """The batch as rows.
+
+        Raises:
+            RejectedRecord: for NaN and infinite components, and for metadata that cannot be kept, with
+                the ids.
+        """
+        ids = batch.id_list
+        if bad := batch.non_finite():
+            raise RejectedRecord("vectors hold NaN or infinite numbers", ids=[ids[row] for row in bad])
+        points = [point_id(id_, text_ids=self.text_ids) for id_ in ids]
+        norms = self._norms(batch) if self.keep_norms else None
+        payloads = self._payloads(batch, ids, [foreign for _, foreign in points], norms)
+        return Rows([point for point, _ in points], ids, payloads, dict(_wire_columns(batch)))
+
+    def _payloads(
+        self, batch: RecordBatch, ids: list[RecordId], foreign: list[bool], norms: Norms | None
+    ) -> list[bytes]:
+        texts, metadata = batch.text_list, batch.metadata_list
+        try:
+            made = self.layout.encode(ids, texts, metadata, foreign=foreign, norms=norms)
+            return [self._sealed(*row) for row in zip(made, ids, foreign, strict=True)]
+        except TypeError:
+            pass
+        bad, reason = [], ""
+        for i, (id_, text, meta) in enumerate(zip(ids, texts, metadata, strict=True)):
+            try:
+                (payload,) = self.layout.encode([id_], [text], [meta], foreign=foreign[i : i + 1])
+                self._sealed(payload, id_, foreign[i])
+            except TypeError as error:
+                bad.append(id_)
+                reason = str(error)
+                if "surrogates" in reason:
+                    reason = f"not valid Unicode: {reason}"
+        raise RejectedRecord(reason, ids=bad)
+
+    def _sealed(self, payload: Json, id_: RecordId, foreign: bool) -> bytes:
+        """The payload as JSON, with what its numbers need."""
+        envelope = payload.get(ENVELOPE)
+        if foreign and self.id_key and self.id_key not in payload:
+            payload[self.id_key] = _shown(id_)
+        if not self.nodes and envelope:
+            _numbers_in_place(self.body(payload), envelope)
+            if not envelope:
+                del payload[ENVELOPE]
+        text = orjson.dumps(payload)
+        if self.nodes or not self.drifts or _MAY_DRIFT.search(text) is None:
+            return text
+        own = {ENVELOPE} if not self.root else set()
+        body = {key: value for key, value in self.body(payload).items() if key not in own}
+        if floats := {pointer: repr(value) for pointer, value in drifting(body)}:
+            payload.setdefault(ENVELOPE, {})["floats"] = floats
+            text = orjson.dumps(payload)
+        return text
+
+    def _norms(self, batch: RecordBatch) -> Norms | None:
+        """The lengths that a cosine collection would forget, by row; ``None`` if all are 1."""
+        found: Norms = [{} for _ in range(len(batch))]
+        known = {f.name: f for f in self.schema.fields}
+        for name, column in batch.vectors.items():
+            field_ = known.get(name)
+            if field_ is None or field_.metric is not Metric.COSINE:
+                continue
+            if self.drifts and field_.dtype is DType.UINT8:
+                continue  # a server leaves these as they are
+            lengths = np.linalg.norm(column.values.astype(np.float64), axis=1)
+            tolerance = _UNIT_TOLERANCE.get(field_.dtype, _UNIT_TOLERANCE_ELSE)
+            odd = (np.abs(lengths - 1.0) > tolerance) & (lengths > 0)
+            if isinstance(column, MultiColumn):
+                for row in range(len(batch)):
+                    span = slice(column.offsets[row], column.offsets[row + 1])
+                    if odd[span].any():
+                        found[row][name] = lengths[span].tolist()
+                continue
+            for row in np.flatnonzero(odd & column.present).tolist():
+                found[row][name] = float(lengths[row])
+        return found if any(found) else None
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def batch_of(self, points: Sequence[Any], fields: Fields) -> RecordBatch:
+        """A batch of points as REST gives them: ``{"id", "payload", "vector"}``."""
+        payloads = [point.get("payload") or {} for point in points]
+        for payload in payloads:
+            if ENVELOPE in payload or self.id_key:
+                self._unsealed(payload)
+        columns = self.layout.decode(payloads)
+        ids = [
+            record_id(point["id"], text_ids=self.text_ids) if known is None else known
+            for point, known in zip(points, columns.ids, strict=True)
+        ]
+        norms = columns.norms if self.keep_norms and any(columns.norms) else None
+        vectors = self.columns_of(points, [f for f in self.schema.fields if fields.wants(f.name)], norms)
+        return RecordBatch(
+            ids=IdColumn(ids),
+            vectors={n: c for n, c in vectors.items() if not isinstance(c, SparseColumn)},
+            sparse_vectors={n: c for n, c in vectors.items() if isinstance(c, SparseColumn)},
+            texts=columns.texts if fields.text else None,
+            metadata=columns.metadata if fields.metadata else None,
+        )
+
+    def columns_of(
+        self, points: Sequence[Any], fields: Sequence[VectorField], norms: Any = None
+    ) -> dict[str, Column]:
+        """The vectors of some fields. ``norms`` gives them back their lengths."""
+        stored = [_named(point.get("vector")) for point in points]
+        found: dict[str, Column] = {}
+        for field_ in fields:
+            values = [vectors.get(field_.name) for vectors in stored]
+            if field_.kind is Kind.SPARSE:
+                found[field_.name] = SparseColumn.from_rows([_sparse(value) for value in values])
+            else:
+                found[field_.name] = _dense(field_, values, norms)
+        return found
+
+    def _unsealed(self, payload: Json) -> None:
+        envelope = payload.get(ENVELOPE)
+        if not isinstance(envelope, dict):
+            return
+        if "floats" in envelope:
+            _exact_floats(self.body(payload), envelope["floats"])
+        if self.id_key and "id" in envelope and self.id_key in payload:
+            shown = payload[self.id_key]
+            if encode_id(shown) == envelope["id"] or shown == envelope["id"]:
+                del payload[self.id_key]
+
+
+def _shown(id_: RecordId) -> Any:
+    """An id as an application reads and filters it: integers of 64 bits and texts as they are."""
+    if isinstance(id_, str) or (isinstance(id_, int) and id_ in _INT64):
+        return id_
+    return encode_id(id_)
 
 
 def _wire_columns(batch: RecordBatch) -> Iterator[tuple[str, Column]]:
@@ -168,44 +434,6 @@ def _wire_columns(batch: RecordBatch) -> Iterator[tuple[str, Column]]:
             yield name, MultiColumn(column.values.astype(np.float32), column.offsets, column.mask)
         else:
             yield name, DenseColumn(column.values.astype(np.float32), column.mask)
-
-
-def _payloads(
-    batch: RecordBatch, ids: list[RecordId], layout: Layout, foreign: list[bool], norms: Norms | None
-) -> list[dict[str, Any]]:
-    texts, metadata = batch.text_list, batch.metadata_list
-    try:
-        return layout.encode(ids, texts, metadata, foreign=foreign, norms=norms)
-    except TypeError:
-        pass
-    bad, reason = [], ""
-    for id_, text, meta in zip(ids, texts, metadata, strict=True):
-        try:
-            layout.encode([id_], [text], [meta])
-        except TypeError as error:
-            bad.append(id_)
-            reason = str(error)
-    raise RejectedRecord(reason, ids=bad)
-
-
-def _norms(batch: RecordBatch, schema: CollectionSchema) -> Norms | None:
-    """The lengths that a cosine collection would forget, by row; ``None`` if all are 1."""
-    found: Norms = [{} for _ in range(len(batch))]
-    known = {f.name: f for f in schema.fields}
-    for name, column in batch.vectors.items():
-        if name not in known or known[name].metric is not Metric.COSINE:
-            continue
-        lengths = np.linalg.norm(column.values.astype(np.float64), axis=1)
-        odd = (np.abs(lengths - 1.0) > UNIT_TOLERANCE) & (lengths > 0)
-        if isinstance(column, MultiColumn):
-            for row in range(len(batch)):
-                span = slice(column.offsets[row], column.offsets[row + 1])
-                if odd[span].any():
-                    found[row][name] = lengths[span].tolist()
-            continue
-        for row in np.flatnonzero(odd & column.present).tolist():
-            found[row][name] = float(lengths[row])
-    return found if any(found) else None
 
 
 def chunks(rows: Rows, *, points: int, max_bytes: int, number_bytes: int) -> Iterator[Rows]:
@@ -220,141 +448,173 @@ def chunks(rows: Rows, *, points: int, max_bytes: int, number_bytes: int) -> Ite
         yield rows.slice(start, len(rows))
 
 
-# -- rows → the forms of the transports -----------------------------------------------------------
+# -- rows → JSON --------------------------------------------------------------------------------
 
 
-def as_models(rows: Rows) -> list[Any]:
-    """``models.PointStruct`` for REST and the local mode. Built without validating what is known to fit."""
-    from qdrant_client import models
-
-    make = models.PointStruct.model_construct
-    columns = {name: _plain(column) for name, column in rows.columns.items()}
-    points = []
-    for i, (id_, payload) in enumerate(zip(rows.ids, rows.payloads, strict=True)):
-        vectors: Any = {name: values[i] for name, values in columns.items() if values[i] is not None}
-        vectors = vectors[""] if len(vectors) == 1 and "" in vectors else vectors
-        points.append(make(id=id_, vector=vectors, payload=payload))
-    return points
-
-
-def _plain(column: Column) -> list[Any]:
-    from qdrant_client import models
-
-    if isinstance(column, DenseColumn):
-        rows = column.values.tolist()
-        return (
-            rows
-            if column.mask is None
-            else [r if ok else None for r, ok in zip(rows, column.mask, strict=True)]
-        )
-    if isinstance(column, MultiColumn):
-        return [None if (m := column[i]) is None else m.tolist() for i in range(len(column))]
-    vectors = [column[i] for i in range(len(column))]
-    make = models.SparseVector.model_construct
+def as_json(rows: Rows) -> list[bytes]:
+    """Each row as a point in JSON. Vectors go from the array to text in C, payloads as they are."""
+    ids = [b"%d" % id_ if isinstance(id_, int) else b'"%s"' % id_.encode() for id_ in rows.ids]
     return [
-        None if v is None else make(indices=v.indices.tolist(), values=v.values.tolist()) for v in vectors
+        b'{"id":%s,"vector":%s,"payload":%s}' % row
+        for row in zip(ids, _json_vectors(rows), rows.payloads, strict=True)
     ]
 
 
-def as_messages(rows: Rows) -> list[Any]:
-    """gRPC ``PointStruct`` messages; dense vectors are handed over as bytes, not number by number."""
-    from qdrant_client import grpc
-    from qdrant_client.conversions.conversion import payload_to_grpc
-
-    named = list(rows.columns) != [""]
-    columns = [(name, _serialized(column, named)) for name, column in rows.columns.items()]
-    messages = []
-    for i, (id_, payload) in enumerate(zip(rows.ids, rows.payloads, strict=True)):
-        point = grpc.PointId(num=id_) if isinstance(id_, int) else grpc.PointId(uuid=id_)
-        message = grpc.PointStruct(id=point, payload=payload_to_grpc(payload))
-        if named:
-            message.vectors.vectors.SetInParent()
-        for name, vectors in columns:
-            vector = vectors[i]
-            if vector is not None and named:
-                message.vectors.vectors.vectors[name].MergeFromString(vector)
-            elif vector is not None:
-                message.vectors.MergeFromString(vector)
-        if not message.HasField("vectors"):
-            message.vectors.vectors.SetInParent()
-        messages.append(message)
-    return messages
+def _json_vectors(rows: Rows) -> Iterator[bytes]:
+    if list(rows.columns) == [""]:
+        return (text or b"{}" for text in _json_column(rows.columns[""]))
+    heads = [orjson.dumps(name) + b":" for name in rows.columns]
+    columns = [_json_column(column) for column in rows.columns.values()]
+    if not columns:
+        return repeat(b"{}", len(rows))
+    return (
+        b"{%s}" % b",".join([head + text for head, text in zip(heads, row, strict=True) if text])
+        for row in zip(*columns, strict=True)
+    )
 
 
-def _serialized(column: Column, named: bool) -> list[bytes | None]:
-    """Each row as a serialised ``Vector``, or, for an unnamed one, as the ``Vectors`` around it."""
+def _json_column(column: Column) -> list[bytes | None]:
+    if isinstance(column, DenseColumn):
+        if not len(column) or not column.values.shape[1]:
+            return [None] * len(column)
+        whole = orjson.dumps(np.ascontiguousarray(column.values), option=orjson.OPT_SERIALIZE_NUMPY)
+        rows: list[bytes | None] = [b"[%s]" % row for row in whole[2:-2].split(b"],[")]
+        if column.mask is None:
+            return rows
+        return [row if there else None for row, there in zip(rows, column.mask, strict=True)]
+    return [None if (value := column[i]) is None else _json_value(value) for i in range(len(column))]
+
+
+def _json_value(value: Array | SparseVector) -> bytes:
+    if isinstance(value, SparseVector):
+        value = {"indices": value.indices, "values": value.values}  # type: ignore[assignment]
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+# -- rows → protobuf ----------------------------------------------------------------------------
+#
+# The messages of Qdrant's points.proto and json_with_int.proto, field by field: a tag is the field's
+# number times 8 plus how it is written (0 varint, 1 eight bytes, 2 length and content).
+
+
+def as_message(collection: str, rows: Rows, shard_key: str | None) -> bytes:
+    """An ``UpsertPoints`` that waits. Vectors are the array's own bytes.
+
+    Raises:
+        NeedsRest: for integers beyond 64 bits with a sign, and for what is nested too deep.
+    """
+    parts = [as_field(0x0A, collection.encode()), b"\x10\x01"]
+    for id_, payload, vectors in zip(rows.ids, rows.payloads, _packed_vectors(rows), strict=True):
+        id_part = b"\x08" + _varint(id_) if isinstance(id_, int) else as_field(0x12, id_.encode())
+        entries = [_entry(0x1A, key, value, 1) for key, value in orjson.loads(payload).items()]
+        parts.append(as_field(0x1A, as_field(0x0A, id_part) + b"".join(entries) + vectors))
+    if shard_key is not None:
+        parts.append(as_field(0x2A, as_field(0x0A, as_field(0x0A, shard_key.encode()))))
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def as_field(tag: int, content: bytes) -> bytes:
+    """A length-delimited field; ``tag`` below 128."""
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    return bytes((tag,)) + _varint(size) + content
+
+
+def _entry(tag: int, key: str, value: Any, level: int) -> bytes:
+    """An entry of a ``map<string, Value>``."""
+    return as_field(tag, as_field(0x0A, key.encode()) + as_field(0x12, _value(value, level)))
+
+
+def _value(value: Any, level: int) -> bytes:
+    kind = type(value)
+    if kind is str:
+        return as_field(0x22, value.encode())
+    if kind is int:
+        if value not in _INT64:
+            raise NeedsRest
+        return b"\x18" + _varint(value & 0xFFFFFFFFFFFFFFFF)
+    if kind is float:
+        return b"\x11" + pack("<d", value)
+    if kind is bool:
+        return b"\x28\x01" if value else b"\x28\x00"
+    if value is None:
+        return b"\x08\x00"
+    if level > _MOST_LEVELS // 2:
+        raise NeedsRest
+    if kind is dict:
+        return as_field(0x32, b"".join([_entry(0x0A, k, v, level + 1) for k, v in value.items()]))
+    return as_field(0x3A, b"".join([as_field(0x0A, _value(v, level + 1)) for v in value]))
+
+
+def _packed_vectors(rows: Rows) -> Iterator[bytes]:
+    """Each row's ``Vectors``, as a field of its ``PointStruct``."""
+    if list(rows.columns) == [""]:
+        empty = as_field(0x22, as_field(0x12, b""))
+        return (
+            empty if one is None else as_field(0x22, as_field(0x0A, one))
+            for one in _packed(rows.columns[""])
+        )
+    keys = [as_field(0x0A, name.encode()) for name in rows.columns]
+    columns = [_packed(column) for column in rows.columns.values()]
+    if not columns:
+        return repeat(as_field(0x22, as_field(0x12, b"")), len(rows))
+    return (
+        as_field(
+            0x22,
+            as_field(
+                0x12,
+                b"".join(
+                    [
+                        as_field(0x0A, key + as_field(0x12, one))
+                        for key, one in zip(keys, row, strict=True)
+                        if one is not None
+                    ]
+                ),
+            ),
+        )
+        for row in zip(*columns, strict=True)
+    )
+
+
+def _packed(column: Column) -> list[bytes | None]:
+    """Each row as a ``Vector``."""
     if isinstance(column, DenseColumn):
         width = 4 * column.values.shape[1]
-        head = _head(column.values.shape[1], named)
+        floats = b"\x0a" + _varint(width)  # the packed floats of a DenseVector
+        head = b"\xaa\x06" + _varint(len(floats) + width) + floats  # field 101 of Vector
         body = column.values.astype("<f4", copy=False).tobytes()
         rows: list[bytes | None] = [head + body[at : at + width] for at in range(0, len(body), width)]
-        return (
-            rows
-            if column.mask is None
-            else [r if ok else None for r, ok in zip(rows, column.mask, strict=True)]
-        )
-    return [None if (v := column[i]) is None else _serialized_one(v, named) for i in range(len(column))]
+        if column.mask is None:
+            return rows
+        return [row if there else None for row, there in zip(rows, column.mask, strict=True)]
+    return [None if (value := column[i]) is None else _packed_one(value) for i in range(len(column))]
 
 
-def _head(dim: int, named: bool) -> bytes:
-    """What protobuf writes before the floats of a dense vector of ``dim``: they stand last, packed."""
-    from qdrant_client import grpc
-
-    vector = grpc.Vector(dense=grpc.DenseVector(data=[0.0] * dim))
-    whole: bytes = (vector if named else grpc.Vectors(vector=vector)).SerializeToString()
-    return whole[: len(whole) - 4 * dim]
-
-
-def _serialized_one(value: Array | SparseVector, named: bool) -> bytes:
-    from qdrant_client import grpc
-
+def _packed_one(value: Array | SparseVector) -> bytes:
     if isinstance(value, SparseVector):
-        sparse = grpc.SparseVector(indices=value.indices.tolist(), values=value.values.tolist())
-        vector = grpc.Vector(sparse=sparse)
+        indices = b"".join(map(_varint, value.indices.tolist()))
+        numbers = value.values.astype("<f4", copy=False).tobytes()
+        content, tag = as_field(0x0A, numbers) + as_field(0x12, indices), b"\xb2\x06"  # field 102
     else:
-        dense = [grpc.DenseVector(data=row) for row in value.tolist()]
-        vector = grpc.Vector(multi_dense=grpc.MultiDenseVector(vectors=dense))
-    whole: bytes = (vector if named else grpc.Vectors(vector=vector)).SerializeToString()
-    return whole
+        rows = value.astype("<f4", copy=False)
+        content = b"".join([as_field(0x0A, as_field(0x0A, row.tobytes())) for row in rows])
+        tag = b"\xba\x06"  # field 103
+    return tag + _varint(len(content)) + content
 
 
-# -- points → batch -----------------------------------------------------------------------------
-
-
-def batch_of(
-    points: Sequence[Any],
-    schema: CollectionSchema,
-    layout: Layout,
-    fields: Fields,
-    *,
-    text_ids: bool,
-    restore: bool,
-) -> RecordBatch:
-    """A batch of ``models.Record`` (or scored points). ``restore`` gives vectors their lengths back."""
-    columns = layout.decode([point.payload or {} for point in points])
-    ids = [
-        record_id(point.id, text_ids=text_ids) if known is None else known
-        for point, known in zip(points, columns.ids, strict=True)
-    ]
-    stored = [_named(point.vector) for point in points]
-    norms = columns.norms if restore and any(columns.norms) else None
-    dense: dict[str, DenseColumn | MultiColumn] = {}
-    sparse: dict[str, SparseColumn] = {}
-    for field_ in schema.fields:
-        if not fields.wants(field_.name):
-            continue
-        values = [vectors.get(field_.name) for vectors in stored]
-        if field_.kind is Kind.SPARSE:
-            sparse[field_.name] = SparseColumn.from_rows([_sparse(value) for value in values])
-        else:
-            dense[field_.name] = _dense(field_, values, norms)
-    return RecordBatch(
-        ids=IdColumn(ids),
-        vectors=dense,
-        sparse_vectors=sparse,
-        texts=columns.texts if fields.text else None,
-        metadata=columns.metadata if fields.metadata else None,
-    )
+# -- JSON → columns -----------------------------------------------------------------------------
 
 
 def _named(vector: Any) -> Mapping[str, Any]:
@@ -364,12 +624,17 @@ def _named(vector: Any) -> Mapping[str, Any]:
 
 
 def _sparse(value: Any) -> SparseVector | None:
-    return None if value is None else SparseVector(value.indices, value.values)
+    return None if value is None else SparseVector(value["indices"], value["values"])
 
 
 def _dense(
     field_: VectorField, values: list[Any], norms: Sequence[Mapping[str, Any]] | None
 ) -> DenseColumn | MultiColumn:
+    dtype = np.dtype(field_.dtype.numpy)
+    if norms is None and field_.kind is Kind.DENSE and values and None not in values:
+        whole = np.array(values, dtype=np.float32)
+        rounded = np.rint(whole) if dtype.kind in "iu" else whole
+        return DenseColumn(rounded.astype(dtype, copy=False))
     make: Callable[..., Any] = MultiColumn.from_rows if field_.kind is Kind.MULTI else DenseColumn.from_rows
     rows = [None if value is None else np.asarray(value, dtype=np.float32) for value in values]
     for i, row in enumerate(rows):
@@ -378,7 +643,7 @@ def _dense(
             rows[i] = _lengthened(row, np.asarray(length, dtype=np.float64))
     if field_.dtype in (DType.INT8, DType.UINT8):
         rows = [None if row is None else np.rint(row) for row in rows]
-    column: DenseColumn | MultiColumn = make(rows, field_.dim, np.dtype(field_.dtype.numpy))
+    column: DenseColumn | MultiColumn = make(rows, field_.dim, dtype)
     return column
 
 

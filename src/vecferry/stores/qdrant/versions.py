@@ -7,6 +7,8 @@ own cannot become an alias while that collection stands, and Qdrant cannot renam
 its points are copied to ``NAME__vf_plain`` (the first version, to roll back to), the copy is counted, and
 only then the collection gives way to the alias. Between these two requests the name answers "not found";
 a run that is killed there is completed by publishing again.
+
+Other aliases of the live version go along with every switch: deleting a collection would delete them.
 """
 
 from __future__ import annotations
@@ -15,29 +17,28 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from vecferry.errors import NotFoundError, PlanError, RequestTooLargeError, RetryableError
+from vecferry.errors import NotFoundError, PlanError, RetryableError
 from vecferry.ports import Version
-from vecferry.stores.qdrant.config import Record, page_limit
-from vecferry.stores.qdrant.connection import Connection
+from vecferry.stores.qdrant.points import Json
+from vecferry.stores.qdrant.schema import Record, read_settings
 
 MARK = "__vf_"
 PLAIN = "plain"
 _PAGE = 256
+_WHOLE: Json = {"with_payload": True, "with_vector": True}
 
 
 class Versions:
     """The versions of the collection ``name``."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
-        self._call, self.name = connection.call, name
-        self._where = connection.where
+    def __init__(self, engine: Any, name: str) -> None:
+        self._engine, self.name = engine, name
+        self._where = engine.where
 
     def behind(self) -> str | None:
         """The collection behind the alias ``name``; ``None`` if it is no alias."""
-        for alias in self._call("get_aliases").aliases:
-            if alias.alias_name == self.name:
-                return str(alias.collection_name)
-        return None
+        found: str | None = self._engine.aliases().get(self.name)
+        return found
 
     def collection(self, tag: str) -> str:
         return f"{self.name}{MARK}{tag}"
@@ -49,31 +50,36 @@ class Versions:
         live = self.behind()
         if live == target:
             self._stamp(target, once=True)
+            self._stamp_kept(target)
             return self._version(target, live=True)
-        before = None
+        before, moving = None, [a for a, c in self._engine.aliases().items() if c in (live, self.name)]
         if live is not None and self._is_ours(live):
             self._stamp(live, once=True)
         elif live is not None:
             before = live  # the app's own alias, of a collection that stays as it is
         elif self._stands(self.name):
-            self._copy(self.name, self.collection(PLAIN))
-            self._call("delete_collection", self.name)
+            moving = self._keep(moving)
+        else:
+            moving = self._kept_aliases()
         if before is not None:
             self._note(target, previous=before)
-        self._point_to(target)
+        self._point_to(target, moving)
         self._stamp(target)
+        self._stamp_kept(target)
         return self._version(target, live=True)
 
     def discard(self, tag: str) -> None:
         target = self.collection(tag)
         if self._stands(target) and self.behind() != target and not self._published(target):
-            self._call("delete_collection", target)
+            self._engine.drop(target)
 
     def all(self) -> list[Version]:
         live = self.behind()
+        found = [self._version(name, live=name == live) for name in reversed(self._history(live))]
         if live is None:
-            return [Version(PLAIN, True, count=self._count(self.name))] if self._stands(self.name) else []
-        return [self._version(name, live=name == live) for name in reversed(self._history(live))]
+            alone = self._stands(self.name)
+            found = [Version(PLAIN, True, count=self._count(self.name))] if alone else []
+        return found + [self._version(name, live=False) for name in self._unpublished(live)]
 
     def rollback(self) -> Version:
         live = self.behind()
@@ -81,18 +87,25 @@ class Versions:
         at = history.index(live) if live in history else 0
         if at == 0:
             raise NotFoundError(f"{self._where} keeps no earlier version to roll back to")
-        self._point_to(history[at - 1])
+        moving = [alias for alias, name in self._engine.aliases().items() if name == live]
+        self._point_to(history[at - 1], moving)
         return self._version(history[at - 1], live=True)
 
     def prune(self, keep: int = 0) -> list[str]:
+        """Delete all but the live version, ``keep`` before it, and those that an alias names.
+
+        Versions that were built and never published (their proof failed) go as well.
+        """
         live = self.behind()
         history = self._history(live)
         at = history.index(live) if live in history else len(history)
         others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
         past = sorted(others[: max(len(others) - keep, 0)], key=history.index)
-        gone = [name for name in past if self._is_ours(name)]
+        failed = [name for name in self._unpublished(live) if self._record(name).state != "loading"]
+        named = set(self._engine.aliases().values())
+        gone = [name for name in [*past, *failed] if self._is_ours(name) and name not in named]
         for name in gone:
-            self._call("delete_collection", name)
+            self._engine.drop(name)
         for name in self._history(live):  # a collection of the app's own is forgotten, not deleted
             if self._is_ours(name) and self._record(name).previous in past:
                 self._note(name, previous=None)
@@ -100,19 +113,18 @@ class Versions:
 
     # -- helpers ------------------------------------------------------------------------------
 
-    def _point_to(self, target: str) -> None:
+    def _point_to(self, target: str, others: list[str]) -> None:
         """In one request, so that no reader ever finds the name without a collection."""
-        from qdrant_client import models
-
-        create = models.CreateAliasOperation(
-            create_alias=models.CreateAlias(collection_name=target, alias_name=self.name)
-        )
-        delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self.name))
-        self._call("update_collection_aliases", [delete, create] if self.behind() else [create])
+        there, actions = self._engine.aliases(), []
+        for alias in dict.fromkeys([self.name, *others]):
+            if alias in there:
+                actions.append({"delete_alias": {"alias_name": alias}})
+            actions.append({"create_alias": {"collection_name": target, "alias_name": alias}})
+        self._engine.change_aliases(actions)
 
     def _history(self, live: str | None) -> list[str]:
         """Every version that was ever live, oldest first."""
-        names = [c.name for c in self._call("get_collections").collections]
+        names = self._engine.collections()
         records = {name: self._record(name) for name in names if self._is_ours(name)}
         stamps = {name: record.published for name, record in records.items()}
         if live in stamps and stamps[live] is None:  # the switch was made, the stamp not yet
@@ -121,24 +133,33 @@ class Versions:
         apps = {records[name].previous for name in known} & {*names}
         return [*sorted(name for name in apps if name), *known]
 
+    def _unpublished(self, live: str | None) -> list[str]:
+        """What was built, or is being built, and never was live; the newest first."""
+        history = self._history(live)
+        names = [n for n in self._engine.collections() if self._is_ours(n) and n not in history]
+        return sorted(names, reverse=True)
+
     def _is_ours(self, name: str) -> bool:
         return name.startswith(self.name + MARK)
 
     def _version(self, name: str, *, live: bool) -> Version:
         record = self._record(name)
-        return Version(self._tag(name), live, created=record.created, count=self._count(name))
+        published = live or record.published is not None or not self._is_ours(name)
+        return Version(
+            self._tag(name), live, created=record.created, count=self._count(name), published=published
+        )
 
     def _tag(self, name: str) -> str:
         return name.removeprefix(self.name + MARK)
 
     def _stands(self, name: str) -> bool:
-        return any(c.name == name for c in self._call("get_collections").collections)
+        return name in self._engine.collections()
 
     def _count(self, name: str) -> int:
-        return int(self._call("count", name, exact=True).count)
+        return int(self._engine.count(name))
 
     def _record(self, name: str) -> Record:
-        return Record.of(self._call("get_collection", name).config.metadata) or Record()
+        return Record.of(self._engine.info(name)["config"].get("metadata")) or Record()
 
     def _published(self, name: str) -> int | None:
         return self._record(name).published
@@ -148,75 +169,98 @@ class Versions:
         if once and record.published is not None:
             return
         record.published = time.time_ns()
-        self._call("update_collection", name, metadata=record.as_metadata())
+        self._engine.update(name, {"metadata": record.as_metadata()})
 
     def _note(self, name: str, *, previous: str | None) -> None:
         record = self._record(name)
         if record.previous != previous:
             record.previous = previous
-            self._call("update_collection", name, metadata=record.as_metadata())
+            self._engine.update(name, {"metadata": record.as_metadata()})
 
-    def _copy(self, source: str, target: str) -> None:
-        """All points with their payloads and vectors; again after an interruption is as once."""
-        from qdrant_client import models
+    # -- the first switch ---------------------------------------------------------------------
 
-        info = self._call("get_collection", source)
-        if self._stands(target) and self._published(target) is None:
-            self._call("delete_collection", target)  # begun by a run that died: its source may have changed
-        if not self._stands(target):
-            self._call("create_collection", target, **_same_shape(info))
-        offset, size = None, min(_PAGE, page_limit(info))
-        while True:
-            points, offset = self._call(
-                "scroll", source, limit=size, offset=offset, with_payload=True, with_vectors=True
-            )
-            same = [models.PointStruct(id=p.id, vector=p.vector or {}, payload=p.payload) for p in points]
-            self._put(target, same)
-            if offset is None:
-                break
+    def _keep(self, aliases: list[str]) -> list[str]:
+        """Copy the collection of the name to a version, and let it give way; returns its aliases.
+
+        The version counts as published only after the switch, so that a copy that was begun by a run
+        that died is made anew as long as the collection stands, and is kept once it does not.
+        """
+        for name in self._copies():
+            self._engine.drop(name)  # its source may have changed since
+        kept = self._free_plain()
+        self._copy(self.name, kept, aliases)
+        self._engine.drop(self.name)
+        return aliases
+
+    def _copies(self) -> list[str]:
+        """Copies of the collection that were begun and are not published yet."""
+        names = [n for n in self._engine.collections() if n.startswith(self.collection(PLAIN))]
+        return [name for name in names if self._published(name) is None]
+
+    def _kept_aliases(self) -> list[str]:
+        """The aliases of a collection whose switch was cut off after it gave way."""
+        found: list[str] = []
+        for name in self._copies():
+            found += self._record(name).settings.get("aliases", [])
+        return found
+
+    def _stamp_kept(self, target: str) -> None:
+        """Publish the copies before the version that took their place."""
+        stamp = self._published(target) or time.time_ns()
+        for name in self._copies():
+            record = self._record(name)
+            record.published = stamp - 1
+            record.settings.pop("aliases", None)
+            self._engine.update(name, {"metadata": record.as_metadata()})
+
+    def _free_plain(self) -> str:
+        """A name that no earlier version has: never write into one of those."""
+        name, number = self.collection(PLAIN), 1
+        while self._stands(name):
+            number += 1
+            name = self.collection(f"{PLAIN}-{number}")
+        return name
+
+    def _copy(self, source: str, target: str, aliases: list[str]) -> None:
+        """All points with their payloads and vectors, and the collection's whole configuration."""
+        info = self._engine.info(source)
+        record = Record.of(info["config"].get("metadata")) or Record()
+        record.created = record.created or datetime.now(UTC).isoformat(timespec="seconds")
+        record.published = None
+        record.settings = {**record.settings, "aliases": aliases}
+        body = _same_shape(info, record, local=self._engine.local)
+        body["metadata"] = {**(info["config"].get("metadata") or {}), **record.as_metadata()}
+        strict = body.pop("strict_mode_config", None)  # it bounds applications, and holds up a copy
+        self._engine.create(target, body)
+        limit = (info["config"].get("strict_mode_config") or {}).get("max_query_limit") or _PAGE
+        for page in self._engine.pages(source, dict(_WHOLE), most=min(_PAGE, limit)):
+            self._engine.put(target, [_as_written(point) for point in page])
         before, now = self._count(source), self._count(target)
         if before != now:
             raise RetryableError(
                 f"{self._where} changed while it was kept as a version ({before} points, {now} copied); "
                 "pause its writers and publish again"
             )
-        for path, index in (info.payload_schema or {}).items():
-            self._call("create_payload_index", target, path, field_schema=index.params or index.data_type)
-        record = Record.of(info.config.metadata) or Record()
-        record.created = record.created or datetime.now(UTC).isoformat(timespec="seconds")
-        record.published = time.time_ns()
-        self._call("update_collection", target, metadata=record.as_metadata())
-
-    def _put(self, target: str, points: list[Any]) -> None:
-        """Upsert, halved where it is too much for one request."""
-        if not points:
-            return
-        try:
-            self._call("upsert", target, points, wait=True)
-        except RequestTooLargeError:
-            if len(points) == 1:
-                raise
-            middle = len(points) // 2
-            self._put(target, points[:middle])
-            self._put(target, points[middle:])
+        for path, index in (info.get("payload_schema") or {}).items():
+            self._engine.index(target, path, index.get("params") or index["data_type"])
+        if strict:
+            self._engine.update(target, {"strict_mode_config": strict})
 
 
-def _same_shape(info: Any) -> dict[str, Any]:
-    from qdrant_client import models
+def _as_written(point: Json) -> Json:
+    return {"id": point["id"], "payload": point.get("payload"), "vector": point.get("vector") or {}}
 
-    params, config = info.config.params, info.config
-    same = {
-        "vectors_config": params.vectors,
-        "sparse_vectors_config": params.sparse_vectors,
-        "shard_number": params.shard_number,
-        "replication_factor": params.replication_factor,
-        "write_consistency_factor": params.write_consistency_factor,
-        "on_disk_payload": params.on_disk_payload,
-        "quantization_config": config.quantization_config,
-        "metadata": config.metadata,
-    }
-    same["hnsw_config"] = models.HnswConfigDiff(**config.hnsw_config.model_dump(exclude_none=True))
-    return {key: value for key, value in same.items() if value is not None}
+
+def _same_shape(info: Json, record: Record, *, local: bool) -> Json:
+    params = info["config"]["params"]
+    settings = read_settings(info, record, local=local)
+    body = {key: value for key, value in settings.items() if key not in ("metadata", "read_fan_out_factor")}
+    if record.settings and local:
+        body = {}
+    body["vectors"] = params.get("vectors") or {}
+    if params.get("sparse_vectors"):
+        body["sparse_vectors"] = params["sparse_vectors"]
+    return body
 
 
 def check_tag(tag: str) -> str:
@@ -225,7 +269,8 @@ def check_tag(tag: str) -> str:
     Raises:
         PlanError: if it may not.
     """
-    if tag in ("", PLAIN) or len(tag) > 64 or any(c in '<>:"/\\|?*\0\x1f' for c in tag):
+    ours = tag == PLAIN or tag.startswith(f"{PLAIN}-")
+    if tag == "" or ours or len(tag) > 64 or any(c in '<>:"/\\|?*\0\x1f' for c in tag):
         raise PlanError(
             f"{tag!r} cannot be part of a Qdrant collection's name; use letters, digits, - and _"
         )
