@@ -173,7 +173,8 @@ class Collection:
 
     def _schema_for(self, sink: Sink, batch: RecordBatch) -> CollectionSchema:
         if sink.exists() and isinstance(sink, Source):
-            return sink.describe()
+            # What the records bring is theirs to say: the target's own keys are not claimed to be known.
+            return sink.describe().model_copy(update={"metadata_types": {}})
         return schema_of(batch)
 
     def _able(self, ability: Any, verb: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,19 @@ from vecferry.errors import RejectedRecord, SchemaMismatchError, SpaceMismatchEr
 from vecferry.model import DenseColumn, EmbeddingSpace, VectorField
 from vecferry.model.vectors import Array
 from vecferry.ports import Embedder, OnProgress, Progress, ShouldStop, ignore_progress, never_stop
-from vecferry.stores.pgvector import encode, filters
-from vecferry.stores.pgvector.address import TableName
-from vecferry.stores.pgvector.columns import RowMap
-from vecferry.stores.pgvector.compiled import as_sql
-from vecferry.stores.pgvector.mapping import map_rows
-from vecferry.stores.pgvector.memo import Memo, write_memo
-from vecferry.stores.pgvector.partitions import in_range, ordered
-from vecferry.stores.pgvector.reflect import Relation, reflect_table
-from vecferry.stores.pgvector.settings import Settings
+from vecferry.stores.pgvector import filters, wire
+from vecferry.stores.pgvector.introspection import (
+    Relation,
+    TableMetadata,
+    as_sql,
+    reflect_table,
+    write_metadata,
+)
+from vecferry.stores.pgvector.mapping import map_table
+from vecferry.stores.pgvector.options import Options
+from vecferry.stores.pgvector.server import TableName
 from vecferry.stores.pgvector.store import PgVectorStore
+from vecferry.stores.pgvector.table import Table
 
 _STAGE = sql.Identifier("pg_temp", "vecferry_fill")
 _PASSES, _PAUSE = 20, 0.5
@@ -87,10 +90,10 @@ def fill_column(
     """
     store = getattr(store, "store", store)
     policy = retry or RetryPolicy()
-    relation, rows = policy.call(
+    table = policy.call(
         lambda: _ready(store, column, embedder.space, text=text, half=half, same_space=same_space)
     )
-    job = _Job(store, relation, rows, column, embedder, where, batch_size)
+    job = _Job(store, table, column, embedder, where, batch_size)
     done = Filled()
     for _ in range(_PASSES):
         before = done.rows
@@ -104,30 +107,29 @@ def fill_column(
 
 
 class _Job:
-    """The reading and writing of batches; `rows.text` is the column embedded."""
+    """The reading and writing of batches; `table.text` is the column embedded."""
 
     def __init__(
         self,
         store: PgVectorStore,
-        relation: Relation,
-        rows: RowMap,
+        table: Table,
         column: str,
         embedder: Embedder,
         where: Any,
         batch_size: int,
     ) -> None:
-        assert relation.table is not None and rows.text is not None
-        self.server, self.relation, self.map, self.column = store._server, relation, rows, column
-        self.table: TableName = relation.table
-        self.text: str = rows.text
+        assert table.name is not None and table.text is not None
+        self.server, self.table, self.column = store._server, table, column
+        self.name: TableName = table.name
+        self.text: str = table.text
         self.embedder, self.batch_size = embedder, batch_size
-        clause = relation.clause.c
+        clause = table.clause.c
         self.conditions = [
             clause[column].is_(None),
             clause[self.text].is_not(None),
-            *filters.fixed(relation, rows),
-            *filters.conditions(relation, rows, store.settings.where, store.settings.params),
-            *filters.conditions(relation, rows, where, store.settings.params),
+            *table.own_rows(),
+            *filters.conditions(table, store.options.where, store.options.params),
+            *filters.conditions(table, where, store.options.params),
         ]
 
     def one_pass(
@@ -183,11 +185,11 @@ class _Job:
         return policy.call(lambda: self._store(todo, vectors), should_stop=should_stop), len(todo)
 
     def _read(self, after: list[str] | None) -> list[tuple[tuple[str, ...], str]]:
-        keys = [sa.cast(column, sa.Text) for column in ordered(self.relation, self.map)]
+        keys = [sa.cast(column, sa.Text) for column in self.table.ordered()]
         query = (
-            sa.select(*keys, sa.cast(self.relation.clause.c[self.text], sa.Text))
-            .where(*self.conditions, *in_range(self.relation, self.map, after, None))
-            .order_by(*ordered(self.relation, self.map))
+            sa.select(*keys, sa.cast(self.table.clause.c[self.text], sa.Text))
+            .where(*self.conditions, *self.table.in_range(after, None))
+            .order_by(*self.table.ordered())
             .limit(self.batch_size)
         )
         with self.server.raw() as connection:
@@ -196,10 +198,10 @@ class _Job:
         return [(tuple(row[:-1]), row[-1]) for row in rows]
 
     def _store(self, rows: Sequence[tuple[tuple[str, ...], str]], vectors: Array) -> int:
-        type_ = self.relation.columns[self.column].type
-        keys = [encode.text_cells([key[i] for key, _ in rows]) for i in range(len(self.map.key))]
-        texts = encode.text_cells([text for _, text in rows])
-        cells = encode.dense_cells(DenseColumn(np.asarray(vectors, np.float32)), type_, None)
+        type_ = self.table.columns[self.column].type
+        keys = [wire.text_cells([key[i] for key, _ in rows]) for i in range(len(self.table.key))]
+        texts = wire.text_cells([text for _, text in rows])
+        cells = wire.dense_cells(DenseColumn(np.asarray(vectors, np.float32)), type_, None)
         names = [f"k{i}" for i in range(len(keys))]
         with self.server.raw() as connection:
             self._stage(connection, names)
@@ -207,7 +209,7 @@ class _Job:
                 _STAGE, sql.SQL(", ").join(map(sql.Identifier, [*names, "body", "vector"]))
             )
             with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-                copy.write(encode.HEADER + encode.rows([*keys, texts, cells], len(rows)) + encode.TRAILER)
+                copy.write(wire.HEADER + wire.rows([*keys, texts, cells], len(rows)) + wire.TRAILER)
             stored = connection.execute(self._update(names)).rowcount
             connection.execute(sql.SQL("DROP TABLE {}").format(_STAGE))
             connection.commit()
@@ -215,20 +217,20 @@ class _Job:
 
     def _stage(self, connection: psycopg.Connection[Any], names: list[str]) -> None:
         keys = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(name)) for name in names)
-        vector = sql.SQL(self.relation.columns[self.column].sql_type)
+        vector = sql.SQL(self.table.columns[self.column].sql_type)
         make = sql.SQL("CREATE TEMP TABLE vecferry_fill ({}, body text, vector {}) ON COMMIT DROP")
         connection.execute(make.format(keys, vector))
 
     def _update(self, names: list[str]) -> sql.Composed:
         """Lock what is free, in key order, then fill it where nothing has changed."""
-        types = [self.relation.columns[name].sql_type for name in self.map.key]
+        types = [self.table.columns[name].sql_type for name in self.table.key]
 
         def same(alias: str) -> sql.Composed:
             return sql.SQL(" AND ").join(
                 sql.SQL("t.{} = CAST({}.{} AS {})").format(
                     sql.Identifier(column), sql.SQL(alias), sql.Identifier(name), sql.SQL(type_)
                 )
-                for column, name, type_ in zip(self.map.key, names, types, strict=True)
+                for column, name, type_ in zip(self.table.key, names, types, strict=True)
             )
 
         return sql.SQL(
@@ -238,7 +240,7 @@ class _Job:
             " UPDATE {table} AS t SET {column} = free.vector FROM free WHERE {again} AND t.{column} IS NULL"
         ).format(
             stage=_STAGE,
-            table=self.table.quoted,
+            table=self.name.quoted,
             joined=same("s"),
             column=sql.Identifier(self.column),
             text=sql.Identifier(self.text),
@@ -258,30 +260,27 @@ def _ready(
     text: str | None,
     half: bool,
     same_space: bool,
-) -> tuple[Relation, RowMap]:
+) -> Table:
     """The column exists, fits, and its space is recorded."""
-    relation, rows = store._look(afresh=True)
-    if relation.table is None or not relation.is_table:
+    table = store._look(afresh=True)
+    if table.name is None or not table.relation.is_table:
         raise SchemaMismatchError(f"{store.name} is not a table; fill the table itself")
-    if (text or rows.text) is None:
+    if (text or table.text) is None:
         raise SchemaMismatchError(f"{store.name} has no known text column; name it with text=…")
-    store._check_key(relation, rows)
+    store._check_key(table)
     with store._server.raw() as connection:
-        if column not in relation.columns:
-            _add_column(connection, relation.table, column, space.dim, half=half)
-            relation = reflect_table(connection, relation.table)
+        if column not in table.columns:
+            _add_column(connection, table.name, column, space.dim, half=half)
+        relation = reflect_table(connection, table.name)
         found = relation.columns[column]
         if found.type not in ("vector", "halfvec") or found.dim not in (None, space.dim):
             raise SchemaMismatchError(
                 f"{store.name}: column {column!r} is {found.type}({found.dim}), "
                 f"{space} needs vector({space.dim}); fill another column"
             )
-        rows = _remember(connection, relation, column, space, store.settings, same_space=same_space)
+        table = _remember(connection, relation, column, space, store.options, same_space=same_space)
         connection.commit()
-    with_text = RowMap(
-        rows.key, rows.id, text=text or rows.text, fixed=rows.fixed, json=rows.json, typed=rows.typed
-    )
-    return relation, with_text
+    return replace(table, text=text or table.text, vectors={}, layout="plain")
 
 
 def _add_column(
@@ -300,27 +299,27 @@ def _remember(
     relation: Relation,
     column: str,
     space: EmbeddingSpace,
-    settings: Settings,
+    options: Options,
     *,
     same_space: bool,
-) -> RowMap:
+) -> Table:
     """Check and record the space of the column, under the field's name as it will be read."""
     assert relation.table is not None
-    everything = Settings(text=settings.text, id=settings.id, key=settings.key, metadata=settings.metadata)
-    rows = map_rows(relation, everything if settings.vector else settings)
-    memo = relation.memo or Memo()
+    everything = Options(text=options.text, id=options.id, key=options.key, metadata=options.metadata)
+    table = map_table(relation, everything if options.vector else options)
+    metadata = relation.metadata or TableMetadata()
     # One column was the unnamed field; beside a second one it goes by its own name.
-    known = {f.name: f for f in memo.collection.fields}
-    others = [name for name in rows.vectors.values() if name != column]
-    if "" in known and "" not in rows.vectors and len(others) == 1:
+    known = {f.name: f for f in metadata.collection.fields}
+    others = [name for name in table.vectors.values() if name != column]
+    if "" in known and "" not in table.vectors and len(others) == 1:
         known[others[0]] = known.pop("").model_copy(update={"name": others[0]})
-    name = next(f for f, c in rows.vectors.items() if c == column)
+    name = next(f for f, c in table.vectors.items() if c == column)
     old = known.get(name)
     if old and old.space and old.space.fingerprint != space.fingerprint:
         raise SpaceMismatchError(
             f"column {column!r} holds vectors of {old.space}, not of {space}; fill another column"
         )
-    if not (old and old.space) and not same_space and _has_vectors(connection, relation, column):
+    if not (old and old.space) and not same_space and _has_vectors(connection, table, column):
         raise SpaceMismatchError(
             f"column {column!r} holds vectors of an unknown space; fill another column, "
             f"or pass same_space=True if they are of {space}"
@@ -328,17 +327,17 @@ def _remember(
     known[name] = VectorField(
         name=name,
         dim=space.dim,
-        dtype="float16" if relation.columns[column].type == "halfvec" else "float32",
+        dtype="float16" if table.columns[column].type == "halfvec" else "float32",
         space=space,
         metric=old.metric if old else "cosine",
     )
-    collection = memo.collection.model_copy(update={"fields": tuple(known.values())})
-    write_memo(connection, relation.table, memo.model_copy(update={"collection": collection}))
-    return rows
+    collection = metadata.collection.model_copy(update={"fields": tuple(known.values())})
+    write_metadata(connection, relation.table, metadata.model_copy(update={"collection": collection}))
+    return table
 
 
-def _has_vectors(connection: psycopg.Connection[Any], relation: Relation, column: str) -> bool:
-    one: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(relation.clause)
-    query = sa.select(sa.exists(one.where(relation.clause.c[column].is_not(None))))
+def _has_vectors(connection: psycopg.Connection[Any], table: Table, column: str) -> bool:
+    one: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(table.clause)
+    query = sa.select(sa.exists(one.where(table.clause.c[column].is_not(None))))
     row = connection.execute(*as_sql(query)).fetchone()
     return bool(row and row[0])

@@ -131,8 +131,9 @@ def test_two_records_of_one_id_in_a_batch(db: Any) -> None:
 
 def test_a_key_that_is_not_unique_is_named(db: Any) -> None:
     db.sql("create table items (k int, n int, embedding vector(1))")
+    db.sql("create view seen as select * from items")
     with pytest.raises(SchemaMismatchError, match="no primary key"):
-        db.connect().describe()
+        db.connect("seen").describe()
     db.sql("insert into items values (1, 1, '[1]'), (1, 2, '[1]'), (2, 3, '[1]')")
     with pytest.raises(SchemaMismatchError, match=r"not unique.*\(1,\).*key="):
         list(db.connect("items", id="k").scan())
@@ -471,7 +472,7 @@ def test_every_error_is_ours(db: Any) -> None:
 
 def test_str_of_a_url_round_trips_the_table() -> None:
     url = StoreURL.parse('pgvector://u@h/db#"A b"."c.d"')
-    from vecferry.stores.pgvector.address import TableName
+    from vecferry.stores.pgvector.server import TableName
 
     assert str(TableName.parse(url.fragment)) == 'A b."c.d"'
     for text in ("", "a.b.c", 'a"b', "x" * 64):

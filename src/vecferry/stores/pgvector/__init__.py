@@ -3,10 +3,17 @@
     pgvector://user@host:port/db#schema.table      any server; the password from PGPASSWORD or ~/.pgpass
     pgvector:FOLDER#table                          a real Postgres in that folder, started on demand
 
-The rooms: `address` and `embedded` (which server), `reflect`, `columns`, `mapping` and `memo` (what is
-there), `reading`, `copy_read`, `decode`, `partitions` and `snapshot` (out), `ddl`, `row_writer`, `encode`,
-`copy_write` and `indexes` (in), `publish`, `searching`, `filters`, `fill`, `tracking`, `errors`.
+| to know | look at |
+|---|---|
+| which server, its errors | `server`, `embedded` |
+| what is there, and which column holds what | `introspection`, `mapping`, `frameworks`, `table` |
+| out | `reading`, `searching`, `filters`, `tracking` |
+| in | `ddl`, `writing`, `indexes`, `publish` |
+| the bytes of COPY, both ways | `wire` |
 """
+
+from importlib import import_module
+from typing import Any
 
 from vecferry.errors import MissingDependencyError
 
@@ -16,9 +23,20 @@ try:
 except ImportError:
     raise MissingDependencyError("pgvector:", "pgvector") from None
 
-from vecferry.contrib.fill_postgres import Filled, fill_column
-from vecferry.stores.pgvector.models import PgVectorCollection
 from vecferry.stores.pgvector.store import PgVectorStore
 
-__all__ = ["Filled", "PgVectorCollection", "PgVectorStore", "fill_column"]
+__all__ = ["PgVectorStore"]
 del _psycopg, _sqlalchemy
+
+_ABOVE = {
+    "Filled": "vecferry.contrib.fill_postgres",
+    "fill_column": "vecferry.contrib.fill_postgres",
+    "PgVectorCollection": "vecferry.contrib.sqlalchemy_models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What stands above this room, by the name under which it was known here."""
+    if name not in _ABOVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ABOVE[name]), name)

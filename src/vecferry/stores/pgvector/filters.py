@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -17,14 +17,14 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.sql.selectable import AliasedReturnsRows
 
-from vecferry.errors import ConfigurationError, SchemaMismatchError
+from vecferry.errors import ConfigurationError
 from vecferry.model import ENVELOPE, Where, check_where, to_json
-from vecferry.stores.pgvector.columns import PgColumn, RowMap
-from vecferry.stores.pgvector.compiled import as_sql, rebound
-from vecferry.stores.pgvector.partitions import ordered
-from vecferry.stores.pgvector.reflect import Relation
+from vecferry.stores.pgvector.introspection import PgColumn, as_sql
+from vecferry.stores.pgvector.table import Table
 
 _SIGNS = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _NEGATED = {"$ne": "$eq", "$nin": "$in"}
@@ -57,12 +57,15 @@ _PYTHON: dict[str, tuple[type, ...]] = {
 }
 
 
-def fixed(relation: Relation, rows: RowMap) -> list[Any]:
-    """What is the same in all rows of this collection, as conditions."""
-    return [relation.clause.c[name] == value for name, value in rows.fixed.items()]
+_READ: dict[str, Callable[[str], Any]] = {
+    "uuid": UUID,
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+    "time": time.fromisoformat,
+}
 
 
-def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, Any]) -> list[Any]:
+def conditions(table: Table, where: Any, params: dict[str, Any]) -> list[Any]:
     """The conditions of a filter in any of its forms, or of a list of filters that all hold.
 
     Raises:
@@ -71,7 +74,7 @@ def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, A
     if where is None:
         return []
     if isinstance(where, list):
-        return [one for part in where for one in conditions(relation, rows, part, params)]
+        return [one for part in where for one in conditions(table, part, params)]
     if hasattr(where, "__clause_element__"):  # an attribute of a model, such as a boolean or a hybrid
         where = where.__clause_element__()
     if isinstance(where, str):
@@ -80,62 +83,42 @@ def conditions(relation: Relation, rows: RowMap, where: Any, params: dict[str, A
         bound: Any = where.params(params) if params else where
         # SQLAlchemy joins text as it is: an OR in it would swallow the conditions beside it.
         bound = Grouping(bound) if isinstance(bound, sa.TextClause) else bound
-        return [rebound(bound, relation.clause)]
-    return [_portable(relation, rows, check_where(where))]
-
-
-def check_unique(connection: psycopg.Connection[Any], relation: Relation, rows: RowMap, name: str) -> None:
-    """Whether the key is really one, for views and selects, where nothing promises it.
-
-    Raises:
-        SchemaMismatchError: naming a key that stands twice or is NULL.
-    """
-    key = ordered(relation, rows)
-    nulls = sa.or_(*(column.is_(None) for column in key))
-    found = sa.select(*key).group_by(*key).having(sa.or_(sa.func.count() > 1, nulls)).limit(1)
-    row = connection.execute(*as_sql(found)).fetchone()
-    connection.rollback()
-    if row is not None:
-        raise SchemaMismatchError(
-            f"{name}: the key ({', '.join(rows.key)}) is not unique or NULL, e.g. {row!r}; "
-            "name the columns of a unique key with key='a,b'"
-        )
+        return [rebound(bound, table.clause)]
+    return [_portable(table, check_where(where))]
 
 
 # -- portable filters -----------------------------------------------------------------------------
 
 
-def _portable(relation: Relation, rows: RowMap, where: Where) -> Any:
-    parts = [_one(relation, rows, key, condition) for key, condition in where.items()]
+def _portable(table: Table, where: Where) -> Any:
+    parts = [_one(table, key, condition) for key, condition in where.items()]
     return sa.and_(sa.true(), *parts)
 
 
-def _one(relation: Relation, rows: RowMap, key: str, condition: Any) -> Any:
+def _one(table: Table, key: str, condition: Any) -> Any:
     if key == "$and":
-        return sa.and_(sa.true(), *(_portable(relation, rows, part) for part in condition))
+        return sa.and_(sa.true(), *(_portable(table, part) for part in condition))
     if key == "$or":
-        return sa.or_(sa.false(), *(_portable(relation, rows, part) for part in condition))
+        return sa.or_(sa.false(), *(_portable(table, part) for part in condition))
     if key == "$not":
-        return sa.not_(_portable(relation, rows, condition))
+        return sa.not_(_portable(table, condition))
     operators = condition if isinstance(condition, Mapping) else {"$eq": condition}
-    return sa.and_(
-        sa.true(), *(_compare(relation, rows, key, name, value) for name, value in operators.items())
-    )
+    return sa.and_(sa.true(), *(_compare(table, key, name, value) for name, value in operators.items()))
 
 
-def _compare(relation: Relation, rows: RowMap, key: str, name: str, operand: Any) -> Any:
+def _compare(table: Table, key: str, name: str, operand: Any) -> Any:
     if name in _NEGATED:
-        return sa.not_(_compare(relation, rows, key, _NEGATED[name], operand))
+        return sa.not_(_compare(table, key, _NEGATED[name], operand))
     if name == "$in":
         if not isinstance(operand, list | tuple | set | frozenset):
             raise ConfigurationError(f"$in of {key!r} takes a list")
-        return sa.or_(sa.false(), *(_compare(relation, rows, key, "$eq", option) for option in operand))
+        return sa.or_(sa.false(), *(_compare(table, key, "$eq", option) for option in operand))
     parts = []
-    if key in rows.typed:
-        column = relation.columns[rows.typed[key]]
-        parts.append(_in_column(relation.clause.c[column.name], column, name, operand))
-    if rows.json:
-        parts.append(_in_json(_as_jsonb(relation, rows.json), key, name, operand))
+    column = _column_of(table, key)
+    if column is not None:
+        parts.append(_in_column(table.clause.c[column.name], column, name, operand))
+    if table.json:
+        parts.append(_in_json(_as_jsonb(table, table.json), key, name, operand))
     if not parts:  # no such key anywhere
         return sa.true() if (name, bool(operand)) == ("$exists", False) else sa.false()
     if name == "$exists" and not operand:
@@ -143,11 +126,17 @@ def _compare(relation: Relation, rows: RowMap, key: str, name: str, operand: Any
     return sa.or_(*parts)
 
 
-def _as_jsonb(relation: Relation, name: str) -> Any:
-    column = relation.clause.c[name]
-    return (
-        sa.type_coerce(column, JSONB) if relation.columns[name].type == "jsonb" else sa.cast(column, JSONB)
-    )
+def _column_of(table: Table, key: str) -> PgColumn | None:
+    """The column a key of a filter names: metadata with a column of its own, or a column of the key."""
+    if key in table.typed:
+        return table.columns[table.typed[key]]
+    own = key in table.columns and key in (*table.id, *table.key) and not table.by_place
+    return table.columns[key] if own and not table.coded_ids else None
+
+
+def _as_jsonb(table: Table, name: str) -> Any:
+    column = table.clause.c[name]
+    return sa.type_coerce(column, JSONB) if table.columns[name].type == "jsonb" else sa.cast(column, JSONB)
 
 
 def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
@@ -161,10 +150,8 @@ def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
         )
     if column.category == "A":
         return _in_array(clause, name, operand)
-    kinds = _PYTHON.get(column.value_type, (str,))
-    if not isinstance(operand, kinds) or (isinstance(operand, bool) and bool not in kinds):
-        return sa.false()
-    if isinstance(operand, datetime) and (operand.tzinfo is None) != (column.type == "timestamp"):
+    operand = _comparable(operand, column)
+    if operand is None:
         return sa.false()
     if (
         column.value_type == "str"
@@ -179,6 +166,35 @@ def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
             sa.and_(_COMPARE[name](clause, sa.literal(operand)), clause != nan), sa.false()
         )
     return sa.func.coalesce(_COMPARE[name](clause, sa.literal(operand)), sa.false())
+
+
+def _comparable(operand: Any, column: PgColumn) -> Any:
+    """The operand in the type of the column's values; ``None`` if it compares with none of them.
+
+    UUIDs, dates and times are also given as text, as they are written on a command line, and compare with
+    columns of text by their text.
+    """
+    kind = column.value_type
+    if kind == "str" and isinstance(operand, UUID | date | time):
+        return str(operand) if isinstance(operand, UUID) else operand.isoformat()
+    if isinstance(operand, str) and kind in _READ:
+        try:
+            operand = _READ[kind](operand)
+        except ValueError:
+            return None
+        if column.type == "timestamptz" and operand.tzinfo is None:
+            operand = operand.replace(tzinfo=UTC)
+    elif kind == "datetime" and type(operand) is date:
+        zone = UTC if column.type == "timestamptz" else None
+        operand = datetime(operand.year, operand.month, operand.day, tzinfo=zone)
+    kinds = _PYTHON.get(kind, (str,))
+    if not isinstance(operand, kinds) or (isinstance(operand, bool) and bool not in kinds):
+        return None
+    if kind == "date" and isinstance(operand, datetime):
+        return None
+    if isinstance(operand, datetime) and (operand.tzinfo is None) != (column.type == "timestamp"):
+        return None
+    return operand
 
 
 def _in_array(clause: Any, name: str, operand: Any) -> Any:
@@ -199,6 +215,82 @@ def _in_json(document: Any, key: str, name: str, operand: Any) -> Any:
         (whole.value.is_not(None), _in_value(whole.value, name, operand, whole)),
         else_=_in_value(nested.value, name, operand, nested),
     )
+
+
+# -- filters that cannot match ---------------------------------------------------------------------
+
+
+def why_nothing_matches(connection: psycopg.Connection[Any], table: Table, where: Where) -> str:
+    """Why no row at all can pass a filter; empty if one may."""
+    for key, condition in where.items():
+        if key == "$not":
+            continue
+        if key == "$and":
+            reasons = [why_nothing_matches(connection, table, part) for part in condition]
+            reason = next(filter(None, reasons), "")
+        elif key == "$or":
+            reasons = [why_nothing_matches(connection, table, part) for part in condition]
+            reason = reasons[0] if reasons and all(reasons) else ""
+        else:
+            operators = condition if isinstance(condition, Mapping) else {"$eq": condition}
+            found = (_why(connection, table, key, name, value) for name, value in operators.items())
+            reason = next(filter(None, found), "")
+        if reason:
+            return reason
+    return ""
+
+
+def _why(connection: psycopg.Connection[Any], table: Table, key: str, name: str, operand: Any) -> str:
+    if name in _NEGATED or (name == "$exists" and not operand):
+        return ""
+    options = list(operand) if name == "$in" and isinstance(operand, list | tuple | set) else [operand]
+    if not options:
+        return f"no value is in the empty list of {key!r}"
+    column = _column_of(table, key)
+    if column is not None and column.name not in table.ours:
+        if name == "$exists" or column.is_json or column.category == "A":
+            return ""
+        if any(_comparable(option, column) is not None for option in options):
+            return ""
+        return f"column {column.name!r} is {column.sql_type}, which never compares with {options[0]!r}"
+    if column is not None:
+        return ""
+    if not table.json:
+        return f"no column is called {key!r}; there are {', '.join(sorted(table.typed)) or 'none'}"
+    return _why_not_in_json(connection, table, key, name, options)
+
+
+def _why_not_in_json(
+    connection: psycopg.Connection[Any], table: Table, key: str, name: str, options: list[Any]
+) -> str:
+    document = _as_jsonb(table, table.json or "")
+    value = sa.func.coalesce(_Place(document, [key]).value, _Place(document, key.split(".")).value)
+    kind = sa.func.jsonb_typeof(value)
+    query = sa.select(kind).where(value.is_not(None), *table.own_rows()).group_by(kind)
+    kinds = {row[0] for row in connection.execute(*as_sql(query))}
+    if not kinds:
+        return f"no record has the key {key!r}"
+    if name == "$exists" or "array" in kinds or any(kinds & _kinds_of(option) for option in options):
+        return ""
+    return (
+        f"{key!r} holds JSON of type {', '.join(sorted(kinds))}, which never compares with {options[0]!r}"
+    )
+
+
+def _kinds_of(operand: Any) -> set[str]:
+    """The types of JSON values that an operand may compare with."""
+    if operand is None:
+        return {"null"}
+    if isinstance(operand, bool):
+        return {"boolean"}
+    if isinstance(operand, int | float | Decimal):
+        return {"number", "string"}  # a number beyond JSON is kept as text
+    if isinstance(operand, list | tuple | set):
+        return {"array", "object"}
+    return {"object"} if isinstance(operand, Mapping) else {"string"}
+
+
+# -- values in JSON -------------------------------------------------------------------------------
 
 
 class _Place:
@@ -307,3 +399,46 @@ class _JsonPath(sa.types.UserDefinedType[Any]):
 
     def get_col_spec(self, **_: Any) -> str:
         return "JSONPATH"
+
+
+# -- the application's own expressions ------------------------------------------------------------
+
+
+def rebound(expression: Any, clause: sa.FromClause) -> Any:
+    """The expression with a model's table, and its columns, replaced by ``clause``, also in subqueries.
+
+    Otherwise SQLAlchemy would add the model's table to the FROM list a second time. Other tables, and
+    aliases of this one, stay: they are other rows. For a view or a select, which a model names otherwise,
+    it is the tables that the expression speaks of outside its subqueries.
+    """
+    columns = (part for part in visitors.iterate(expression) if isinstance(part, sa.Column))
+    own = {str(clause.name)} & set(map(_table_name, columns)) if hasattr(clause, "name") else set()
+    mine = own or _tables_beside(expression)
+
+    def replace(element: Any, **_: Any) -> Any:
+        if isinstance(element, AliasedReturnsRows):
+            return element
+        if isinstance(element, sa.Table) and element.name in mine:
+            return clause
+        of_mine = isinstance(element, sa.Column) and _table_name(element) in mine
+        if of_mine and element.name in clause.c:
+            return sa.type_coerce(clause.c[element.name], element.type)
+        return None
+
+    return visitors.replacement_traverse(expression, {}, replace)
+
+
+def _tables_beside(expression: Any) -> set[str]:
+    """The tables whose columns stand in the expression itself, not in its subqueries."""
+    found, left = set(), [expression]
+    while left:
+        element = left.pop()
+        if isinstance(element, sa.Column):
+            found |= {_table_name(element)} - {""}
+        elif not isinstance(element, sa.SelectBase):
+            left.extend(element.get_children())
+    return found
+
+
+def _table_name(column: Any) -> str:
+    return column.table.name if isinstance(column.table, sa.Table) else ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -24,35 +24,28 @@ from vecferry.errors import NotFoundError, SchemaMismatchError
 from vecferry.layouts import open_envelope, seal
 from vecferry.layouts.llamaindex import LlamaIndexLayout
 from vecferry.model import ENVELOPE, CollectionSchema, DType, RecordBatch
-from vecferry.stores.pgvector.address import TableName
-from vecferry.stores.pgvector.columns import RowMap
-from vecferry.stores.pgvector.memo import Memo, write_memo
-from vecferry.stores.pgvector.reflect import Relation, find_table
+from vecferry.stores.pgvector.introspection import (
+    DERIVED_TYPES,
+    Relation,
+    TableMetadata,
+    find_table,
+    write_metadata,
+)
+from vecferry.stores.pgvector.server import TableName
+from vecferry.stores.pgvector.table import Table
 
 COLLECTIONS, EMBEDDINGS = "langchain_pg_collection", "langchain_pg_embedding"
-_MEMO_KEY = "vecferry"
+_NOTED = "vecferry"
 
-_MAPS = {
-    "langchain": RowMap(
-        ("id",), ("id",), "str", "document", {"": "embedding"}, "cmetadata", layout="langchain"
-    ),
-    "langchain-v2": RowMap(
-        ("langchain_id",),
-        ("langchain_id",),
-        "str",
-        "content",
-        {"": "embedding"},
-        "langchain_metadata",
-        layout="langchain-v2",
-    ),
-    "llamaindex": RowMap(
-        ("id",), ("node_id",), "str", "text", {"": "embedding"}, "metadata_", layout="llamaindex"
-    ),
+_PARTS: dict[str, dict[str, Any]] = {
+    "langchain": {"id": "id", "text": "document", "json": "cmetadata"},
+    "langchain-v2": {"id": "langchain_id", "text": "content", "json": "langchain_metadata"},
+    "llamaindex": {"id": "node_id", "key": "id", "text": "text", "json": "metadata_"},
 }
 _MARKS = {
     "llamaindex": {"id", "node_id", "text", "metadata_", "embedding"},
     "langchain-v2": {"langchain_id", "content", "embedding"},
-    "langchain": {"id", "collection_id", "document", "cmetadata", "embedding"},
+    "langchain": {"collection_id", "document", "cmetadata", "embedding"},
 }
 _DDL = {
     "langchain": """
@@ -84,13 +77,17 @@ _DDL = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a collection lies: a table, or (``collection``) a share of LangChain's table."""
+    """Where a collection lies: a table, or (``collection``) a share of LangChain's table.
+
+    ``named`` says that each row of a table of langchain-community has an id of the application's own.
+    """
 
     table: TableName
     layout: str | None = None
     collection: str | None = None
     fixed: dict[str, Any] = field(default_factory=dict)
-    memo: Memo | None = None
+    metadata: TableMetadata | None = None
+    named: bool = False
 
 
 def locate(connection: psycopg.Connection[Any], name: TableName, layout: str | None) -> Place | None:
@@ -125,49 +122,65 @@ def _langchain_place(connection: psycopg.Connection[Any], name: TableName) -> Pl
     row = connection.execute(query, [name.name]).fetchone()
     if row is None:
         return None
-    noted = row[1].get(_MEMO_KEY) if isinstance(row[1], dict) else None
-    memo = Memo.model_validate(noted) if noted else None
-    return Place(table, "langchain", name.name, {"collection_id": row[0]}, memo)
+    noted = row[1].get(_NOTED) if isinstance(row[1], dict) else None
+    metadata = TableMetadata.model_validate(noted) if noted else None
+    named = _named(connection, table, row[0])
+    return Place(table, "langchain", name.name, {"collection_id": row[0]}, metadata, named)
+
+
+def _named(connection: psycopg.Connection[Any], table: TableName, collection: Any) -> bool:
+    """Whether the rows of a collection have ids in ``custom_id`` (langchain-community), each its own."""
+    has = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'custom_id'"
+    if not connection.execute(has, [table.quoted.as_string(connection)]).fetchone():
+        return False
+    query = sql.SQL("SELECT count(*) = count(DISTINCT custom_id) FROM {} WHERE collection_id = %s")
+    row = connection.execute(query.format(table.quoted), [collection]).fetchone()
+    return bool(row and row[0])
 
 
 def recognise(relation: Relation, place: Place | None) -> str:
     """The layout of a table by the names of its columns."""
-    if relation.memo and relation.memo.made:
-        return relation.memo.collection.layout
+    if relation.metadata and relation.metadata.made:
+        return relation.metadata.collection.layout
     if place is not None and place.layout is not None:
         return place.layout
     names = set(relation.columns)
     return next((n for n, marks in _MARKS.items() if n != "langchain" and marks <= names), "plain")
 
 
-def framework_map(layout: str, relation: Relation, place: Place | None) -> RowMap:
-    """How records lie in a framework's table.
+def framework_table(layout: str, relation: Relation, place: Place | None) -> Table:
+    """How records lie in a framework's table; columns that the application added are metadata.
 
     Raises:
         SchemaMismatchError: if the table lacks one of the layout's columns.
     """
-    missing = sorted(_MARKS[layout] - relation.columns.keys())
+    parts = dict(_PARTS[layout])
+    community = layout == "langchain" and "id" not in relation.columns and "uuid" in relation.columns
+    if community:  # langchain-community and before: a key of its own beside the id of the application
+        named = place is not None and place.named
+        parts |= {"key": "uuid", "id": "custom_id" if named else "uuid"}
+    key, fixed = parts.get("key", parts["id"]), dict(place.fixed) if place else {}
+    missing = sorted((_MARKS[layout] | {key, parts["id"]}) - relation.columns.keys())
     if missing:
         raise SchemaMismatchError(f"{relation.table} is no {layout} table: it has no column {missing[0]!r}")
-    base = _MAPS[layout]
-    memo = relation.memo
-    fields = memo.collection.fields if memo else ()
-    known = {
-        *base.key,
-        *base.id,
-        base.text,
-        base.json,
-        *base.vectors.values(),
-        *(place.fixed if place else ()),
-    }
-    columns = [c for c in relation.columns.values() if c.name not in known and c.type != "tsvector"]
-    return replace(
-        base,
-        coded_ids=memo.native_ids if memo else "",
+    metadata = relation.metadata
+    fields = metadata.collection.fields if metadata else ()
+    known = {key, parts["id"], parts["text"], parts["json"], "embedding", *fixed}
+    known |= {"custom_id"} if community else set()
+    other = [c for c in relation.columns.values() if c.name not in known and c.type not in DERIVED_TYPES]
+    return Table(
+        relation,
+        key=(key,),
+        id=(parts["id"],),
+        coded_ids=metadata.native_ids if metadata else "",
+        text=parts["text"],
         vectors={fields[0].name if fields else "": "embedding"},
-        json=base.json if base.json in relation.columns else None,
-        typed={c.name: c.name for c in columns if not c.is_vector} if layout == "langchain-v2" else {},
-        fixed=dict(place.fixed) if place else {},
+        json=parts["json"] if parts["json"] in relation.columns else None,
+        typed={c.name: c.name for c in other if not c.is_vector},
+        fixed=fixed,
+        layout=layout,
+        filled={"uuid": "gen_random_uuid()"} if community and parts["id"] != "uuid" else {},
+        passed_over=tuple(c.name for c in other if c.is_vector),
     )
 
 
@@ -198,18 +211,18 @@ def create(
         )
     )
     recorded = schema.model_copy(update={"losses": (), "count": None, "layout": layout})
-    memo = Memo(collection=recorded, coded_ids=not uuids, made=True)
+    metadata = TableMetadata(collection=recorded, coded_ids=not uuids, made=True)
     if layout == "langchain":
         insert = sql.SQL("INSERT INTO {} (uuid, name, cmetadata) VALUES (gen_random_uuid(), %s, %s)")
-        connection.execute(insert.format(collections.quoted), [name.name, _noted({}, memo)])
+        connection.execute(insert.format(collections.quoted), [name.name, _noted({}, metadata)])
     else:
-        write_memo(connection, table, memo)
+        write_metadata(connection, table, metadata)
 
 
-def note(connection: psycopg.Connection[Any], place: Place, memo: Memo) -> None:
-    """Record a memo where this collection keeps it."""
+def note(connection: psycopg.Connection[Any], place: Place, metadata: TableMetadata) -> None:
+    """Record a metadata where this collection keeps it."""
     if place.collection is None:
-        write_memo(connection, place.table, memo)
+        write_metadata(connection, place.table, metadata)
         return
     collections = place.table.sibling(COLLECTIONS)
     query = sql.SQL("SELECT cmetadata FROM {} WHERE name = %s").format(collections.quoted)
@@ -217,11 +230,11 @@ def note(connection: psycopg.Connection[Any], place: Place, memo: Memo) -> None:
     if row is None:
         raise NotFoundError(f"the collection {place.collection!r} is gone; create it again")
     update = sql.SQL("UPDATE {} SET cmetadata = %s WHERE name = %s").format(collections.quoted)
-    connection.execute(update, [_noted(row[0] or {}, memo), place.collection])
+    connection.execute(update, [_noted(row[0] or {}, metadata), place.collection])
 
 
-def _noted(metadata: dict[str, Any], memo: Memo) -> str:
-    return json.dumps({**metadata, _MEMO_KEY: memo.model_dump(mode="json", exclude_none=True)})
+def _noted(words: dict[str, Any], metadata: TableMetadata) -> str:
+    return json.dumps({**words, _NOTED: metadata.model_dump(mode="json", exclude_none=True)})
 
 
 # -- records ↔ rows -------------------------------------------------------------------------------

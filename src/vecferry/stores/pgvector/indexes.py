@@ -13,12 +13,10 @@ from psycopg import sql
 
 from vecferry.model import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.ports import OnProgress, Progress
-from vecferry.stores.pgvector.address import Server, TableName
-from vecferry.stores.pgvector.columns import RowMap
-from vecferry.stores.pgvector.errors import translated
-from vecferry.stores.pgvector.mapping import vector_columns
-from vecferry.stores.pgvector.reflect import PgIndex, Relation
-from vecferry.stores.pgvector.settings import Settings
+from vecferry.stores.pgvector.introspection import PgIndex
+from vecferry.stores.pgvector.options import Options
+from vecferry.stores.pgvector.server import Server, TableName, translated
+from vecferry.stores.pgvector.table import Table, vector_columns
 
 OPERATOR_CLASSES = {
     Metric.COSINE: "cosine_ops",
@@ -35,27 +33,25 @@ _PROGRESS = (
 )
 
 
-def build(
-    server: Server, relation: Relation, rows: RowMap, schema: CollectionSchema, settings: Settings
-) -> None:
+def build(server: Server, table: Table, schema: CollectionSchema, options: Options) -> None:
     """Build the missing indexes of a table and gather statistics. Twice is as once.
 
     A table made by this adapter gets an HNSW index on each vector field unless told otherwise; a table
-    that was there before gets one only if the settings ask for it, without locking writers out.
+    that was there before gets one only if the options ask for it, without locking writers out.
     """
-    assert relation.table is not None
-    if rows.fixed:  # LangChain's shared table: its column has no dimension, so nothing can be indexed
+    assert table.name is not None
+    if table.fixed:  # LangChain's shared table: its column has no dimension, so nothing can be indexed
         return
-    made = bool(relation.memo and relation.memo.made)
-    if made or settings.index:
+    made = table.made
+    if made or options.index:
         for field in schema.fields:
-            plan = plan_index(relation, rows, field, settings, schema.count)
+            plan = plan_index(table, field, options, schema.count)
             if plan is not None:
-                _build_one(server, relation.table, plan, settings, concurrently=not made)
-    if made and schema.payload_indexes and rows.json:
-        _build_json(server, relation, rows.json)
+                _build_one(server, table.name, plan, options, concurrently=not made)
+    if made and schema.payload_indexes and table.json:
+        _build_json(server, table)
     with server.raw() as connection:
-        connection.execute(sql.SQL("ANALYZE {}").format(relation.table.quoted))
+        connection.execute(sql.SQL("ANALYZE {}").format(table.name.quoted))
         connection.commit()
 
 
@@ -89,17 +85,17 @@ def target_sql(column: str, target: str) -> sql.Composable:
     return sql.SQL("(({})::{})").format(name, sql.SQL(target)) if target else name
 
 
-def plan_index(
-    relation: Relation, rows: RowMap, field: VectorField, settings: Settings, count: int | None
-) -> IndexPlan | None:
+def plan_index(table: Table, field: VectorField, options: Options, count: int | None) -> IndexPlan | None:
     """The index a field should get; ``None`` if it has one, wants none, or cannot have one.
 
     More than 2,000 float32 dimensions are indexed through their ``halfvec`` form (up to 4,000): the column
     itself keeps float32.
     """
-    column = relation.columns[rows.vectors[field.name]]
-    method = settings.index or ("ivfflat" if "ivf_lists" in field.index else "hnsw")
-    if method == "none" or _usable(relation, column.name) is not None:
+    column = table.columns[table.vectors[field.name]]
+    method = options.index or ("ivfflat" if "ivf_lists" in field.index else "hnsw")
+    if method == "none" or _usable(table, column.name) is not None or column.held_as:
+        return None
+    if field.kind is Kind.MULTI:
         return None
     dim = field.dim
     base, target = column.type, ""
@@ -121,23 +117,23 @@ def plan_index(
         method,
         target,
         operators,
-        _options(method, field, settings, count),
+        _options(method, field, options, count),
         _size(field, count),
     )
 
 
-def _usable(relation: Relation, column: str) -> PgIndex | None:
-    return next((i for i in relation.indexes if i.valid and column in vector_columns(i, relation)), None)
+def _usable(table: Table, column: str) -> PgIndex | None:
+    return next((i for i in table.indexes if i.valid and column in vector_columns(i, table.relation)), None)
 
 
-def _options(method: str, field: VectorField, settings: Settings, count: int | None) -> dict[str, int]:
+def _options(method: str, field: VectorField, options: Options, count: int | None) -> dict[str, int]:
     if method == "ivfflat":
         # The advice of pgvector's README: rows / 1000 up to a million, then the square root.
         rows = count or 0
         advised = rows // 1000 if rows <= 1_000_000 else int(rows**0.5)
-        return {"lists": settings.lists or field.index.get("ivf_lists") or max(10, advised)}
-    m = settings.m or field.index.get("hnsw_m") or 16
-    construction = settings.ef_construction or field.index.get("hnsw_ef_construct") or 64
+        return {"lists": options.lists or field.index.get("ivf_lists") or max(10, advised)}
+    m = options.m or field.index.get("hnsw_m") or 16
+    construction = options.ef_construction or field.index.get("hnsw_ef_construct") or 64
     return {"m": min(max(m, 2), 100), "ef_construction": min(max(construction, 2 * m, 4), 1000)}
 
 
@@ -148,7 +144,7 @@ def _size(field: VectorField, count: int | None) -> int:
 
 
 def _build_one(
-    server: Server, table: TableName, plan: IndexPlan, settings: Settings, *, concurrently: bool
+    server: Server, table: TableName, plan: IndexPlan, options: Options, *, concurrently: bool
 ) -> None:
     with server.raw() as connection:
         _drop_invalid(connection, table, plan)
@@ -156,7 +152,7 @@ def _build_one(
         try:
             # Of its own, so that no setting of the build stays on a connection of the application.
             with translated(server.url), server.connect() as connection:
-                _create(server, connection, table, plan, settings, workers, concurrently=concurrently)
+                _create(server, connection, table, plan, options, workers, concurrently=concurrently)
             return
         except Exception as error:
             # A container's small /dev/shm has no room for parallel workers: build with one.
@@ -169,7 +165,7 @@ def _create(
     connection: psycopg.Connection[Any],
     table: TableName,
     plan: IndexPlan,
-    settings: Settings,
+    options: Options,
     workers: int,
     *,
     concurrently: bool,
@@ -177,12 +173,12 @@ def _create(
     connection.autocommit = concurrently  # CONCURRENTLY runs outside a transaction
     scope = sql.SQL("SESSION" if concurrently else "LOCAL")
     for name, value in {
-        "maintenance_work_mem": settings.maintenance_work_mem or f"{_memory(server, plan.size) // _MIB}MB",
+        "maintenance_work_mem": options.maintenance_work_mem or f"{_memory(server, plan.size) // _MIB}MB",
         "max_parallel_maintenance_workers": str(workers),
         "statement_timeout": "0",
     }.items():
         connection.execute(sql.SQL("SET {} {} = {}").format(scope, sql.SQL(name), sql.Literal(value)))
-    with _watched(server, connection, settings.on_progress, plan.column):
+    with _watched(server, connection, options.on_progress, plan.column):
         connection.execute(plan.statement(table, concurrently=concurrently))
     connection.commit()
 
@@ -200,15 +196,16 @@ def _drop_invalid(connection: psycopg.Connection[Any], table: TableName, plan: I
     connection.commit()
 
 
-def _build_json(server: Server, relation: Relation, column: str) -> None:
+def _build_json(server: Server, table: Table) -> None:
     """One GIN index serves equality filters on every key of the metadata."""
-    if any(index.method == "gin" and index.columns == (column,) for index in relation.indexes):
+    column = table.json
+    if column is None or any(i.method == "gin" and i.columns == (column,) for i in table.indexes):
         return
-    assert relation.table is not None
+    assert table.name is not None
     with server.raw() as connection:
         connection.execute(
             sql.SQL("CREATE INDEX ON {} USING gin ({} jsonb_path_ops)").format(
-                relation.table.quoted, sql.Identifier(column)
+                table.name.quoted, sql.Identifier(column)
             )
         )
         connection.commit()

@@ -2,7 +2,8 @@
 
 A shadow of ``docs`` is ``docs__vf_TAG`` in the same schema. Publishing renames the live table to its own
 ``docs__vf_TAG`` and the shadow to ``docs``, in one transaction: readers see the old table or the new one.
-Tag, order and time of publication are in each table's memo. Rights granted on the live table go to the new.
+Tag, order and time of publication are in each table's metadata. What else goes over to the new table is
+in `shape`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from vecferry.errors import NotFoundError, UnsupportedError
-from vecferry.ports import Version
-from vecferry.stores.pgvector.address import Server, TableName
-from vecferry.stores.pgvector.memo import Memo, parse_memo, read_memo, write_memo
-from vecferry.stores.pgvector.reflect import find_table
+from vecferry.errors import NotFoundError, TargetExistsError, UnsupportedError
+from vecferry.ports import Version, WriteMode
+from vecferry.stores.pgvector import shape
+from vecferry.stores.pgvector.introspection import (
+    TableMetadata,
+    find_table,
+    parse_metadata,
+    read_metadata,
+    write_metadata,
+)
+from vecferry.stores.pgvector.server import Server, TableName
 
 _MARK = "__vf_"
 _ORIGINAL = "original"
@@ -34,11 +41,6 @@ _DEPENDENTS = """
     WHERE contype = 'f' AND confrelid = to_regclass(%s) AND conrelid <> confrelid LIMIT 1
 """
 _SECURED = "SELECT 1 FROM pg_class WHERE oid = to_regclass(%s) AND relrowsecurity"
-_GRANTS = """
-    SELECT a.privilege_type, a.is_grantable, a.grantee, CASE WHEN a.grantee = 0 THEN NULL ELSE r.rolname END
-    FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-    WHERE c.oid = to_regclass(%s) AND a.grantee <> c.relowner
-"""
 
 
 def is_shadow(table: TableName) -> bool:
@@ -74,25 +76,43 @@ def drop(connection: psycopg.Connection[Any], table: TableName) -> None:
     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table.quoted))
 
 
+def note_mode(connection: psycopg.Connection[Any], shadow: TableName, mode: WriteMode) -> None:
+    """Record in which mode a shadow was begun."""
+    metadata = read_metadata(connection, shadow)
+    if metadata is not None:
+        write_metadata(connection, shadow, metadata.model_copy(update={"mode": mode.value}))
+
+
+def is_begun(server: Server, table: TableName) -> bool:
+    """Whether a table of this name is being made by a job that has not published it."""
+    with server.raw() as connection:
+        found = _all(connection, qualified(connection, table))
+        connection.commit()
+    return any(m.mode == "create" and not m.serial and name != table.name for m, name in found)
+
+
 def publish(server: Server, table: TableName, tag: str) -> Version:
     """See `vecferry.ports.Publishable.publish`."""
     with server.raw() as connection:
         table = _begin(connection, table)
         shadow = shadow_name(table, tag)
-        live = read_memo(connection, table)
-        memo = read_memo(connection, shadow)
-        if memo is None and not (live and live.tag == tag):
+        live = read_metadata(connection, table)
+        metadata = read_metadata(connection, shadow)
+        if metadata is None and not (live and live.tag == tag):
             raise NotFoundError(f"{table} has no shadow {tag!r} to publish; build it first")
-        if memo is not None:
+        if metadata is not None:
             # The live table may have been there before and get serial 1 in the swap.
             serial = 1 + max([1, *(m.serial for m, _ in _all(connection, table))])
             created = datetime.now(UTC).isoformat(timespec="seconds")
+            if metadata.mode == "create" and find_table(connection, table) is not None:
+                raise TargetExistsError(
+                    f"{table} was made by another job meanwhile; what this one wrote is kept as {shadow}: "
+                    'run again with mode="upsert" or mode="replace"'
+                )
             _swap(connection, table, shadow)
-            write_memo(
-                connection,
-                table,
-                memo.model_copy(update={"tag": tag, "serial": serial, "created": created}),
-            )
+            metadata = read_metadata(connection, table) or metadata
+            changes = {"tag": tag, "serial": serial, "created": created, "mode": ""}
+            write_metadata(connection, table, metadata.model_copy(update=changes))
         connection.commit()
     return next(version for version in versions(server, table) if version.live)
 
@@ -101,8 +121,8 @@ def discard(server: Server, table: TableName, tag: str) -> None:
     """Drop a shadow that was never published."""
     with server.raw() as connection:
         shadow = shadow_name(_begin(connection, table), tag)
-        memo = read_memo(connection, shadow)
-        if memo is None or not memo.serial:
+        metadata = read_metadata(connection, shadow)
+        if metadata is None or not metadata.serial:
             drop(connection, shadow)
         connection.commit()
 
@@ -112,17 +132,19 @@ def versions(server: Server, table: TableName) -> list[Version]:
     with server.raw() as connection:
         table = qualified(connection, table)
         found = [
-            (memo, name) for memo, name in _all(connection, table) if memo.serial or name == table.name
+            (metadata, name)
+            for metadata, name in _all(connection, table)
+            if metadata.serial or name == table.name
         ]
         found.sort(key=lambda item: -item[0].serial)
         return [
             Version(
-                memo.tag or _ORIGINAL,
+                metadata.tag or _ORIGINAL,
                 name == table.name,
-                memo.created,
+                metadata.created,
                 _count(connection, table.sibling(name)),
             )
-            for memo, name in found
+            for metadata, name in found
         ]
 
 
@@ -130,7 +152,7 @@ def rollback(server: Server, table: TableName) -> Version:
     """Bring the version before the live one back."""
     with server.raw() as connection:
         table = _begin(connection, table)
-        live = read_memo(connection, table) or Memo()
+        live = read_metadata(connection, table) or TableMetadata()
         before = [
             (m, n) for m, n in _all(connection, table) if n != table.name and 0 < m.serial < live.serial
         ]
@@ -146,14 +168,14 @@ def prune(server: Server, table: TableName, keep: int) -> list[str]:
     """Drop all but the live version and ``keep`` before it; one that was rolled back goes first."""
     with server.raw() as connection:
         table = _begin(connection, table)
-        live = (read_memo(connection, table) or Memo()).serial
+        live = (read_metadata(connection, table) or TableMetadata()).serial
         others = [(m, n) for m, n in _all(connection, table) if n != table.name and m.serial]
         others.sort(key=lambda item: (item[0].serial < live, item[0].serial))
         gone = sorted(others[: max(len(others) - keep, 0)], key=lambda item: item[0].serial)
         for _, name in gone:
             drop(connection, table.sibling(name))
         connection.commit()
-    return [memo.tag for memo, _ in gone]
+    return [metadata.tag for metadata, _ in gone]
 
 
 # -- helpers --------------------------------------------------------------------------------------
@@ -165,29 +187,33 @@ def _begin(connection: psycopg.Connection[Any], table: TableName) -> TableName:
     return qualified(connection, table)
 
 
-def _all(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[Memo, str]]:
+def _all(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[TableMetadata, str]]:
     """The live table and every table of its versions, with their memos."""
     prefix = _stem(table) + _MARK
     rows = connection.execute(_TABLES, [table.schema, table.name, prefix]).fetchall()
-    return [(parse_memo(comment) or Memo(), name) for name, comment, _ in rows]
+    return [(parse_metadata(comment) or TableMetadata(), name) for name, comment, _ in rows]
 
 
 def _swap(connection: psycopg.Connection[Any], table: TableName, shadow: TableName) -> None:
     """Rename live → kept and shadow → live, in the running transaction."""
     if find_table(connection, table) is not None:
         _check_free(connection, table)
-        live = read_memo(connection, table) or Memo()
+        live = read_metadata(connection, table) or TableMetadata()
         tag = live.tag or _ORIGINAL
         if not live.tag:
             serial = live.serial or 1
-            write_memo(connection, table, live.model_copy(update={"tag": tag, "serial": serial}))
-        _copy_grants(connection, table, shadow)
-        # The kept name may be the shadow's own (a tag published anew): go through a third name.
+            write_metadata(connection, table, live.model_copy(update={"tag": tag, "serial": serial}))
         kept = shadow_name(table, tag)
+        shape.hand_over(connection, table, shadow, kept)
+        views = shape.views_on(connection, table)
+        # The kept name may be the shadow's own (a tag published anew): go through a third name.
         _rename(connection, table, "vecferry_swap_" + kept.name[-40:])
         _rename(connection, shadow, table.name)
         _rename(connection, table.sibling("vecferry_swap_" + kept.name[-40:]), kept.name)
+        for view in views:
+            connection.execute(view)
     else:
+        shape.take_names(connection, table, shadow)
         _rename(connection, shadow, table.name)
 
 
@@ -206,20 +232,6 @@ def _check_free(connection: psycopg.Connection[Any], table: TableName) -> None:
 def _rename(connection: psycopg.Connection[Any], table: TableName, name: str) -> None:
     statement = sql.SQL("ALTER TABLE {} RENAME TO {}")
     connection.execute(statement.format(table.quoted, sql.Identifier(name)))
-
-
-def _copy_grants(connection: psycopg.Connection[Any], old: TableName, new: TableName) -> None:
-    for privilege, grantable, _, role in connection.execute(
-        _GRANTS, [old.quoted.as_string(connection)]
-    ).fetchall():
-        connection.execute(
-            sql.SQL("GRANT {} ON {} TO {}{}").format(
-                sql.SQL(privilege),
-                new.quoted,
-                sql.Identifier(role) if role else sql.SQL("PUBLIC"),
-                sql.SQL(" WITH GRANT OPTION" if grantable else ""),
-            )
-        )
 
 
 def _count(connection: psycopg.Connection[Any], table: TableName) -> int:

@@ -12,7 +12,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 
-from vecferry.errors import SchemaMismatchError
+from vecferry.errors import SchemaMismatchError, UnsupportedError
 from vecferry.model import (
     CollectionSchema,
     DType,
@@ -26,16 +26,13 @@ from vecferry.model import (
     encode_id,
 )
 from vecferry.ports import Fields
-from vecferry.stores.pgvector.address import Server
-from vecferry.stores.pgvector.columns import PgColumn, RowMap
-from vecferry.stores.pgvector.compiled import as_sql
 from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM
-from vecferry.stores.pgvector.partitions import cast_text
-from vecferry.stores.pgvector.reading import RowReader, code_id
-from vecferry.stores.pgvector.reflect import Relation
-from vecferry.stores.pgvector.settings import Settings
-from vecferry.stores.pgvector.snapshot import begin_read
-from vecferry.stores.pgvector.values import fits_id, text_fault
+from vecferry.stores.pgvector.introspection import PgColumn, as_sql
+from vecferry.stores.pgvector.options import Options
+from vecferry.stores.pgvector.reading import RowReader, begin_read, code_id
+from vecferry.stores.pgvector.server import Server
+from vecferry.stores.pgvector.table import NamedType, Table, cast_text
+from vecferry.stores.pgvector.wire import fits_id, text_fault, uuid_of
 
 OPERATORS = {
     Metric.COSINE: "<=>",
@@ -58,22 +55,24 @@ class Query:
     k: int
     field: str
     conditions: Sequence[Any]
-    settings: Settings
+    options: Options
 
 
-def search(
-    server: Server, relation: Relation, rows: RowMap, schema: CollectionSchema, query: Query
-) -> list[VectorRecord]:
+def search(server: Server, table: Table, schema: CollectionSchema, query: Query) -> list[VectorRecord]:
     """At most ``k`` records, best first. A row whose vector is NULL is never a hit."""
     try:
-        field = schema.field(rows.field_of(query.field))
+        field = schema.field(table.field_of(query.field))
     except KeyError as error:
-        raise SchemaMismatchError(f"{relation.table}: {error.args[0]}") from None
-    column = relation.columns[rows.vectors[field.name]]
+        raise SchemaMismatchError(f"{table.name}: {error.args[0]}") from None
+    column = table.columns[table.vectors[field.name]]
+    if field.kind is Kind.MULTI:
+        raise SchemaMismatchError(
+            f"{table.name}: field {field.name!r} is an array of vectors; search another"
+        )
     text = _vector_text(query.vector, field, column)
-    clause = relation.clause.c[column.name]
+    clause = table.vector(column.name)
     exact = clause.op(OPERATORS[field.metric])(cast_text(text, _cast_type(column, field)))
-    reader = RowReader(relation, rows, Fields.ALL)
+    reader = RowReader(table, Fields.ALL)
     hits = (
         reader.select()
         .add_columns(exact.label(_SCORE_COLUMN))
@@ -81,32 +80,32 @@ def search(
     )
     if field.kind is Kind.DENSE and field.dim is None:  # vectors of another dimension have no distance
         hits = hits.where(sa.func.vector_dims(clause) == len(query.vector))
-    hits = _nearest(hits, relation, field, column, text, exact, query.k)
+    hits = _nearest(hits, table, field, column, text, exact, query.k)
     with server.raw() as connection:
         begin_read(connection)
-        _tune(connection, relation, column.name, query.settings)
+        _tune(connection, table, column.name, query.options)
         return _records(connection, reader, hits, field.metric)
 
 
 def _nearest(
-    hits: Any, relation: Relation, field: VectorField, column: PgColumn, text: str, exact: Any, k: int
+    hits: Any, table: Table, field: VectorField, column: PgColumn, text: str, exact: Any, k: int
 ) -> Any:
     """Order and limit; through the index's own expression where it is on another type than the column."""
-    type_ = _indexed_as(relation, field, column)
+    type_ = _indexed_as(table, field, column)
     if not type_:
         return hits.order_by(exact).limit(k)
-    near = sa.cast(relation.clause.c[column.name], _named(type_)).op(OPERATORS[field.metric])(
+    near = sa.cast(table.clause.c[column.name], NamedType(type_)).op(OPERATORS[field.metric])(
         cast_text(text, type_)
     )
     candidates = hits.order_by(near).limit(k * _OVERSAMPLED).subquery("candidates")
     return sa.select(*candidates.c).order_by(candidates.c[_SCORE_COLUMN]).limit(k)
 
 
-def _indexed_as(relation: Relation, field: VectorField, column: PgColumn) -> str:
+def _indexed_as(table: Table, field: VectorField, column: PgColumn) -> str:
     """The type an index casts this column to, if it does."""
     wanted = f"halfvec({field.dim})" if column.type == "vector" else f"{column.type}({field.dim})"
     casts = [f"{column.type}({field.dim})", wanted]
-    for index in relation.indexes:
+    for index in table.indexes:
         definition = index.definition.replace('"', "")
         for type_ in casts:
             if index.method in ("hnsw", "ivfflat") and f"(({column.name})::{type_})" in definition:
@@ -114,12 +113,8 @@ def _indexed_as(relation: Relation, field: VectorField, column: PgColumn) -> str
     return ""
 
 
-def _named(type_: str) -> Any:
-    return cast_text("", type_).type
-
-
 def _cast_type(column: PgColumn, field: VectorField) -> str:
-    return f"bit({field.dim})" if column.type == "bit" else column.type
+    return f"bit({field.dim})" if column.type == "bit" else column.vector_type
 
 
 def _vector_text(vector: Any, field: VectorField, column: PgColumn) -> str:
@@ -146,13 +141,13 @@ def _vector_text(vector: Any, field: VectorField, column: PgColumn) -> str:
     return "[" + ",".join(map(repr, values.astype(np.float32).tolist())) + "]"
 
 
-def _tune(connection: psycopg.Connection[Any], relation: Relation, column: str, settings: Settings) -> None:
-    """Settings of this query alone (SET LOCAL). Those of pgvector exist once its library is loaded."""
-    wanted = {"hnsw.ef_search": settings.ef_search, "ivfflat.probes": settings.probes}
-    if settings.iterative_scan:
-        wanted["hnsw.iterative_scan"] = settings.iterative_scan  # type: ignore[assignment]
-        strict = settings.iterative_scan == "strict_order"  # IVFFlat knows the relaxed order only
-        wanted["ivfflat.iterative_scan"] = "relaxed_order" if strict else settings.iterative_scan  # type: ignore[assignment]
+def _tune(connection: psycopg.Connection[Any], table: Table, column: str, options: Options) -> None:
+    """Options of this query alone (SET LOCAL). Those of pgvector exist once its library is loaded."""
+    wanted = {"hnsw.ef_search": options.ef_search, "ivfflat.probes": options.probes}
+    if options.iterative_scan:
+        wanted["hnsw.iterative_scan"] = options.iterative_scan  # type: ignore[assignment]
+        strict = options.iterative_scan == "strict_order"  # IVFFlat knows the relaxed order only
+        wanted["ivfflat.iterative_scan"] = "relaxed_order" if strict else options.iterative_scan  # type: ignore[assignment]
     for name, value in wanted.items():
         if value is not None:
             connection.execute("SELECT '[1]'::vector")
@@ -181,19 +176,18 @@ def _score(metric: Metric, distance: float) -> float:
 
 def fetch(
     server: Server,
-    relation: Relation,
-    rows: RowMap,
+    table: Table,
     ids: list[RecordId],
     fields: Fields,
     conditions: list[Any],
 ) -> RecordBatch:
     """The records found, in the order of ``ids``."""
-    reader = RowReader(relation, rows, fields)
+    reader = RowReader(table, fields)
     batches: list[RecordBatch] = []
     with server.raw() as connection:
         begin_read(connection)
         for start in range(0, len(ids), _CHUNK):
-            condition = _ids_condition(relation, rows, ids[start : start + _CHUNK])
+            condition = _ids_condition(table, ids[start : start + _CHUNK])
             batches += reader.stream(connection, reader.select().where(condition, *conditions), _CHUNK)
     if not batches:
         return reader.empty()
@@ -201,32 +195,61 @@ def fetch(
         batch = RecordBatch.concat(batches)
     except ValueError as error:  # a batch holds one dimension
         raise SchemaMismatchError(
-            f"{relation.table}: these records have vectors of several dimensions; fetch them apart"
+            f"{table.name}: these records have vectors of several dimensions; fetch them apart"
         ) from error
     at = {encode_id(id_): row for row, id_ in enumerate(batch.id_list)}
-    return batch.take([at[key] for key in map(encode_id, ids) if key in at]).replace(cursor=None)
+    wanted = [(id_, at.get(encode_id(_as_held(id_, table)))) for id_ in ids]
+    there = [(id_, row) for id_, row in wanted if row is not None]
+    found = batch.take([row for _, row in there]).replace(cursor=None)
+    asked = [id_ for id_, _ in there]
+    return (
+        found if found.id_list == asked else found.replace(ids=asked)
+    )  # a UUID that was asked for as text
 
 
-def delete(server: Server, relation: Relation, rows: RowMap, ids: list[RecordId]) -> int:
+def _as_held(id_: RecordId, table: Table) -> RecordId:
+    """The id as the key gives it back: a uuid column also finds UUIDs that are given as text."""
+    if table.coded_ids:
+        return id_
+    parts = id_ if isinstance(id_, tuple) else (id_,)
+    if len(parts) != len(table.id):
+        return id_
+    columns = [table.columns[name] for name in table.id]
+    held = [
+        (uuid_of(part) or part) if column.id_kind == "uuid" else part
+        for part, column in zip(parts, columns, strict=True)
+    ]
+    return tuple(held) if isinstance(id_, tuple) else held[0]
+
+
+def delete(server: Server, table: Table, ids: list[RecordId]) -> int:
     """Delete by id in one transaction; returns how many there were."""
-    gone, target = 0, cast(sa.TableClause, relation.clause)
-    fixed = [relation.clause.c[name] == value for name, value in rows.fixed.items()]
+    if table.by_place:
+        raise UnsupportedError(
+            f"{table.name} has no key, so a record cannot be told from its neighbour; add one"
+        )
+    gone, target = 0, cast(sa.TableClause, table.clause)
+    fixed = table.own_rows()
     with server.raw() as connection:
         for start in range(0, len(ids), _CHUNK):
-            condition = _ids_condition(relation, rows, ids[start : start + _CHUNK])
+            condition = _ids_condition(table, ids[start : start + _CHUNK])
             statement, values = as_sql(sa.delete(target).where(condition, *fixed))
             gone += connection.execute(statement, values).rowcount
         connection.commit()
     return gone
 
 
-def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) -> Any:
+def _ids_condition(table: Table, ids: Sequence[RecordId]) -> Any:
     """``id IN (…)``; ids whose type is not that of the column match nothing."""
-    columns = [relation.columns[name] for name in rows.id]
+    columns = [table.columns[name] for name in table.id]
     keys = []
     for id_ in ids:
         parts: Any = (
-            (code_id(id_, rows.coded_ids),) if rows.coded_ids else id_ if isinstance(id_, tuple) else (id_,)
+            (code_id(id_, table.coded_ids),)
+            if table.coded_ids
+            else id_
+            if isinstance(id_, tuple)
+            else (id_,)
         )
         if len(parts) == len(columns) and all(_may_be(p, c) for p, c in zip(parts, columns, strict=True)):
             keys.append([str(part) for part in parts])
@@ -234,10 +257,10 @@ def _ids_condition(relation: Relation, rows: RowMap, ids: Sequence[RecordId]) ->
         return sa.false()
     if len(columns) == 1:
         texts = sa.bindparam(None, [key[0] for key in keys], type_=sa.ARRAY(sa.Text), unique=True)
-        array = sa.cast(texts, _named(f"{columns[0].sql_type}[]"))
-        return relation.clause.c[columns[0].name] == sa.any_(array)
+        array = sa.cast(texts, NamedType(f"{columns[0].sql_type}[]"))
+        return table.clause.c[columns[0].name] == sa.any_(array)
     values = [sa.tuple_(*(cast_text(p, c.sql_type) for p, c in zip(k, columns, strict=True))) for k in keys]
-    return sa.tuple_(*(relation.clause.c[c.name] for c in columns)).in_(values)
+    return sa.tuple_(*(table.clause.c[c.name] for c in columns)).in_(values)
 
 
 def _may_be(part: Any, column: PgColumn) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from vecferry.errors import (
     ConfigurationError,
     NotFoundError,
+    PlanError,
     SchemaMismatchError,
     UnsupportedError,
 )
@@ -18,36 +19,42 @@ from vecferry.model import (
     CollectionSchema,
     DType,
     Kind,
+    Loss,
     Metric,
     RecordBatch,
     RecordId,
     VectorRecord,
     Where,
+    check_where,
 )
 from vecferry.ports import (
     Capabilities,
     Changes,
     Cursor,
     Fields,
+    Kept,
     Partition,
     StoreURL,
     Version,
     WriteMode,
     WriteReceipt,
 )
-from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, preparing, publish, searching
-from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
-from vecferry.stores.pgvector.columns import RowMap
-from vecferry.stores.pgvector.compiled import as_sql
-from vecferry.stores.pgvector.copy_write import TableWriter
-from vecferry.stores.pgvector.looking import advance_sequence, reflect_place, with_dims
-from vecferry.stores.pgvector.mapping import describe, map_rows
-from vecferry.stores.pgvector.partitions import find_partitions, in_range, ordered
-from vecferry.stores.pgvector.reading import RowReader
-from vecferry.stores.pgvector.reflect import Relation, reflect_select
-from vecferry.stores.pgvector.settings import Settings
-from vecferry.stores.pgvector.snapshot import Snapshot, begin_read
+from vecferry.stores.pgvector import ddl, filters, frameworks, indexes, publish, searching, shape
+from vecferry.stores.pgvector.introspection import as_sql, look_at_texts, reflect_select
+from vecferry.stores.pgvector.mapping import map_table, open_place
+from vecferry.stores.pgvector.options import Options
+from vecferry.stores.pgvector.reading import RowReader, Snapshot, begin_read
+from vecferry.stores.pgvector.server import LIBPQ_OPTIONS, Server, TableName
+from vecferry.stores.pgvector.table import (
+    Table,
+    advance_sequence,
+    check_unique,
+    find_partitions,
+    measured,
+    rows_of_others,
+)
 from vecferry.stores.pgvector.tracking import Journal
+from vecferry.stores.pgvector.writing import TableWriter
 
 _JSON = frozenset({"str", "int", "float", "bool", "null", "list", "object"})
 _CAPABILITIES = Capabilities(
@@ -66,28 +73,30 @@ class PgVectorStore:
     Args:
         server: the database, or an SQLAlchemy engine of the application.
         table: its name, as text (``schema.table``) or `TableName`; ``None`` with ``select=``.
-        settings: see `Settings`; given as keyword arguments too.
+        options: see `Options`; given as keyword arguments too.
     """
 
     def __init__(
         self,
         server: Server | sa.Engine,
         table: TableName | str | None,
-        settings: Settings | None = None,
-        **options: Any,
+        options: Options | None = None,
+        **more: Any,
     ) -> None:
         if not isinstance(server, Server):
             shown = server.url.render_as_string(hide_password=True)
             server = Server(shown, engine=server)
-        self.settings = replace(settings or Settings(), **options)
+        self.options = replace(options or Options(), **more)
         self._table = TableName.parse(table) if isinstance(table, str) else table
         self._server = server
         self.url = server.url
         self._snapshot = Snapshot(server)
-        self._seen: tuple[Relation, RowMap] | None = None
+        self._seen: Table | None = None
         self._writer: TableWriter | None = None
         self._straight = self._key_checked = False
         self._replacement: PgVectorStore | None = None
+        self._schema: CollectionSchema | None = None
+        self._live: TableName | None = None  # of a shadow: the table in whose place it will be
 
     @classmethod
     def from_url(cls, url: StoreURL, *, engine: sa.Engine | None = None, **options: Any) -> PgVectorStore:
@@ -97,7 +106,7 @@ class PgVectorStore:
         if not url.fragment and "select" not in options:
             raise ConfigurationError(f"{url} names no table; write it behind a #: {url}#documents")
         table = TableName.parse(url.fragment) if url.fragment else None
-        return cls(server, table, Settings(**options))
+        return cls(server, table, Options(**options))
 
     def __repr__(self) -> str:
         return f"<PgVectorStore {self.url}>"
@@ -105,25 +114,31 @@ class PgVectorStore:
     # -- source -------------------------------------------------------------------------------
 
     def describe(self) -> CollectionSchema:
-        relation, rows = self._look()
-        schema = describe(relation, rows, self.name)
-        return schema.model_copy(update={"count": self.count()})
+        table = self._look()
+        schema, losses = table.schema(self.name), []
+        if table.fixed:
+            with self._server.raw() as connection:
+                others = rows_of_others(connection, table)
+            if others:
+                detail = f"rows of other collections in {table.shown} stay where they are"
+                losses = [Loss(kind="rows", detail=detail, count=others, reversible=True, where="source")]
+        return schema.model_copy(update={"count": self.count(), "losses": (*schema.losses, *losses)})
 
     def count(self) -> int:
-        relation, _ = self._look()
-        query = sa.select(sa.func.count()).select_from(relation.clause).where(*self._conditions(None))
+        table = self._look()
+        query = sa.select(sa.func.count()).select_from(table.clause).where(*self._conditions(None))
         statement, values = as_sql(query)
         with self._server.raw() as connection:
             row = connection.execute(statement, values).fetchone()
         return int(row[0]) if row else 0
 
     def partitions(self, want: int) -> Sequence[Partition]:
-        relation, rows = self._look(afresh=True)
-        self._check_key(relation, rows)
+        table = self._look(afresh=True)
+        self._check_key(table)
         conditions, total = self._conditions(None), self.count()
         with self._server.raw() as connection:
             begin_read(connection, self._snapshot.name())
-            return find_partitions(connection, relation, rows, want, conditions, total)
+            return find_partitions(connection, table, want, conditions, total)
 
     def scan(
         self,
@@ -134,13 +149,13 @@ class PgVectorStore:
         fields: Fields = Fields.ALL,
         where: Where | Any = None,
     ) -> Iterator[RecordBatch]:
-        relation, rows = self._look()
-        self._check_key(relation, rows)
+        table = self._look()
+        self._check_key(table)
         low, high = partition.bounds if partition and partition.bounds else (None, None)
         low = low if after is None else after
-        reader = RowReader(relation, rows, fields)
-        conditions = [*self._conditions(where), *in_range(relation, rows, low, high)]
-        select = reader.select().where(*conditions).order_by(*ordered(relation, rows))
+        reader = RowReader(table, fields)
+        conditions = [*self._conditions(where), *table.in_range(low, high)]
+        select = reader.select().where(*conditions).order_by(*table.ordered())
         snapshot = self._snapshot.name() if partition else None
         with self._server.raw() as connection:
             begin_read(connection, snapshot)
@@ -150,7 +165,7 @@ class PgVectorStore:
 
     def capabilities(self) -> Capabilities:
         able = _CAPABILITIES
-        if self.settings.metadata == "columns":
+        if self.options.metadata == "columns":
             able = replace(able, metadata_types=_JSON | ddl.VALUE_TYPES.keys())
         if self._layout is not None:
             able = replace(
@@ -160,7 +175,16 @@ class PgVectorStore:
                 several_fields=False,
                 missing_vectors=self._layout != "langchain-v2",
             )
-        halves = self.settings.dtype == "float16" or self._holds_halves()
+        have = self._existing()
+        if have is not None and not have.coded_ids and len(have.id) == 1:
+            uuids = have.columns[have.id[0]].id_kind == "uuid"
+            able = replace(able, id_types=frozenset({"uuid"})) if uuids else able
+        types = (
+            {have.columns[n].type for n in have.vectors.values()} - {"bit", "sparsevec"} if have else set()
+        )
+        if have is not None and any(have.columns[n].is_multi for n in have.vectors.values()):
+            able = replace(able, kinds=able.kinds | {Kind.MULTI})
+        halves = self.options.dtype == "float16" or types == {"halfvec"}
         return replace(able, dtypes=able.dtypes - {DType.FLOAT32}) if halves else able
 
     def exists(self) -> bool:
@@ -177,19 +201,59 @@ class PgVectorStore:
             return
         self._replacement = None
         self._forget()
+        self._schema = schema
         with self._server.raw() as connection:
             connection.autocommit = False
             ddl.ensure_extension(connection)
             if mode is WriteMode.REPLACE:
                 publish.drop(connection, table)
-            self._straight = preparing.prepare(connection, table, schema, mode, self.settings, self.url)
+            like = self._to_be_like(connection) if mode is WriteMode.REPLACE else None
+            if like is not None:
+                shape.clone(connection, like, table, schema)
+                self._straight = True
+            else:
+                self._straight = ddl.prepare(connection, table, schema, mode, self.options, self.url)
+            if self._live is not None and mode is not WriteMode.RESUME:
+                publish.note_mode(connection, table, mode)
             connection.commit()
+
+    def _to_be_like(self, connection: Any) -> Table | None:
+        """The table that this shadow replaces, if the application gave it anything."""
+        if self._live is None:
+            return None
+        place = frameworks.locate(connection, self._live, None)
+        if place is None or place.collection is not None:
+            return None
+        live = map_table(
+            open_place(connection, place, self._live), replace(self.options, layout=None), place
+        )
+        more = shape.has_more(connection, live)
+        if more and self.options.layout not in (None, live.layout):
+            raise SchemaMismatchError(
+                f"{self._live} is a {live.layout} table that has more than vecferry would give it; "
+                f"leave layout={self.options.layout!r} out, or write to a new table"
+            )
+        return live if more else None
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
         if self._replacement is not None:
             return self._replacement.write(batch)
         self._snapshot.release()  # what this store reads next includes what it wrote
+        if self._live is not None:
+            self._make_room(batch)
         return self._table_writer().write(batch)
+
+    def _make_room(self, batch: RecordBatch) -> None:
+        """A table that is replaced may have had no place for texts, or for metadata."""
+        table = self._table_writer().table
+        texts = table.text is None and any(text is not None for text in batch.texts or ())
+        room = table.json is not None or not batch.metadata
+        missing = {} if room else {key for row in batch.metadata or () for key in row} - table.typed.keys()
+        if texts or missing:
+            with self._server.raw() as connection:
+                ddl.add_columns(connection, table, text=texts, json=bool(missing))
+                connection.commit()
+            self._close_writer()
 
     def finish(self) -> None:
         if self._replacement is not None:
@@ -201,11 +265,29 @@ class PgVectorStore:
         wrote = self._writer is not None
         self._close_writer()
         self._straight = False
-        relation, rows = self._look(afresh=True)
+        table = self._look(afresh=True)
         if wrote:
-            advance_sequence(self._server, relation, rows)
-        indexes.build(self._server, relation, rows, describe(relation, rows, self.name), self.settings)
+            advance_sequence(self._server, table)
+        options = self._with_indexes_of_live(table)
+        indexes.build(self._server, table, table.schema(self.name), options)
         self._forget()
+
+    def _with_indexes_of_live(self, table: Table) -> Options:
+        """The indexes of the table that is replaced, and how to build those that do not fit any more."""
+        if self._live is None or table.metadata is None or not table.metadata.like:
+            return self.options
+        with self._server.raw() as connection:
+            place = frameworks.locate(connection, self._live, None)
+            if place is None:
+                return self.options
+            live = map_table(
+                open_place(connection, place, self._live), replace(self.options, layout=None), place
+            )
+            anew = shape.add_indexes(connection, live, table, table.schema(self.name))
+            connection.commit()
+        if not anew or self.options.index:
+            return self.options
+        return replace(self.options, index=next(iter(anew.values())))
 
     def close(self) -> None:
         self._close_writer()
@@ -215,8 +297,8 @@ class PgVectorStore:
     # -- abilities ----------------------------------------------------------------------------
 
     def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
-        relation, rows = self._look()
-        return searching.fetch(self._server, relation, rows, list(ids), fields, self._conditions(None))
+        table = self._look()
+        return searching.fetch(self._server, table, list(ids), fields, self._conditions(None))
 
     def search(
         self,
@@ -237,33 +319,41 @@ class PgVectorStore:
             probes: of an IVFFlat index.
             iterative_scan: ``strict_order`` or ``relaxed_order``: goes on until ``k`` rows pass the filter.
         """
-        relation, rows = self._look()
-        mine = self.settings
-        settings = replace(
+        table = self._look()
+        mine = self.options
+        options = replace(
             mine,
             ef_search=mine.ef_search if ef_search is None else ef_search,
             probes=mine.probes if probes is None else probes,
             iterative_scan=mine.iterative_scan if iterative_scan is None else iterative_scan,
         )
-        schema = describe(relation, rows, self.name)
-        query = searching.Query(vector, k, field, self._conditions(where), settings)
-        return searching.search(self._server, relation, rows, schema, query)
+        schema = table.schema(self.name)
+        query = searching.Query(vector, k, field, self._conditions(where), options)
+        return searching.search(self._server, table, schema, query)
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         self._writable()
-        relation, rows = self._look()
+        table = self._look()
         self._snapshot.release()
-        return searching.delete(self._server, relation, rows, list(ids))
+        return searching.delete(self._server, table, list(ids))
 
     def stages(self, mode: WriteMode) -> bool:
-        return mode is WriteMode.REPLACE
+        """A new table is built beside its name, too, and one that another job publishes first stays."""
+        if mode is not WriteMode.CREATE or self._layout == "langchain" or self._table is None:
+            return mode is WriteMode.REPLACE
+        return not self.exists() or publish.is_begun(self._server, self._own_table())
 
     def shadow(self, tag: str) -> PgVectorStore:
-        return PgVectorStore(self._server, publish.shadow_name(self._own_table(), tag), self.settings)
+        own = self._own_table()
+        shadow = PgVectorStore(self._server, publish.shadow_name(own, tag), self.options)
+        shadow._live = own
+        return shadow
 
     def publish(self, tag: str) -> Version:
         self._forget()
-        return publish.publish(self._server, self._own_table(), tag)
+        version = publish.publish(self._server, self._own_table(), tag)
+        advance_sequence(self._server, self._look())
+        return version
 
     def discard(self, tag: str) -> None:
         publish.discard(self._server, self._own_table(), tag)
@@ -277,6 +367,28 @@ class PgVectorStore:
 
     def prune(self, keep: int = 0) -> list[str]:
         return publish.prune(self._server, self._own_table(), keep)
+
+    def check_filter(self, where: Where | Any) -> None:
+        """See `vecferry.ports.ChecksFilters`; expressions and SQL text are taken at their word."""
+        if not isinstance(where, Mapping):
+            return
+        table = self._look()
+        with self._server.raw() as connection:
+            reason = filters.why_nothing_matches(connection, table, check_where(where))
+            connection.commit()
+        if reason:
+            raise PlanError(f"{self.url}: the filter matches nothing: {reason}; correct where=")
+
+    def kept(self, schema: CollectionSchema) -> Kept:
+        """What an upsert does not touch: columns of the application that the records do not bring."""
+        table = self._existing()
+        if table is None:
+            return Kept()
+        known = set(schema.metadata_types)
+        own = {key for key, name in table.typed.items() if table.keeps(name, known) or name in table.id}
+        ours = table.ours
+        text = table.text is not None and table.text not in ours and table.layout == "plain"
+        return Kept(text=text, metadata=own.__contains__)
 
     def track(self) -> Cursor:
         return self._journal().install()
@@ -298,29 +410,30 @@ class PgVectorStore:
     # -- helpers ------------------------------------------------------------------------------
 
     def _journal(self) -> Journal:
-        return Journal(self._server, *self._look())
+        return Journal(self._server, self._look())
 
     @property
     def _layout(self) -> str | None:
-        return self.settings.layout if self.settings.layout != "plain" else None
+        return self.options.layout if self.options.layout != "plain" else None
 
     @property
     def name(self) -> str:
         return str(self._table) if self._table else "select"
 
-    def _look(self, *, afresh: bool = False) -> tuple[Relation, RowMap]:
+    def _look(self, *, afresh: bool = False) -> Table:
         """What is there, and how records lie in it; looked up once and again after writes of structure."""
         if self._seen is None or afresh:
             with self._server.raw() as connection:
                 if self._table is None:
-                    relation = reflect_select(connection, self.settings.select, self.settings.params)
-                    place = None
+                    place, relation = (
+                        None,
+                        reflect_select(connection, self.options.select, self.options.params),
+                    )
                 else:
                     place = frameworks.locate(connection, self._table, self._layout)
-                    relation = reflect_place(connection, place, self._table)
-                rows = map_rows(relation, self.settings, place)
-                relation = with_dims(connection, relation, rows)
-            self._seen = (relation, rows)
+                    relation = open_place(connection, place, self._table)
+                relation = look_at_texts(connection, relation, self.options.vector_columns.values())
+                self._seen = measured(connection, map_table(relation, self.options, place))
         return self._seen
 
     def _forget(self) -> None:
@@ -329,21 +442,21 @@ class PgVectorStore:
         self._snapshot.release()
 
     def _conditions(self, where: Where | Any) -> list[Any]:
-        """The conditions of the layout, of the settings, and of this call."""
-        relation, rows = self._look()
-        base = self.settings.where if self._table is not None else None
+        """The conditions of the layout, of the options, and of this call."""
+        table, params = self._look(), self.options.params
+        base = self.options.where if self._table is not None else None
         return [
-            *filters.fixed(relation, rows),
-            *filters.conditions(relation, rows, base, self.settings.params),
-            *filters.conditions(relation, rows, where, self.settings.params),
+            *table.own_rows(),
+            *filters.conditions(table, base, params),
+            *filters.conditions(table, where, params),
         ]
 
-    def _check_key(self, relation: Relation, rows: RowMap) -> None:
+    def _check_key(self, table: Table) -> None:
         """Pages by a key that is not unique would skip rows; where no index promises it, it is counted."""
-        if self._key_checked or relation.is_unique(rows.key):
+        if self._key_checked or table.key_is_unique:
             return
         with self._server.raw() as connection:
-            filters.check_unique(connection, relation, rows, self.name)
+            check_unique(connection, table, self.name)
         self._key_checked = True
 
     def _writable(self) -> TableName:
@@ -351,13 +464,11 @@ class PgVectorStore:
             raise ConfigurationError("a select can only be read; name a table to write to")
         return self._table
 
-    def _holds_halves(self) -> bool:
-        """Whether the table that is there has float16 columns only, so that float32 would be rounded."""
+    def _existing(self) -> Table | None:
+        """The table that is there, if one is."""
         if self._seen is None and (self._table is None or not self.exists()):
-            return False
-        relation, rows = self._look()
-        types = {relation.columns[name].type for name in rows.vectors.values()} - {"bit", "sparsevec"}
-        return types == {"halfvec"}
+            return None
+        return self._look()
 
     def _own_table(self) -> TableName:
         """The table as a whole, which names may be swapped of.
@@ -379,13 +490,12 @@ class PgVectorStore:
     def _table_writer(self) -> TableWriter:
         if self._writer is None:
             try:
-                relation, rows = self._look(afresh=True)
+                table = self._look(afresh=True)
             except NotFoundError as error:
                 raise NotFoundError(f"{self.url} was not prepared; call prepare() first") from error
-            if not relation.is_table:
+            if not table.relation.is_table:
                 raise SchemaMismatchError(f"{self.name} is a view; write to a table")
-            made = bool(relation.memo and relation.memo.made)
-            self._writer = TableWriter(self._server, relation, rows, made=made, straight=self._straight)
+            self._writer = TableWriter(self._server, table, self._schema, straight=self._straight)
         return self._writer
 
     def _close_writer(self) -> None:

@@ -22,11 +22,10 @@ from psycopg import sql
 from vecferry.errors import SchemaMismatchError
 from vecferry.model import RecordBatch, RecordId, encode_id
 from vecferry.ports import Changes, Cursor
-from vecferry.stores.pgvector.address import Server, TableName
-from vecferry.stores.pgvector.columns import RowMap
-from vecferry.stores.pgvector.errors import translated
+from vecferry.stores.pgvector.introspection import find_table
 from vecferry.stores.pgvector.reading import uncode_id
-from vecferry.stores.pgvector.reflect import Relation, find_table
+from vecferry.stores.pgvector.server import Server, TableName, translated
+from vecferry.stores.pgvector.table import Table
 
 _EVENTS = {
     "insert": ("AFTER INSERT", "REFERENCING NEW TABLE AS new_rows"),
@@ -73,17 +72,17 @@ Fetch = Callable[[list[RecordId]], RecordBatch]
 class Journal:
     """The journal of one table (or of one collection in LangChain's shared table)."""
 
-    def __init__(self, server: Server, relation: Relation, rows: RowMap) -> None:
-        if relation.table is None or relation.kind != "r":
+    def __init__(self, server: Server, table: Table) -> None:
+        if table.name is None or table.relation.kind != "r" or table.by_place:
             raise SchemaMismatchError(
-                "only an ordinary table can be tracked, no view, select or partitioned table"
+                "only an ordinary table with a key can be tracked, no view, select or partitioned table"
             )
-        self._server, self._relation, self._map = server, relation, rows
-        self.table: TableName = relation.table
-        share = "".join(str(value) for value in rows.fixed.values())
-        digest = hashlib.sha256(f"{self.table}{share}".encode()).hexdigest()[:12]
-        stem = self.table.name.encode()[:30].decode(errors="ignore")
-        self.name = self.table.sibling(f"vecferry_journal_{stem}_{digest}")
+        self._server, self._mapped = server, table
+        self._table: TableName = table.name
+        share = "".join(str(value) for value in table.fixed.values())
+        digest = hashlib.sha256(f"{self._table}{share}".encode()).hexdigest()[:12]
+        stem = self._table.name.encode()[:30].decode(errors="ignore")
+        self.name = self._table.sibling(f"vecferry_journal_{stem}_{digest}")
 
     def install(self) -> Cursor:
         """Make journal, function and triggers, and return where the journal stands. Twice is as once."""
@@ -154,15 +153,15 @@ class Journal:
         return self.name.name
 
     def _function(self) -> sql.Composed:
-        parts = [sql.SQL("r.{}::text").format(sql.Identifier(name)) for name in self._map.id]
+        parts = [sql.SQL("r.{}::text").format(sql.Identifier(name)) for name in self._mapped.id]
         own = [
             sql.SQL("r.{} = {}").format(sql.Identifier(name), sql.Literal(value))
-            for name, value in self._map.fixed.items()
+            for name, value in self._mapped.fixed.items()
         ]
         return sql.SQL(_FUNCTION).format(
             function=self.name.quoted,
             journal=self.name.quoted,
-            table=self.table.quoted,
+            table=self._table.quoted,
             id=sql.SQL("jsonb_build_array({})").format(sql.SQL(", ").join(parts)),
             own=sql.SQL(" AND ").join([*own, sql.SQL("true")]),
             channel=sql.Literal(self._channel),
@@ -175,16 +174,16 @@ class Journal:
         ).format(
             sql.Identifier(f"{self.name.name[:50]}_{event}"),
             sql.SQL(when),
-            self.table.quoted,
+            self._table.quoted,
             sql.SQL(referencing),
             self.name.quoted,
         )
 
     def _id(self, parts: list[str]) -> RecordId:
         values: list[Any] = []
-        for name, text in zip(self._map.id, parts, strict=True):
-            kind = self._relation.columns[name].id_kind
+        for name, text in zip(self._mapped.id, parts, strict=True):
+            kind = self._mapped.columns[name].id_kind
             values.append(int(text) if kind == "int" else UUID(text) if kind == "uuid" else text)
-        if self._map.coded_ids:
-            return uncode_id(values[0], self._map.coded_ids)
+        if self._mapped.coded_ids:
+            return uncode_id(values[0], self._mapped.coded_ids)
         return values[0] if len(values) == 1 else tuple(values)

@@ -15,7 +15,7 @@ Names = str | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Options:
     """How a table is read and written. Everything is optional.
 
     Attributes:

@@ -11,8 +11,8 @@ from vecferry.connecting import Collection
 from vecferry.contrib.fill_postgres import Filled, fill_column
 from vecferry.errors import ConfigurationError
 from vecferry.ports import Embedder, StoreURL
-from vecferry.stores.pgvector.address import LIBPQ_OPTIONS, Server, TableName
-from vecferry.stores.pgvector.settings import names
+from vecferry.stores.pgvector.options import names
+from vecferry.stores.pgvector.server import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.store import PgVectorStore
 
 
@@ -39,7 +39,7 @@ class PgVectorCollection(Collection):
             text: the attribute of the text.
             url: the database, ``pgvector://user@host/db`` or ``pgvector:FOLDER``; or
             engine: the application's SQLAlchemy engine.
-            options: further `Settings`; ``id``, ``key`` and ``columns`` name attributes.
+            options: further `Options`; ``id``, ``key`` and ``columns`` name attributes.
 
         Raises:
             ConfigurationError: without ``url`` and ``engine``, or for an attribute that the model has not.
