@@ -75,6 +75,7 @@ class StoreContract:
 
     metric: Metric = Metric.L2
     exact: bool = True
+    last_index: int = 4_000_000_000
     examples: int = 25
 
     def open(self, folder: Path, name: str) -> Any:
@@ -287,7 +288,9 @@ class StoreContract:
         kinds = store.capabilities().kinds
         if not store.capabilities().several_fields:
             pytest.skip("holds one vector field")
-        records, schema = sample_fields(kinds, self.metric, unit=not self.exact)
+        records, schema = sample_fields(
+            kinds, self.metric, unit=not self.exact, last_index=self.last_index
+        )
         self.load(store, records, fields=schema)
         assert {f.name: f.kind for f in store.describe().fields} == {f.name: f.kind for f in schema}
         self.same(read(store.scan(batch_size=4)), records)

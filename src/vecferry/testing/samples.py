@@ -83,11 +83,15 @@ def sample_records(
 
 
 def sample_fields(
-    kinds: Collection[Kind], metric: Metric = Metric.L2, *, unit: bool = False
+    kinds: Collection[Kind],
+    metric: Metric = Metric.L2,
+    *,
+    unit: bool = False,
+    last_index: int = 4_000_000_000,
 ) -> tuple[list[VectorRecord], tuple[VectorField, ...]]:
     """Ten records with two dense fields, and a sparse and a multi field where ``kinds`` has them.
 
-    Every field is missing in some record.
+    Every field is missing in some record. ``last_index`` is the greatest index of a sparse vector.
     """
     rng = np.random.default_rng(11)
     fields = [
@@ -103,7 +107,7 @@ def sample_fields(
         vectors: dict[str, Any] = {"title": record.vector, "body": _unit(rng.standard_normal(5), unit)}
         sparse = {}
         if Kind.SPARSE in kinds and i % 5 != 3:
-            sparse["words"] = SparseVector([1, 7 + i, 4_000_000_000], [0.5, 1.25, float(i) + 0.1])
+            sparse["words"] = SparseVector([1, 7 + i, last_index], [0.5, 1.25, float(i) + 0.1])
         if Kind.MULTI in kinds and i % 4 != 1:
             vectors["tokens"] = np.stack([_unit(row, True) for row in rng.standard_normal((2 + i % 3, 4))])
         records.append(record.replace(vectors=vectors, sparse_vectors=sparse))

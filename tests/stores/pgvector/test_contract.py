@@ -33,6 +33,7 @@ class OnServer(StoreContract):
     """One database for all tests of a server; tables of their own for each."""
 
     version = "postgres"
+    last_index = 999_999_999  # of a sparsevec
     databases: ClassVar[dict[int, str]] = {}
 
     @pytest.fixture(autouse=True)
@@ -72,6 +73,8 @@ def embedded_folder() -> Any:
 
 class TestEmbedded(StoreContract):
     """One server folder for all; a table a test."""
+
+    last_index = 999_999_999
 
     @pytest.fixture(autouse=True)
     def _folder(self, embedded_folder: Path) -> None:

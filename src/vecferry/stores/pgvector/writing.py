@@ -505,11 +505,7 @@ class RowEncoder:
 
     def _id_cells(self, batch: RecordBatch) -> dict[str, Cells]:
         names = self.table.id
-        if (
-            len(names) == 1
-            and batch.ids.ints is not None
-            and self.table.columns[names[0]].type == "int8"
-        ):
+        if len(names) == 1 and batch.ids.ints is not None and self.table.columns[names[0]].type == "int8":
             return {names[0]: wire.int_cells(batch.ids.ints)}
         ids = batch.id_list
         parts = list(zip(*ids, strict=True)) if len(names) > 1 else [ids]
@@ -577,10 +573,8 @@ class RowEncoder:
         return value is not None and (not self.table.json or keeps(value, column))
 
     def _brings(self, row: dict[str, Any], key: str, column: PgColumn) -> bool:
-        """A value for a column of the application; an explicit null is one, where it may be NULL."""
-        if key in row and row[key] is None:
-            return column.nullable
-        return self._goes(row.get(key), column)
+        """A value for a column of the application; a null, or one that stays in the json column, empties it."""
+        return key in row and (column.nullable or self._goes(row[key], column))
 
     def _value_cells(self, values: list[Any], column: PgColumn) -> Cells:
         if column.is_json:
