@@ -288,9 +288,7 @@ class StoreContract:
         kinds = store.capabilities().kinds
         if not store.capabilities().several_fields:
             pytest.skip("holds one vector field")
-        records, schema = sample_fields(
-            kinds, self.metric, unit=not self.exact, last_index=self.last_index
-        )
+        records, schema = sample_fields(kinds, self.metric, unit=not self.exact, last_index=self.last_index)
         self.load(store, records, fields=schema)
         assert {f.name: f.kind for f in store.describe().fields} == {f.name: f.kind for f in schema}
         self.same(read(store.scan(batch_size=4)), records)

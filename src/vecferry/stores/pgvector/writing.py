@@ -573,7 +573,7 @@ class RowEncoder:
         return value is not None and (not self.table.json or keeps(value, column))
 
     def _brings(self, row: dict[str, Any], key: str, column: PgColumn) -> bool:
-        """A value for a column of the application; a null, or one that stays in the json column, empties it."""
+        """A value for the column; a null, or a value that stays in the json column, empties it."""
         return key in row and (column.nullable or self._goes(row[key], column))
 
     def _value_cells(self, values: list[Any], column: PgColumn) -> Cells:
