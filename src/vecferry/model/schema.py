@@ -119,6 +119,7 @@ class CollectionSchema(_Frozen):
         settings: collection-wide vendor settings by vendor (``{"qdrant": {...}}``), carried over
             between stores of one kind and listed by the plan otherwise.
         losses: what the store itself has already lost, or cannot give back exactly (a PQ index).
+        notes: what else a reader of the plan should know, such as which file the records are in.
     """
 
     name: str = ""
@@ -132,6 +133,7 @@ class CollectionSchema(_Frozen):
     count: int | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     losses: tuple[Loss, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CollectionSchema:

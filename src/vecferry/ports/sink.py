@@ -46,6 +46,7 @@ class Capabilities:
         missing_vectors: whether a record may lack a vector.
         needs_vectors: whether a collection must have a vector field at all.
         text: whether text has a place.
+        needs_text: whether a record without a text gets an empty one (the layout of a framework).
         max_dim: by dtype, the most components a field may have.
         losses: what the chosen settings lose by themselves (a PQ index).
     """
@@ -62,6 +63,7 @@ class Capabilities:
     missing_vectors: bool = True
     needs_vectors: bool = True
     text: bool = True
+    needs_text: bool = False
     max_dim: tuple[tuple[DType, int], ...] = ()
     losses: tuple[Loss, ...] = ()
 

@@ -58,10 +58,19 @@ def test_ids_in_the_rows_are_the_ids(key: str, tmp_path: Path) -> None:
     assert found(lay(tmp_path, rows)) == wanted(["x0", "x1", "x2", "x3"])
 
 
-def test_ids_that_are_not_unique_are_metadata(tmp_path: Path) -> None:
+def test_ids_that_stand_twice_stay_ids_unless_row_numbers_are_asked_for(tmp_path: Path) -> None:
     rows = [{"id": f"x{i // 2}", **row} for i, row in enumerate(ROWS)]
-    got = found(lay(tmp_path, rows))
-    assert list(got) == [0, 1, 2, 3] and [m["id"] for _, m, _ in got.values()] == ["x0", "x0", "x1", "x1"]
+    lay(tmp_path, rows)
+    store = FaissStore(tmp_path)
+    assert [id_ for batch in store.scan() for id_ in batch.id_list] == ["x0", "x0", "x1", "x1"]
+    assert not store.describe().ids_unique
+    got = by_id(FaissStore(tmp_path, id="row"))
+    assert list(got) == [0, 1, 2, 3] and [r.metadata["id"] for r in got.values()] == [
+        "x0",
+        "x0",
+        "x1",
+        "x1",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["json", "pkl"])

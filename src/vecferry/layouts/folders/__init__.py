@@ -3,14 +3,13 @@
 Knows no index format: vectors are the business of the store that reads and writes the index file.
 """
 
+from vecferry.layouts.folders.entries import Entry, LineFile, Numbering, Sidecar, encode_lines
 from vecferry.layouts.folders.found import CARD, INDEX_NAME, NAMES, Found, find
 from vecferry.layouts.folders.langchain import write_langchain
-from vecferry.layouts.folders.lines import Entry, LineFile, dumps, encode_lines
 from vecferry.layouts.folders.llamaindex import DOCSTORE, VECTORS, others_in, read_simple
 from vecferry.layouts.folders.llamaindex_write import write_llamaindex, write_simple_vectors
 from vecferry.layouts.folders.own import JSONL, PARQUET, write_parquet
-from vecferry.layouts.folders.raw import write_raw
-from vecferry.layouts.folders.sidecar import Numbering, Sidecar
+from vecferry.layouts.folders.scripts import write_raw
 
 __all__ = [
     "CARD",
@@ -25,7 +24,6 @@ __all__ = [
     "LineFile",
     "Numbering",
     "Sidecar",
-    "dumps",
     "encode_lines",
     "find",
     "others_in",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError
+from vecferry.layouts.folders.entries import Numbering, Sidecar, not_carried
 from vecferry.layouts.folders.langchain import read_langchain
 from vecferry.layouts.folders.llamaindex import (
     DOCSTORE,
@@ -19,8 +20,8 @@ from vecferry.layouts.folders.llamaindex import (
     read_llamaindex,
 )
 from vecferry.layouts.folders.own import JSONL, PARQUET, read_own
-from vecferry.layouts.folders.raw import read_raw
-from vecferry.layouts.folders.sidecar import Numbering, Sidecar
+from vecferry.layouts.folders.scripts import SUFFIXES, read_script
+from vecferry.model import Loss
 
 CARD = "vecferry.json"
 """Beside every collection that vecferry writes: schema, space, index factory. Other apps pass it over."""
@@ -34,12 +35,28 @@ NAMES = (
     "raw-pkl",
     "raw-json",
     "raw-jsonl",
+    "raw-csv",
+    "raw-parquet",
+    "raw-sqlite",
     "none",
 )
 INDEX_NAME = "index"
 """What LangChain calls an index that is given no name."""
 _SUFFIXES = (".faiss", ".index", ".bin")
-_RAW_STEMS = ("metadata", "meta", "docs", "documents", "records")
+_RAW_STEMS = ("metadata", "meta", "docs", "documents", "records", "chunks", "texts", "passages", "docstore")
+_RAW_NAMES = {  # suffix → the layout's name
+    ".pkl": "raw-pkl",
+    ".pickle": "raw-pkl",
+    ".json": "raw-json",
+    ".jsonl": "raw-jsonl",
+    ".ndjson": "raw-jsonl",
+    ".csv": "raw-csv",
+    ".parquet": "raw-parquet",
+    ".db": "raw-sqlite",
+    ".sqlite": "raw-sqlite",
+}
+_DATA = (*SUFFIXES, ".npy", ".npz", ".txt", ".tsv")
+"""Files that may hold something of a collection; others beside an index (a README) are no data."""
 _LLAMA_FILES = frozenset({GRAPH, IMAGES, DOCSTORE, INDEX_STORE, ID_MAP, VECTORS})
 
 
@@ -51,11 +68,13 @@ class Found:
         layout: one of `NAMES`.
         index: the index file (for ``llamaindex-simple`` the JSON file with the vectors).
         sidecar: the file with the records; ``None`` for ``none``.
+        named_as_folder: whether the folder was named, not a file in it.
     """
 
     layout: str
     index: Path
     sidecar: Path | None = None
+    named_as_folder: bool = True
 
     @property
     def folder(self) -> Path:
@@ -81,22 +100,45 @@ class Found:
             own |= {self.folder / name for name in _LLAMA_FILES}
         return {path for path in own if path.exists()}
 
-    def open_sidecar(self, numbering: Numbering) -> Sidecar | None:
-        """The records for an index so numbered; ``None`` if there are none beside it."""
+    def open_sidecar(self, numbering: Numbering, *, id: str | None = None) -> Sidecar | None:
+        """The records for an index so numbered; ``None`` if there are none beside it.
+
+        Args:
+            id: see `vecferry.layouts.folders.scripts.read_script`.
+        """
         if self.layout in ("llamaindex", "llamaindex-map"):
             return read_llamaindex(self.folder, numbering)
         if self.sidecar is None:
             return None
-        readers = {"langchain": read_langchain, "plain": read_own}
-        return readers.get(self.layout, read_raw)(self.sidecar, numbering)
+        if self.layout in ("langchain", "plain"):
+            return {"langchain": read_langchain, "plain": read_own}[self.layout](self.sidecar, numbering)
+        return read_script(self.sidecar, numbering, id=id)
+
+    def foreign_files(self) -> tuple[Loss, ...]:
+        """Files of data beside the index that are not read, as a loss that names them."""
+        own = self.files() | {self.index.with_suffix(".ivfdata"), self.folder / "ids.npy"}
+        whole = self.named_as_folder or self.layout.startswith("llamaindex")
+        names = sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if path.suffix in _DATA
+            and path.is_file()
+            and path not in own
+            and (whole or path.name.startswith(self.index.stem))
+        )
+        hint = "; name the one that holds the records with ?sidecar=FILE" if self.layout == "none" else ""
+        return not_carried("files beside the index", names, hint=hint)
 
 
-def find(path: Path, *, layout: str | None = None, index_name: str = INDEX_NAME) -> Found:
+def find(
+    path: Path, *, layout: str | None = None, index_name: str = INDEX_NAME, sidecar: str | None = None
+) -> Found:
     """The collection in a folder, or around an index file.
 
     Args:
         layout: one of `NAMES` to insist on it; ``None`` to recognise it.
         index_name: of several LangChain stores in one folder.
+        sidecar: the file beside the index that holds the records; ``None`` to look for it.
 
     Raises:
         NotFoundError: if there is none.
@@ -108,8 +150,11 @@ def find(path: Path, *, layout: str | None = None, index_name: str = INDEX_NAME)
         found = _llamaindex(path) or _around(_index_in(path, index_name))
     elif path.is_file():
         found = (_llamaindex(path.parent) if path.name == VECTORS else None) or _around(path)
+        found = replace(found, named_as_folder=False)
     else:
         raise NotFoundError(f"{path} is not there; check the path")
+    if sidecar is not None:
+        found = _beside(found, sidecar)
     return found if layout in (None, found.layout) else _insist(found, layout or "")
 
 
@@ -150,12 +195,33 @@ def _around(index: Path) -> Found:
     pickled = index.with_suffix(".pkl")
     if index.suffix == ".faiss" and pickled.is_file() and _is_langchain(pickled):
         return Found("langchain", index, pickled)
-    for stem in (*_RAW_STEMS, index.stem, f"{index.stem}_metadata"):
-        for suffix in (".pkl", ".json", ".jsonl"):
+    database = folder / "faiss_document_store.db"
+    if database.is_file():  # haystack; its index.json holds settings
+        return Found("raw-sqlite", index, database)
+    stems = (*_RAW_STEMS, index.stem, f"{index.stem}_metadata", f"{index.stem}.metadata")
+    stems += tuple(f"{index.name}{tail}" for tail in (".metadata", ".meta", ".docs", ""))
+    if index.with_suffix(".pkl").is_file() and index.suffix == ".faiss":  # mem0 keeps {name}.pkl
+        stems = (index.stem, *stems)
+    for stem in stems:
+        for suffix, name in _RAW_NAMES.items():
             path = folder / f"{stem}{suffix}"
-            if path.is_file() and path != index:
-                return Found(f"raw{suffix.replace('.', '-')}", index, path)
+            if path.is_file() and path != index and name != "raw-sqlite":
+                return Found(name, index, path)
     return Found("none", index)
+
+
+def _beside(found: Found, name: str) -> Found:
+    """The same index with the records in the file that the caller names."""
+    path = found.folder / name
+    if not path.is_file():
+        raise NotFoundError(f"{path} is not there; ?sidecar= names a file beside the index")
+    if path.suffix not in _RAW_NAMES:
+        raise ConfigurationError(
+            f"{path.name} is not a sidecar that can be read; write {', '.join(_RAW_NAMES)}"
+        )
+    if path.suffix == ".pkl" and _is_langchain(path):
+        return replace(found, layout="langchain", sidecar=path)
+    return replace(found, layout=_RAW_NAMES[path.suffix], sidecar=path)
 
 
 def _is_langchain(path: Path) -> bool:
@@ -172,8 +238,9 @@ def _insist(found: Found, layout: str) -> Found:
         "langchain": [found.index.with_suffix(".pkl")],
     }
     if layout.startswith("raw-"):
+        suffixes = [suffix for suffix, name in _RAW_NAMES.items() if name == layout]
         stems = (*_RAW_STEMS, found.index.stem)
-        candidates[layout] = [found.folder / f"{stem}.{layout[4:]}" for stem in stems]
+        candidates[layout] = [found.folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
     for path in candidates.get(layout, []):
         if path.is_file():
             return Found(layout, found.index, path)

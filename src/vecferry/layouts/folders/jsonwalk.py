@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vecferry.errors import CorruptDataError
+from vecferry.model import parse_json
 
 _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+_EXACT = 18  # characters of a number that a float may not hold
 
 
 class JsonWalk:
@@ -19,11 +21,12 @@ class JsonWalk:
 
     Args:
         path: the file; messages name it.
+        exact: whether numbers of more digits than a float has become decimals; false for vectors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exact: bool = True) -> None:
         self._path = path
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(parse_float=_number) if exact else json.JSONDecoder()
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogatepass")
         self._text = ""
         self._at = 0
@@ -64,6 +67,50 @@ class JsonWalk:
                         yield key, self._value(file)
             except (ValueError, RecursionError) as error:
                 raise self._damaged(error) from error
+
+    def members(self) -> Iterator[tuple[str, str | None, Any]]:
+        """As `sections`, the items of arrays one by one as well, with the key ``None``."""
+        with self._path.open("rb") as file:
+            try:
+                for section in self._keys(file):
+                    opening = self._peek(file)
+                    if opening == "[":
+                        for _ in self._entries(file, "[", "]"):
+                            yield section, None, self._value(file)
+                    elif opening == "{":
+                        for key in self._keys(file):
+                            yield section, key, self._value(file)
+                    else:
+                        yield section, None, self._value(file)
+            except (ValueError, RecursionError) as error:
+                raise self._damaged(error) from error
+
+    def outline(self, most: int) -> dict[str, tuple[str, int]] | None:
+        """Of an outer object with at most ``most`` keys what each holds: ``[``, ``{`` or another first
+        character, and how many items; ``None`` for anything else."""
+        found: dict[str, tuple[str, int]] = {}
+        with self._path.open("rb") as file:
+            try:
+                if self._peek(file) != "{":
+                    return None
+                for section in self._keys(file):
+                    if len(found) == most:
+                        return None
+                    opening, n = self._peek(file), 0
+                    if opening == "[":
+                        for _ in self._entries(file, "[", "]"):
+                            self._value(file)
+                            n += 1
+                    elif opening == "{":
+                        for _ in self._keys(file):
+                            self._value(file)
+                            n += 1
+                    else:
+                        self._value(file)
+                    found[section] = opening, n
+            except (ValueError, RecursionError) as error:
+                raise self._damaged(error) from error
+        return found
 
     def _damaged(self, error: Exception) -> CorruptDataError:
         return CorruptDataError(f"{self._path} is not the JSON it should be ({error}); restore it")
@@ -127,6 +174,10 @@ class JsonWalk:
         self._text = rest + self._utf8.decode(data, final=self._ended)
         self._at = 0
         return bool(data) or len(self._text) > len(rest)
+
+
+def _number(text: str) -> Any:
+    return float(text) if len(text) < _EXACT else parse_json(text)
 
 
 __all__ = ["JsonWalk"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,15 +17,23 @@ from uuid import UUID
 import numpy as np
 
 from vecferry.errors import CorruptDataError
+from vecferry.layouts.folders.entries import (
+    Entry,
+    IdList,
+    Numbering,
+    Renamed,
+    Sidecar,
+    Spool,
+    check_count,
+    not_carried,
+    pair,
+)
 from vecferry.layouts.folders.inert import Documents
-from vecferry.layouts.folders.lines import Entries, Entry, Spool, TextColumn
 from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
-from vecferry.layouts.folders.sidecar import Numbering, Sidecar, rows_of
-from vecferry.model import ENVELOPE, RecordId, decode_id, encode_id
+from vecferry.model import ENVELOPE, Loss, RecordId, decode_id, encode_id
 from vecferry.model.ids import check_id
-from vecferry.model.vectors import Array
 
 _BATCH = 1000  # items a SETITEMS opcode takes, as Python's pickler does
 
@@ -37,26 +46,79 @@ def read_langchain(path: Path, numbering: Numbering) -> Sidecar:
         UnsafePickleError: if the pickle asks for anything but records.
     """
     with Spool() as spool:
-
-        def keep(document: dict[str, Any]) -> int:
-            metadata = document["metadata"]
-            return spool.add(_entry("", document["page_content"], metadata, str(path)))
-
-        documents, names = _parts(read_pickle(path, keep_document=keep), path)
+        docs = _Docs(spool, str(path))
+        documents, names = _parts(read_pickle(path, keep_document=docs.keep), path)
         _check(documents, names, len(spool), path)
-        keys = np.fromiter(names, dtype=np.int64, count=len(names))
-        order = rows_of(keys, numbering, str(path))
-        lines = np.fromiter(documents.values(), dtype=np.int64, count=len(documents))
-        for row, name in enumerate(documents):
-            documents[name] = row
-        rows = np.fromiter((documents[name] for name in names.values()), dtype=np.int64, count=len(names))
-        texts_only = all(isinstance(name, str) for name in documents)
-        names_by_row = TextColumn(documents) if texts_only else [check_id(name) for name in documents]
-        entries = _Named(spool.seal(), lines, names_by_row)
-        return Sidecar(entries, rows if order is None else rows[order])
+        named = [(number, name) for number, name in names.items() if name in documents]
+        if not numbering.live:
+            missing = next((name for name in names.values() if name not in documents), None)
+            if missing is not None:
+                raise CorruptDataError(
+                    f"{path} lists {len(names)} rows and holds {len(documents)} documents; {missing!r} is "
+                    "missing: restore the folder from a backup, or read the others with ?live=1"
+                )
+            check_count(len(names), numbering.count, str(path))
+        keys = np.fromiter((number for number, _ in named), dtype=np.int64, count=len(named))
+        ids, lines, at = IdList(), np.empty(len(documents), dtype=np.int64), {}
+        for row, (name, line) in enumerate(documents.items()):
+            ids.append(docs.originals.get(line, check_id(name)))
+            lines[row], at[name] = line, row
+        rows = np.fromiter((at[name] for _, name in named), dtype=np.int64, count=len(named))
+        entries = Renamed(spool.seal(), ids, lines)
+        sidecar = pair(entries, keys, rows, numbering, str(path))
+        return replace(sidecar, losses=(*sidecar.losses, *docs.losses(documents, names)))
 
 
-def _parts(value: Any, path: Path) -> tuple[dict[str, int], dict[int, str]]:
+class _Docs:
+    """The documents of a pickle on their way into the spool, and what else is to be said of them."""
+
+    def __init__(self, spool: Spool, name: str) -> None:
+        self._spool, self._name = spool, name
+        self.originals: dict[int, RecordId] = {}
+        self._own_ids: dict[int, Any] = {}
+
+    def keep(self, document: dict[str, Any]) -> int:
+        """The row of the document, which stands for it in what is left of the pickle."""
+        metadata = document["metadata"]
+        check_size(metadata, self._name)
+        text, row = document["page_content"], len(self._spool)
+        envelope = metadata.get(ENVELOPE)
+        if isinstance(envelope, dict):
+            metadata = {key: value for key, value in metadata.items() if key != ENVELOPE}
+            text = None if envelope.get("no_text") and not text else text
+            if isinstance(envelope.get("aside"), dict):
+                metadata |= envelope["aside"]
+            if isinstance(envelope.get("id"), str):
+                self.originals[row] = decode_id(envelope["id"])
+        if document["id"] is not None:
+            self._own_ids[row] = document["id"]
+        return self._spool.add(Entry("", text, metadata))
+
+    def losses(self, documents: dict[Any, int], names: dict[int, Any]) -> tuple[Loss, ...]:
+        """Documents that no vector names, and ids that stand twice and differ."""
+        orphans = sorted({str(name) for name in documents} - {str(name) for name in names.values()})
+        differ = [
+            f"{name!r} and {self._own_ids[row]!r}"
+            for name, row in documents.items()
+            if row in self._own_ids and self._own_ids[row] != name
+        ]
+        return (
+            *not_carried(f"documents of {self._name} without a vector", orphans),
+            *(
+                Loss(
+                    kind="id",
+                    detail=f"documents of {self._name} stand under another id than their own; the key of "
+                    "the docstore is taken",
+                    count=len(differ),
+                    example=differ[0],
+                    where="source",
+                )
+                for _ in differ[:1]
+            ),
+        )
+
+
+def _parts(value: Any, path: Path) -> tuple[dict[Any, int], dict[int, Any]]:
     if isinstance(value, tuple) and len(value) == 2:
         documents, names = value
         if isinstance(documents, Documents) and isinstance(names, dict):
@@ -66,59 +128,19 @@ def _parts(value: Any, path: Path) -> tuple[dict[str, int], dict[int, str]]:
     )
 
 
-def _check(documents: dict[str, int], names: dict[int, str], kept: int, path: Path) -> None:
-    missing = [name for name in names.values() if name not in documents]
+def _check(documents: dict[Any, int], names: dict[int, Any], kept: int, path: Path) -> None:
     strange = any(type(row) is not int or not 0 <= row < kept for row in documents.values())
     strange = strange or not all(type(row) is int for row in names) or not all(map(_is_id, documents))
-    if missing or strange or len(names) != len(documents):
+    if strange:
         raise CorruptDataError(
-            f"{path} lists {len(names)} rows and holds {len(documents)} documents"
-            + (f"; {missing[0]!r} is missing" if missing else "")
-            + "; restore the folder from a backup or save it again with LangChain"
+            f"{path} lists {len(names)} rows and holds {len(documents)} documents, not all of them whole; "
+            "restore the folder from a backup or save it again with LangChain"
         )
 
 
 def _is_id(value: Any) -> bool:
     """An app may have given its documents numbers, though LangChain asks for texts."""
     return isinstance(value, str | int | UUID) and not isinstance(value, bool)
-
-
-def _entry(name: str, text: str | None, metadata: dict[str, Any], where: str) -> Entry:
-    check_size(metadata, where)
-    envelope = metadata.pop(ENVELOPE, None)
-    if isinstance(envelope, dict):
-        if envelope.get("no_text") and not text:
-            text = None
-        if isinstance(envelope.get("aside"), dict):
-            metadata |= envelope["aside"]
-        metadata[_ORIGINAL] = envelope.get("id")
-    return Entry(name, text, metadata)
-
-
-_ORIGINAL = "\x00id"
-
-
-class _Named:
-    """Spooled documents with the docstore's ids, or the original ones where an envelope kept them."""
-
-    def __init__(self, entries: Entries, lines: Array, names: TextColumn | list[RecordId]) -> None:
-        self._entries = entries
-        self._lines = lines
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def read(self, rows: Array) -> list[Entry]:
-        found = []
-        for row, entry in zip(rows.tolist(), self._entries.read(self._lines[rows]), strict=True):
-            original = entry.metadata.pop(_ORIGINAL, None)
-            id_: Any = decode_id(original) if original else self._names[row]
-            found.append(Entry(id_, entry.text, entry.metadata))
-        return found
-
-    def close(self) -> None:
-        self._entries.close()
 
 
 # -- writing ----------------------------------------------------------------------------------

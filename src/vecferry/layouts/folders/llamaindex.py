@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,21 @@ import numpy as np
 
 from vecferry.errors import CorruptDataError, NotFoundError
 from vecferry.layouts.envelope import open_envelope
+from vecferry.layouts.folders.entries import (
+    Entry,
+    Numbering,
+    Records,
+    Sidecar,
+    Spool,
+    check_count,
+    not_carried,
+    pair,
+    settle,
+)
 from vecferry.layouts.folders.jsonwalk import JsonWalk
-from vecferry.layouts.folders.lines import Entry, LineFile, Spool, loads
-from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count, rows_of
 from vecferry.layouts.llamaindex import read_node
-from vecferry.model import ENVELOPE
+from vecferry.model import ENVELOPE, Loss, parse_json
+from vecferry.model.vectors import Array
 
 VECTORS = "default__vector_store.json"
 DOCSTORE = "docstore.json"
@@ -45,55 +56,111 @@ def read_llamaindex(folder: Path, numbering: Numbering) -> Sidecar:
         CorruptDataError: if nodes and vectors do not belong to each other.
         NotFoundError: if a file of the folder is missing.
     """
+    store = Docstore(folder)
     if (folder / ID_MAP).exists():
-        names = _mapped_names(folder, numbering)
+        keys, names = _mapped_names(folder / ID_MAP, numbering)
+        where = str(folder / ID_MAP)
     else:
-        names = _row_names(folder, numbering)
-    return sidecar_of(folder, names)
+        keys, names = _row_names(folder, numbering)
+        where = str(folder / INDEX_STORE)
+    if numbering.live:
+        known = [i for i, name in enumerate(names) if name in store.rows]
+        keys, names = keys[known], [names[i] for i in known]
+    rows = store.rows_of(names)
+    sidecar = _paired(store.entries, keys, rows, numbering, where)
+    return replace(sidecar, losses=(*sidecar.losses, *store.losses(names)))
 
 
-def sidecar_of(folder: Path, names: list[str]) -> Sidecar:
-    """The nodes called ``names``, in that order, from the docstore.
+class Docstore:
+    """Every node of ``docstore.json``.
 
-    Raises:
-        CorruptDataError: if one is not there.
+    Attributes:
+        entries: the nodes, in the order of the file.
+        rows: node id → row.
     """
-    entries, rows = read_docstore(folder)
-    missing = next((name for name in names if name not in rows), None)
-    if missing is not None:
-        entries.close()
-        raise CorruptDataError(
-            f"{folder / DOCSTORE} lacks the node {missing!r} that the index names; "
-            "restore the folder from a backup"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / DOCSTORE
+        self.rows: dict[str, int] = {}
+        self._twice: list[str] = []
+        self._other_ids: list[str] = []
+        with Spool() as spool:
+            self._spool = spool
+            for section, key, value in JsonWalk(_there(self._path)).sections():
+                if section == "docstore/data" and key is not None:
+                    if key in self.rows:
+                        self._twice.append(key)
+                    self.rows[key] = self._add(key, value)
+            self.entries: Records = spool.seal()
+
+    def rows_of(self, names: list[str]) -> Array:
+        """The row of each name.
+
+        Raises:
+            CorruptDataError: if one is not there.
+        """
+        missing = next((name for name in names if name not in self.rows), None)
+        if missing is not None:
+            self.entries.close()
+            raise CorruptDataError(
+                f"{self._path} lacks the node {missing!r} that the index names; restore the folder from a "
+                "backup, or read the others with ?live=1"
+            )
+        return np.fromiter((self.rows[name] for name in names), dtype=np.int64, count=len(names))
+
+    def losses(self, names: Collection[str]) -> tuple[Loss, ...]:
+        """What is in the docstore and is not carried; what stands there twice and differs."""
+        orphans = sorted(self.rows.keys() - set(names))
+        return (
+            *not_carried(f"nodes of {self._path} without a vector", orphans),
+            *not_carried(f"earlier nodes of {self._path} under an id that comes again", self._twice),
+            *(
+                Loss(
+                    kind="id",
+                    detail=f"nodes of {self._path} stand under another id than their own; the key is taken",
+                    count=len(self._other_ids),
+                    example=self._other_ids[0],
+                    where="source",
+                )
+                for _ in self._other_ids[:1]
+            ),
         )
-    order = np.fromiter((rows[name] for name in names), dtype=np.int64, count=len(names))
-    if len(order) == len(entries) and np.array_equal(order, np.arange(len(order))):
-        return Sidecar(entries)
-    return Sidecar(entries, order)
+
+    def _add(self, key: str, value: Any) -> int:
+        node = value.get("__data__", value) if isinstance(value, Mapping) else None
+        if isinstance(node, str):
+            node = parse_json(node.encode("utf-8", "surrogatepass"))
+        if not isinstance(node, Mapping):
+            raise CorruptDataError(f"{self._path}: the node {key!r} is not an object; restore the file")
+        own, text, metadata = read_node(without_envelope(node))
+        if own is not None and own != key:
+            self._other_ids.append(f"{key!r} and {own!r}")
+        envelope = metadata.pop(ENVELOPE, None)
+        original, metadata = open_envelope(metadata, envelope)
+        silent = isinstance(envelope, Mapping) and envelope.get("no_text") is True and not text
+        entry = Entry(key if original is None else original, None if silent else text, metadata)
+        return self._spool.add(entry, plain=envelope is None)
 
 
-def read_docstore(folder: Path) -> tuple[LineFile, dict[str, int]]:
-    """Every node of ``docstore.json``, and the row of each node id."""
-    rows: dict[str, int] = {}
-    path = folder / DOCSTORE
-    with Spool() as spool:
-        for section, key, value in JsonWalk(_there(path)).sections():
-            if section == "docstore/data" and key is not None:
-                rows[key] = spool.add(_entry(key, value, path))
-        return spool.seal(), rows
+def _paired(entries: Records, keys: Array, rows: Array, numbering: Numbering, where: str) -> Sidecar:
+    """As `pair`, but a number that stands several times in the index takes its nodes in their order.
 
-
-def _entry(key: str, value: Any, path: Path) -> Entry:
-    node = value.get("__data__", value) if isinstance(value, Mapping) else None
-    if isinstance(node, str):
-        node = loads(node.encode())
-    if not isinstance(node, Mapping):
-        raise CorruptDataError(f"{path}: the node {key!r} is not an object; restore the file")
-    _, text, metadata = read_node(without_envelope(node))
-    envelope = metadata.pop(ENVELOPE, None)
-    original, metadata = open_envelope(metadata, envelope)
-    silent = isinstance(envelope, Mapping) and envelope.get("no_text") is True and not text
-    return Entry(key if original is None else original, None if silent else text, metadata)
+    FaissMapVectorStore numbers new vectors by the size of the index, so that after a deletion two nodes
+    may share a number. They were added in the order of ``node_id_to_faiss_id_map``, and so are told apart;
+    where a number has fewer vectors than nodes, the last ones are those that are still there.
+    """
+    if len(np.unique(keys)) == len(keys):
+        return pair(entries, keys, rows, numbering, where)
+    queues: dict[int, list[int]] = defaultdict(list)
+    for key, row in zip(keys.tolist(), rows.tolist(), strict=True):
+        queues[key].append(row)
+    numbers = numbering.numbers.tolist()
+    counts, surplus = Counter(numbers), 0
+    for number, held in queues.items():
+        surplus += max(len(held) - counts[number], 0)
+        queues[number] = held[max(len(held) - counts[number], 0) :]
+    found = [queues[number].pop(0) if queues.get(number) else -1 for number in numbers]
+    return settle(entries, np.array(found, dtype=np.int64), surplus, numbering, where)
 
 
 EXCLUDED = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
@@ -104,27 +171,24 @@ def without_envelope(node: Mapping[str, Any]) -> dict[str, Any]:
     lists = {
         key: [k for k in node[key] if k != ENVELOPE] for key in EXCLUDED if isinstance(node.get(key), list)
     }
-    return {**node, **lists}
+    return {**node, **lists} if lists else dict(node)
 
 
-def _row_names(folder: Path, numbering: Numbering) -> list[str]:
-    """Node ids of a FaissVectorStore: ``nodes_dict`` is keyed by the row, as text."""
-    nodes = _nodes_dict(folder, numbering.count)
+def _row_names(folder: Path, numbering: Numbering) -> tuple[Array, list[str]]:
+    """Rows and node ids of a FaissVectorStore: ``nodes_dict`` is keyed by the row, as text."""
+    nodes = _nodes_dict(folder, numbering)
     name = str(folder / INDEX_STORE)
-    keys = list(nodes)
     try:
-        numbers = np.array([int(key) for key in keys], dtype=np.int64)
-    except ValueError as error:
+        numbers = np.array([int(key) for key in nodes], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
         raise CorruptDataError(
             f"{name} is keyed by node ids, so its vectors are numbered in {ID_MAP}, which is missing; "
             "restore the folder from a backup"
         ) from error
-    order = rows_of(numbers, numbering, name)
-    values = [str(nodes[key]) for key in keys]
-    return values if order is None else [values[at] for at in order.tolist()]
+    return numbers, [str(value) for value in nodes.values()]
 
 
-def _nodes_dict(folder: Path, count: int) -> dict[str, Any]:
+def _nodes_dict(folder: Path, numbering: Numbering) -> dict[str, Any]:
     """``nodes_dict`` of the vector index in the index store: the one as long as the index."""
     path = folder / INDEX_STORE
     found = []
@@ -132,35 +196,23 @@ def _nodes_dict(folder: Path, count: int) -> dict[str, Any]:
         data = value.get("__data__") if isinstance(value, Mapping) else None
         if section != "index_store/data" or data is None:
             continue
-        struct = loads(data.encode()) if isinstance(data, str) else data
+        struct = parse_json(data.encode("utf-8", "surrogatepass")) if isinstance(data, str) else data
         if isinstance(struct, Mapping) and isinstance(struct.get("nodes_dict"), dict):
             found.append(struct["nodes_dict"])
-    fitting = [nodes for nodes in found if len(nodes) == count]
-    if fitting:
-        return dict(fitting[0])
-    check_count(max(map(len, found), default=0), count, str(path))
+    fitting = [nodes for nodes in found if len(nodes) == numbering.count]
+    if fitting or (numbering.live and found):
+        return dict(fitting[0] if fitting else max(found, key=len))
+    check_count(max(map(len, found), default=0), numbering.count, str(path))
     return {}
 
 
-def _mapped_names(folder: Path, numbering: Numbering) -> list[str]:
-    """Node ids of a FaissMapVectorStore.
-
-    The store numbers new vectors by the size of the index, so that after a deletion two nodes may share a
-    number. They were added in the order of ``node_id_to_faiss_id_map``, and so are told apart.
-    """
-    path = folder / ID_MAP
-    numbers: dict[int, list[str]] = defaultdict(list)
-    for node, number in _id_map(path).items():
-        numbers[int(number)].append(node)
-    check_count(sum(map(len, numbers.values())), numbering.count, str(path))
-    queues = {number: iter(nodes) for number, nodes in numbers.items()}
-    found = range(numbering.count) if numbering.ids is None else numbering.ids.tolist()
+def _mapped_names(path: Path, numbering: Numbering) -> tuple[Array, list[str]]:
+    """Numbers and node ids of a FaissMapVectorStore, in the order in which they were added."""
+    found = _id_map(path)
     try:
-        return [next(queues[number]) for number in found]
-    except (KeyError, StopIteration) as error:
-        raise CorruptDataError(
-            f"{path} does not name every vector of the index; restore the folder from a backup"
-        ) from error
+        return np.array([int(number) for number in found.values()], dtype=np.int64), list(found)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CorruptDataError(f"{path} maps a node to what is no number; restore it") from error
 
 
 def others_in(folder: Path) -> str | None:
@@ -179,14 +231,14 @@ def others_in(folder: Path) -> str | None:
 
 
 def _id_map(path: Path) -> dict[str, Any]:
-    text = path.read_text("utf-8")
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
+        text = path.read_text("utf-8")
         try:
+            content = json.loads(text)
+        except json.JSONDecodeError:
             content = ast.literal_eval(text)  # as older versions wrote it
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise CorruptDataError(f"{path} is neither JSON nor a Python literal; restore it") from error
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise CorruptDataError(f"{path} is neither JSON nor a Python literal; restore it") from error
     names = content.get("node_id_to_faiss_id_map") if isinstance(content, dict) else None
     if not isinstance(names, dict):
         raise CorruptDataError(f"{path} has no node_id_to_faiss_id_map; restore the folder from a backup")
@@ -202,8 +254,9 @@ def read_simple(folder: Path, vectors: Path, spool_vectors: Any) -> tuple[Sideca
     Raises:
         CorruptDataError: if a vector is not a list of numbers, or the vectors differ in dimension.
     """
-    names, dim = [], None
-    for section, key, value in JsonWalk(_there(vectors)).sections():
+    names: list[str] = []
+    dim = None
+    for section, key, value in JsonWalk(_there(vectors), exact=False).sections():
         if section != "embedding_dict" or key is None:
             continue
         try:
@@ -217,7 +270,9 @@ def read_simple(folder: Path, vectors: Path, spool_vectors: Any) -> tuple[Sideca
             )
         spool_vectors.write(vector.tobytes())
         names.append(key)
-    return sidecar_of(folder, names), dim, len(names)
+    store = Docstore(folder)
+    rows = store.rows_of(names)
+    return Sidecar(store.entries, rows, store.losses(names)), dim, len(names)
 
 
 def _there(path: Path) -> Path:

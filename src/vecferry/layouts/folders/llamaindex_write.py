@@ -15,7 +15,7 @@ from uuid import uuid5
 import orjson
 
 from vecferry.layouts.envelope import seal
-from vecferry.layouts.folders.lines import Entry, dumps
+from vecferry.layouts.folders.entries import Entry
 from vecferry.layouts.folders.llamaindex import (
     DOCSTORE,
     EXCLUDED,
@@ -26,7 +26,7 @@ from vecferry.layouts.folders.llamaindex import (
     VECTORS,
 )
 from vecferry.layouts.llamaindex import NODE_KEY, build_node, document_of, read_node
-from vecferry.model import ENVELOPE
+from vecferry.model import ENVELOPE, dump_json
 from vecferry.model.ids import ID_NAMESPACE
 from vecferry.model.vectors import Array
 
@@ -71,7 +71,7 @@ def write_llamaindex(folder: Path, entries: Entries, name_of: NameOf, kind: str)
         return (name_of(entry.id) for entry in entries())
 
     for name, content in _EMPTY.items():
-        (folder / name).write_bytes(dumps(content))
+        (folder / name).write_bytes(dump_json(content))
     _write_docstore(folder / DOCSTORE, nodes)
     _write_index_store(folder / INDEX_STORE, names, by_row=kind == "llamaindex")
     if kind == "llamaindex-map":
@@ -182,8 +182,8 @@ def _escape(text: str) -> bytes:
 def _write_sections(path: Path, sections: dict[str, Iterable[tuple[str, Any]]]) -> None:
     with path.open("wb") as file:
         for at, (name, items) in enumerate(sections.items()):
-            file.write((b", " if at else b"{") + dumps(name) + b": {")
+            file.write((b", " if at else b"{") + dump_json(name) + b": {")
             for row, (key, value) in enumerate(items):
-                file.write((b", " if row else b"") + dumps(key) + b": " + dumps(value))
+                file.write((b", " if row else b"") + dump_json(key) + b": " + dump_json(value))
             file.write(b"}")
         file.write(b"}")

@@ -14,9 +14,18 @@ from typing import Any
 import numpy as np
 
 from vecferry.errors import CorruptDataError, MissingDependencyError
-from vecferry.layouts.folders.lines import Entry, LineFile, dumps, from_row, loads, to_row
-from vecferry.layouts.folders.sidecar import Numbering, Sidecar, check_count
-from vecferry.model import ENVELOPE
+from vecferry.layouts.folders.entries import (
+    Columns,
+    Entry,
+    LineFile,
+    Numbering,
+    Sidecar,
+    columns_of,
+    from_row,
+    in_row_order,
+    to_row,
+)
+from vecferry.model import ENVELOPE, dump_json, parse_json
 from vecferry.model.vectors import Array
 
 JSONL = "records.jsonl"
@@ -31,8 +40,7 @@ def read_own(path: Path, numbering: Numbering) -> Sidecar:
         CorruptDataError: if it is damaged, or shorter or longer than the index.
     """
     entries = ParquetEntries(path) if path.suffix == ".parquet" else LineFile.open(path)
-    check_count(len(entries), numbering.count, str(path))
-    return Sidecar(entries, numbering.rows)
+    return in_row_order(entries, numbering, str(path))
 
 
 def write_parquet(path: Path, entries: Iterable[Entry]) -> None:
@@ -54,8 +62,8 @@ def _columns(entry: Entry) -> dict[str, str | None]:
     return {
         "id": str(row["id"]),
         "text": row["text"],
-        "metadata": dumps(row["metadata"]).decode(),
-        "envelope": dumps(envelope).decode() if envelope else None,
+        "metadata": dump_json(row["metadata"]).decode(),
+        "envelope": dump_json(envelope).decode() if envelope else None,
     }
 
 
@@ -85,6 +93,9 @@ class ParquetEntries:
                 found[at] = _parsed(content[int(rows[at]) - base])
         return [entry for entry in found if entry is not None]
 
+    def columns(self, rows: Array, *, text: bool = True, metadata: bool = True) -> Columns:
+        return columns_of(self.read(rows), text=text, metadata=metadata)
+
     def _group(self, group: int) -> Sequence[dict[str, Any]]:
         kept, content = self._kept
         if kept != group:
@@ -97,9 +108,13 @@ class ParquetEntries:
 
 
 def _parsed(columns: dict[str, Any]) -> Entry:
-    row = {"id": columns["id"], "text": columns["text"], "metadata": loads(columns["metadata"].encode())}
+    row = {
+        "id": columns["id"],
+        "text": columns["text"],
+        "metadata": parse_json(columns["metadata"].encode()),
+    }
     if columns["envelope"]:
-        row[ENVELOPE] = loads(columns["envelope"].encode())
+        row[ENVELOPE] = parse_json(columns["envelope"].encode())
     return from_row(row)
 
 

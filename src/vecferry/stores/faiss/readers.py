@@ -17,8 +17,12 @@ Large files are mapped (``IO_FLAG_MMAP_IFC``), so that their memory can be given
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +45,15 @@ from vecferry.stores.faiss.vectors import (
 _SMALL = 64 * 1024 * 1024
 """Bytes up to which a file is loaded as a whole; beyond it is mapped."""
 
-_OPEN = "import sys; sys.path[:] = sys.argv[2:]; import faiss; faiss.read_index(sys.argv[1], {flag})"
+_MEMORY = 256 * 1024 * 1024
+_SECONDS = 20
+_BYTES_A_SECOND = 20_000_000
+"""What reading an index in another process may take, beside eight times its size in memory."""
+
+_ASIDE = (
+    "import sys; sys.path[:] = sys.argv[2:]; from pathlib import Path\n"
+    "from vecferry.stores.faiss.readers import read_aside; read_aside(Path(sys.argv[1]))"
+)
 
 
 class IndexFile:
@@ -105,43 +117,124 @@ def metric_of(number: int, path: Path, *, bits: bool) -> Metric:
 def load_index(path: Path) -> tuple[Any, bool]:
     """The index, mapped where FAISS can, and whether it is binary.
 
+    FAISS trusts what a file says of itself: a damaged one may end the process or ask for any amount of
+    memory. So it is read in another process first, under bounds that follow from its size.
+
     Raises:
         CorruptDataError: if the file is not an index or is truncated.
     """
-    faiss = import_faiss()
-    with path.open("rb") as file:
-        bits = file.read(2) == b"IB"
     if path.stat().st_size == 0:
         raise CorruptDataError(f"{path} is empty; restore it from a backup")
+    _try_aside(path)
     try:
-        if bits:
-            return faiss.read_index_binary(str(path)), True
-        if path.stat().st_size <= _SMALL:
-            return faiss.read_index(str(path)), False
-        _try_aside(path)
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), False
+        return _load(str(path))
     except RuntimeError as error:
-        reason = str(error).rsplit(": ", 1)[-1][:200]
-        raise CorruptDataError(
-            f"{path} is not a FAISS index or is truncated ({reason}); restore it"
-        ) from error
+        raise _no_index(path, str(error)) from error
+
+
+def _load(path: str) -> tuple[Any, bool]:
+    faiss = import_faiss()
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        binary = data[:2] == b"IB"
+        # The lists of an IVF may lie in a file of their own, named at the end of this one.
+        elsewhere = data.rfind(b"ilod", max(size - 8192, 0)) >= 0
+    read = faiss.read_index_binary if binary else faiss.read_index
+    flags = faiss.IO_FLAG_READ_ONLY
+    if elsewhere:
+        with quiet_stdout():
+            try:
+                return read(path, flags | faiss.IO_FLAG_ONDISK_SAME_DIR), binary
+            except RuntimeError:
+                return read(path, flags), binary
+    if size > _SMALL and not binary:
+        flags = faiss.IO_FLAG_MMAP_IFC
+    return read(path, flags), binary
+
+
+def _no_index(path: Path, reason: str) -> CorruptDataError:
+    shown = reason.rsplit(": ", 1)[-1][:200]
+    return CorruptDataError(f"{path} is not a FAISS index or is truncated ({shown}); restore it")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+_TRIED: dict[tuple[int, ...], None] = {}
 
 
 def _try_aside(path: Path) -> None:
-    """Open the file in another process first: mapping a truncated one may end the process (FAISS 1.15).
+    """Read the file in another process, unless that was done before.
 
     Raises:
-        CorruptDataError: if it did.
+        CorruptDataError: if it did not survive that.
     """
-    code = _OPEN.format(flag=import_faiss().IO_FLAG_MMAP_IFC)
+    stamp = _stamp(path)
+    if stamp in _TRIED:
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    seconds = _SECONDS + stamp[2] / _BYTES_A_SECOND
     try:
         done = subprocess.run(  # noqa: S603 (our own interpreter, our own code)
-            [sys.executable, "-c", code, str(path), *sys.path], capture_output=True, check=False
+            [sys.executable, "-c", _ASIDE, str(path.absolute()), *sys.path],
+            capture_output=True,
+            check=False,
+            timeout=8 * seconds,
+            env=environment,
         )
+    except subprocess.TimeoutExpired as error:
+        raise _no_index(path, f"reading it takes longer than {8 * seconds:.0f} s") from error
     except OSError:  # an interpreter inside another program
         return
-    if done.returncode < 0:
-        raise CorruptDataError(f"{path} is truncated or damaged; restore it from a backup")
+    if done.returncode:
+        told = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise _no_index(path, told[-1] if told and done.returncode > 0 else "reading it ends the process")
+    while len(_TRIED) >= 256:
+        del _TRIED[next(iter(_TRIED))]
+    _TRIED[stamp] = None
+
+
+def read_aside(path: Path) -> None:
+    """What the other process does: bound itself, open the index, read some of its vectors."""
+    import_faiss()
+    size = path.stat().st_size
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        statm = Path("/proc/self/statm")
+        used = int(statm.read_text().split()[5]) * resource.getpagesize() if statm.exists() else 1 << 32
+        most = used + _MEMORY + 8 * size
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + int(_SECONDS + size / _BYTES_A_SECOND),) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    index, _ = _load(str(path))
+    try:
+        vectors = _Probe(path).open(index)
+        check_readable(vectors, path)
+        count = len(vectors)
+        for start in {0, count // 2, max(count - 64, 0)}:
+            vectors.read(start, min(start + 64, count))
+    except UnsupportedError:
+        return  # which the reader itself says
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """FAISS prints where it looks for lists in a file of their own."""
+    sys.stdout.flush()
+    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)
 
 
 def check_readable(vectors: Vectors, path: Path) -> None:

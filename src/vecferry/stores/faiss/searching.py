@@ -42,7 +42,8 @@ def search(
     if k <= 0 or not len(snapshot) or not len(vectors):
         return [[] for _ in vectors]
     queries = np.stack([np.asarray(v, np.uint8 if snapshot.index.bits else np.float32) for v in vectors])
-    if snapshot.index.index is None or snapshot.index.bits or where is not None:
+    whole = snapshot.is_whole and snapshot.index.index is not None and not snapshot.index.bits
+    if not whole or where is not None:
         found = _exact(snapshot, queries, k, where)
     else:
         found = _approximate(snapshot, queries, k, ef_search, nprobe)

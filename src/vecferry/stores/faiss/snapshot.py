@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from vecferry.core.wall import reading_foreign
 from vecferry.errors import CorruptDataError
 from vecferry.layouts.folders import Entry, Found, Numbering, Sidecar, find, read_simple
 from vecferry.model import (
     CollectionSchema,
     DenseColumn,
     DType,
-    IdColumn,
     Loss,
     Metric,
     RecordBatch,
@@ -34,6 +34,8 @@ from vecferry.ports import Fields
 from vecferry.stores.faiss.building import index_metric
 from vecferry.stores.faiss.flat import flat_header
 from vecferry.stores.faiss.readers import IndexFile
+from vecferry.stores.faiss.vectors import Selected, Vectors
+from vecferry.stores.kit.checks import filtered
 from vecferry.stores.kit.keys import KeyIndex, keys_of
 
 _SAMPLE = 100
@@ -48,7 +50,7 @@ class _Stamp:
 
     @classmethod
     def of(cls, found: Found) -> _Stamp:
-        stats = [(path, path.stat()) for path in (found.index, found.sidecar) if path and path.exists()]
+        stats = [(path, path.stat()) for path in sorted(found.files())]
         return cls(tuple((str(p), s.st_ino, s.st_size, s.st_mtime_ns) for p, s in stats))
 
 
@@ -60,8 +62,12 @@ class Snapshot:
         index: the index file.
     """
 
-    def __init__(self, found: Found, *, metric: Metric | None = None) -> None:
+    def __init__(
+        self, found: Found, *, metric: Metric | None = None, id: str | None = None, live: bool = False
+    ) -> None:
         self.found = found
+        self._id_key = id
+        self._live_only = live
         self.stamp = _Stamp.of(found)
         self._given_metric = metric
         self._simple: Sidecar | None = None
@@ -71,8 +77,19 @@ class Snapshot:
             self.index = IndexFile(found.index, metric=metric)
 
     @classmethod
-    def open(cls, path: Path, *, layout: str | None, index_name: str, metric: Metric | None) -> Snapshot:
-        return cls(find(path, layout=layout, index_name=index_name), metric=metric)
+    def open(
+        cls,
+        path: Path,
+        *,
+        layout: str | None,
+        index_name: str,
+        metric: Metric | None,
+        sidecar: str | None = None,
+        id: str | None = None,
+        live: bool = False,
+    ) -> Snapshot:
+        found = find(path, layout=layout, index_name=index_name, sidecar=sidecar)
+        return cls(found, metric=metric, id=id, live=live)
 
     def is_current(self) -> bool:
         """Whether the files are still the ones that were opened."""
@@ -87,18 +104,37 @@ class Snapshot:
             self.sidecar.close()
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.stored)
+
+    @cached_property
+    def stored(self) -> Vectors:
+        """The vectors by position: all of the index, or its live part."""
+        live = self._live
+        return self.index.vectors if live is None else Selected(self.index.vectors, live)
+
+    @property
+    def _live(self) -> Array | None:
+        """Positions in the index that are read; ``None`` for all."""
+        return self.sidecar.live if self._live_only and self.sidecar is not None else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether positions here are positions in the index."""
+        return self._live is None
 
     @cached_property
     def numbers(self) -> Array | None:
         """The index's own ids by position; ``None`` where they are the positions."""
-        return self.index.vectors.ids()
+        return self.stored.ids()
 
     @cached_property
     def sidecar(self) -> Sidecar | None:
-        return self._simple or self.found.open_sidecar(
-            Numbering(len(self), self.numbers, self.index.in_order)
-        )
+        if self._simple is not None:
+            return self._simple
+        index = self.index
+        numbering = Numbering(len(index), index.vectors.ids(), index.in_order, self._live_only)
+        with reading_foreign(self.found.sidecar or self.found.folder):
+            return self.found.open_sidecar(numbering, id=self._id_key)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -144,7 +180,7 @@ class Snapshot:
         """Whether the vectors still are of the type noted, which an app that goes on does not know."""
         if self.index.bits or dtype is DType.FLOAT32 or self.index.loss or not len(self):
             return True
-        last = self.index.vectors.read(len(self) - 1, len(self))
+        last = self.stored.read(len(self) - 1, len(self))
         return len(self) == count and np.array_equal(last.astype(dtype.numpy), last)
 
     def schema(self, name: str) -> CollectionSchema:
@@ -153,19 +189,29 @@ class Snapshot:
         first = self.entries(np.arange(min(_SAMPLE, len(self)))) if self.sidecar else None
         loss = self.index.loss
         losses = (Loss(kind="vector", detail=loss, count=len(self), where="source"),) if loss else ()
+        losses += self.sidecar.losses if self.sidecar is not None else ()
+        losses += self.found.foreign_files()
         return card.model_copy(
             update={
                 "name": name,
                 "fields": (self.field,),
                 "id_type": self._id_type(first),
-                "ids_unique": self._ids_unique(),
+                # Measured by whoever asks, but for the numbers of rows.
+                "ids_unique": self.sidecar is None and self.numbers is None,
                 "has_text": any(entry.text is not None for entry in first or ()),
                 "metadata_types": {**card.metadata_types, **_types_of(first or [])},
                 "layout": self.found.layout,
                 "count": len(self),
                 "losses": losses,
+                "notes": self._notes(),
             }
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Which file was taken for the records, where that was recognised from its name alone."""
+        sidecar = self.found.sidecar
+        raw = sidecar is not None and self.found.layout.startswith("raw")
+        return (f"the records are those of {sidecar.name}",) if raw and sidecar else ()
 
     def _id_type(self, first: list[Entry] | None) -> str:
         if first is None:
@@ -176,11 +222,6 @@ class Snapshot:
         settled = len(self) <= _SAMPLE or (self.card is None and not self.found.layout.startswith("raw"))
         return types.pop() if len(types) == 1 and settled else "mixed"
 
-    def _ids_unique(self) -> bool:
-        if self.sidecar is None:
-            return self.numbers is None
-        return self.card is not None or not self.found.layout.startswith("raw")
-
     # -- what is in it ------------------------------------------------------------------------
 
     def entries(self, positions: Array) -> list[Entry]:
@@ -190,7 +231,7 @@ class Snapshot:
 
     def vectors(self, low: int, high: int) -> Array:
         """The vectors at positions ``low`` to ``high``, in the field's own dtype."""
-        rows = self.index.vectors.read(low, high)
+        rows = self.stored.read(low, high)
         return rows.astype(self.field.dtype.numpy, copy=False)
 
     def batch(self, low: int, high: int, fields: Fields, where: Where | None = None) -> RecordBatch:
@@ -198,13 +239,20 @@ class Snapshot:
         if self.sidecar is None:
             return self._bare(low, high, fields, where)
         positions = np.arange(low, high)
-        entries = self.entries(positions)
-        rows = [i for i, entry in enumerate(entries) if where is None or matches(where, entry.metadata)]
+        read = self.sidecar.columns(
+            positions, text=fields.text, metadata=fields.metadata or where is not None
+        )
         columns = {}
-        if fields.wants(self.field.name) and rows:
-            values = self.vectors(low, high)
-            columns[self.field.name] = DenseColumn(values if len(rows) == len(values) else values[rows])
-        return _batch([entries[i] for i in rows], columns, fields, cursor=high)
+        if fields.wants(self.field.name) and high > low:
+            columns[self.field.name] = DenseColumn(self.vectors(low, high))
+        batch = RecordBatch(
+            ids=read.ids,
+            vectors=columns,
+            texts=read.texts,
+            metadata=read.metadata,
+            cursor=high,
+        )
+        return batch if where is None else filtered(batch, where, fields)
 
     def _bare(self, low: int, high: int, fields: Fields, where: Where | None) -> RecordBatch:
         """Without a sidecar: numbers and vectors, no text, no metadata."""
@@ -223,7 +271,8 @@ class Snapshot:
         if self.sidecar is None:
             ids = positions if self.numbers is None else self.numbers[positions]
             return RecordBatch(ids=ids, vectors=columns)
-        return _batch(self.entries(positions), columns, fields)
+        read = self.sidecar.columns(positions, text=fields.text, metadata=fields.metadata)
+        return RecordBatch(ids=read.ids, vectors=columns, texts=read.texts, metadata=read.metadata)
 
     # -- by id --------------------------------------------------------------------------------
 
@@ -253,18 +302,6 @@ class Snapshot:
         assert self.numbers is not None
         order = np.argsort(self.numbers, kind="stable")
         return self.numbers[order], order
-
-
-def _batch(
-    entries: list[Entry], columns: dict[str, DenseColumn], fields: Fields, *, cursor: int | None = None
-) -> RecordBatch:
-    return RecordBatch(
-        ids=IdColumn([entry.id for entry in entries]),
-        vectors=columns,
-        texts=[entry.text for entry in entries] if fields.text else None,
-        metadata=[entry.metadata for entry in entries] if fields.metadata else None,
-        cursor=cursor,
-    )
 
 
 def _types_of(entries: list[Entry]) -> dict[str, str]:

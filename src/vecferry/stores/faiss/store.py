@@ -54,7 +54,10 @@ class FaissStore:
         path: the folder, or an index file.
         layout: one of `vecferry.layouts.folders.NAMES`; recognised when reading, ``plain`` when writing.
         index: FAISS's factory string for the index that is written; default ``Flat``.
-        sidecar: of the plain layout, ``jsonl`` or ``parquet``.
+        sidecar: of the plain layout that is written, ``jsonl`` or ``parquet``; or, to read, the name of
+            the file beside the index that holds the records.
+        id: the key of a hand-written sidecar's records that holds the id; ``row`` for row numbers.
+        live: read only vectors that have a record, and of several for one record the last.
         metric: read the index as if it had this metric.
         index_name: of several LangChain stores in one folder.
         tag: the version under construction, for `shadow`.
@@ -67,6 +70,8 @@ class FaissStore:
         layout: str | None = None,
         index: str | None = None,
         sidecar: str = "jsonl",
+        id: str | None = None,
+        live: bool | str = False,
         metric: str | None = None,
         index_name: str = INDEX_NAME,
         tag: str | None = None,
@@ -75,8 +80,15 @@ class FaissStore:
         self.target = Path(path).expanduser()
         self._options = {"layout": layout, "index": index, "sidecar": sidecar, "metric": metric}
         _one_of("layout", layout, NAMES)
-        _one_of("sidecar", sidecar, ("jsonl", "parquet"))
-        self._wish = Wish(layout, index, sidecar, index_name)
+        if "." not in sidecar:
+            _one_of("sidecar", sidecar, ("jsonl", "parquet", "a file beside the index"))
+        written = sidecar if sidecar in ("jsonl", "parquet") else "jsonl"
+        self._reading: dict[str, Any] = {
+            "sidecar": None if written == sidecar else sidecar,
+            "id": id,
+            "live": _yes("live", live),
+        }
+        self._wish = Wish(layout, index, written, index_name)
         self._metric = Metric(name) if (name := _one_of("metric", metric, tuple(Metric))) else None
         self._index_name = index_name
         self._room = StagingRoom(self.target)
@@ -264,8 +276,9 @@ class FaissStore:
             self._snapshot = None  # not closed: a scan may still read it
         if self._snapshot is None:
             layout = None if self._tag else self._wish.layout
+            reading = {} if self._tag else self._reading
             self._snapshot = Snapshot.open(
-                self.path, layout=layout, index_name=self._index_name, metric=self._metric
+                self.path, layout=layout, index_name=self._index_name, metric=self._metric, **reading
             )
         return self._snapshot
 
@@ -341,6 +354,12 @@ class FaissStore:
     def _clear_empty_target(self) -> None:
         if self.target.is_dir() and not any(self.target.iterdir()):
             self.target.rmdir()
+
+
+def _yes(option: str, value: bool | str) -> bool:
+    if value in (True, False, "1", "0", "true", "false", "yes", "no"):
+        return value in (True, "1", "true", "yes")
+    raise ConfigurationError(f"faiss: {option} is 1 or 0, not {value!r}")
 
 
 def _one_of(option: str, value: str | None, names: Sequence[str]) -> str | None:

@@ -40,6 +40,33 @@ def import_faiss() -> Any:
     return faiss
 
 
+class Selected:
+    """Some vectors of others, by position."""
+
+    def __init__(self, inner: Vectors, positions: Array) -> None:
+        self._inner, self._positions = inner, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def read(self, start: int, stop: int) -> Array:
+        wanted = self._positions[start:stop]
+        if not len(wanted):
+            return self._inner.read(0, 0)
+        first, last = int(wanted[0]), int(wanted[-1])
+        if last - first + 1 < 4 * len(wanted):
+            rows = self._inner.read(first, last + 1)
+            return rows if len(rows) == len(wanted) else np.ascontiguousarray(rows[wanted - first])
+        return np.concatenate([self._inner.read(at, at + 1) for at in wanted.tolist()])
+
+    def ids(self) -> Array | None:
+        inner = self._inner.ids()
+        return self._positions if inner is None else np.asarray(inner[self._positions])
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class Codes:
     """Vectors in one run of codes."""
 
@@ -100,7 +127,14 @@ class Numbered:
 
     def ids(self) -> Array | None:
         inner = self._inner.ids()
-        return self._ids if inner is None else np.asarray(self._ids[inner])
+        if inner is None:
+            return self._ids
+        if not np.array_equal(np.sort(inner), np.arange(len(self._ids))):
+            raise CorruptDataError(
+                "the numbers of an IDMap belong to rows that the index around which it lies does not have; "
+                "write the index anew from its vectors"
+            )
+        return np.asarray(self._ids[inner])
 
     def close(self) -> None:
         self._inner.close()

@@ -24,6 +24,7 @@ _ID_TYPES = {
     "raw-json": _NATIVE_IDS,
     "raw-jsonl": _NATIVE_IDS,
 }
+_FRAMEWORKS = ("langchain", "llamaindex", "llamaindex-map", "llamaindex-simple")
 _ANY_METADATA = ("plain", "langchain", "raw-pkl")
 _JSON = frozenset({"str", "int", "float", "bool", "null", "list", "object"})
 _BIT_LAYOUTS = ("plain", "raw-pkl", "raw-json", "raw-jsonl")
@@ -51,6 +52,7 @@ class Wish:
             metadata_types=None if layout in _ANY_METADATA else _JSON,
             several_fields=False,
             missing_vectors=False,
+            needs_text=layout in _FRAMEWORKS,
             losses=losses_of(factory),
         )
 

@@ -266,6 +266,7 @@ class QdrantStore:
             normalizes=frozenset({Metric.COSINE}),
             keeps_norms=bool(self._options["keep_norms"]),
             needs_vectors=False,
+            needs_text=self._options["layout"] in ("langchain", "llamaindex", "both"),
             max_dim=tuple((dtype, 65536) for dtype in DATATYPES),
             losses=losses,
         )
