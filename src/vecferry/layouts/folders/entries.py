@@ -441,6 +441,14 @@ class Numbering:
         return np.arange(self.count) if self.ids is None else self.ids
 
     @property
+    def has_own_numbers(self) -> bool:
+        """Whether the numbers were given by whoever added the vectors, rather than counted from 0."""
+        if self.ids is None:
+            return False
+        counted = np.arange(self.count)
+        return not np.array_equal(self.ids if self.in_order else np.sort(self.ids), counted)
+
+    @property
     def rows(self) -> Array | None:
         """The row of each position in a list written beside the index; ``None`` where they agree.
 

@@ -198,7 +198,7 @@ def _around(index: Path) -> Found:
     database = folder / "faiss_document_store.db"
     if database.is_file():  # haystack; its index.json holds settings
         return Found("raw-sqlite", index, database)
-    stems = (*_RAW_STEMS, index.stem, f"{index.stem}_metadata", f"{index.stem}.metadata")
+    stems: tuple[str, ...] = (*_RAW_STEMS, index.stem, f"{index.stem}_metadata", f"{index.stem}.metadata")
     stems += tuple(f"{index.name}{tail}" for tail in (".metadata", ".meta", ".docs", ""))
     if index.with_suffix(".pkl").is_file() and index.suffix == ".faiss":  # mem0 keeps {name}.pkl
         stems = (index.stem, *stems)
@@ -239,7 +239,7 @@ def _insist(found: Found, layout: str) -> Found:
     }
     if layout.startswith("raw-"):
         suffixes = [suffix for suffix, name in _RAW_NAMES.items() if name == layout]
-        stems = (*_RAW_STEMS, found.index.stem)
+        stems: tuple[str, ...] = (*_RAW_STEMS, found.index.stem)
         candidates[layout] = [found.folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
     for path in candidates.get(layout, []):
         if path.is_file():

@@ -191,7 +191,7 @@ def _row_names(folder: Path, numbering: Numbering) -> tuple[Array, list[str]]:
 def _nodes_dict(folder: Path, numbering: Numbering) -> dict[str, Any]:
     """``nodes_dict`` of the vector index in the index store: the one as long as the index."""
     path = folder / INDEX_STORE
-    found = []
+    found: list[dict[str, Any]] = []
     for section, _, value in JsonWalk(_there(path)).sections():
         data = value.get("__data__") if isinstance(value, Mapping) else None
         if section != "index_store/data" or data is None:
@@ -201,7 +201,8 @@ def _nodes_dict(folder: Path, numbering: Numbering) -> dict[str, Any]:
             found.append(struct["nodes_dict"])
     fitting = [nodes for nodes in found if len(nodes) == numbering.count]
     if fitting or (numbering.live and found):
-        return dict(fitting[0] if fitting else max(found, key=len))
+        longest: dict[str, Any] = max(found, key=len)
+        return fitting[0] if fitting else longest
     check_count(max(map(len, found), default=0), numbering.count, str(path))
     return {}
 

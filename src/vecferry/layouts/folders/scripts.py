@@ -59,8 +59,29 @@ from vecferry.model.vectors import Array
 SUFFIXES = (".pkl", ".pickle", ".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".db", ".sqlite")
 _ID_KEYS = ("id", "_id")
 _TEXTS = (*TEXT_KEYS, "data", "chunk_text")
-_ROW_LISTS = ("documents", "docs", "chunks", "texts", "records", "passages", "contents", "rows", "data")
-_ROW_LISTS += ("items", "entries", "nodes", "points", "sentences", "metadata", "metadatas", "metas")
+_ROW_LISTS: tuple[str, ...] = (
+    "documents",
+    "docs",
+    "chunks",
+    "texts",
+    "records",
+    "passages",
+    "contents",
+    "rows",
+    "data",
+)
+_ROW_LISTS += (
+    "rows",
+    "data",
+    "items",
+    "entries",
+    "nodes",
+    "points",
+    "sentences",
+    "metadata",
+    "metadatas",
+    "metas",
+)
 _META_LISTS = ("metadatas", "metadata", "metas", "meta", "payloads")
 _ID_LISTS = ("vector_ids", "ids", "doc_ids", "chunk_ids", "uuids")
 _NUMBERED_IDS = ("index_to_id", "index_to_docstore_id", "index_to_doc_id", "id_map")
@@ -283,7 +304,7 @@ class _Reader:
 
     def __init__(self, path: Path, numbering: Numbering, spool: Spool, id: str | None) -> None:
         self._path, self._name, self._numbering, self._spool = path, str(path), numbering, spool
-        self._plain = path.suffix in (".json", ".jsonl", ".ndjson", ".csv")
+        self._from_json = path.suffix in (".json", ".jsonl", ".ndjson", ".csv")
         self._by_row = id == "row"
         self._id_keys = _ID_KEYS if id in (None, "row") else (str(id),)
         self._given = id not in (None, "row")
@@ -320,7 +341,7 @@ class _Reader:
             return self._numbered(
                 pair(self._spool.seal(), _numbers(keys, self._path), rows, self._numbering, self._name)
             )
-        if self._numbering.ids is not None and self._numbering.rows is not None:
+        if self._numbering.has_own_numbers:
             raise CorruptDataError(
                 f"{self._name} is keyed by ids where the index has numbers of its own; write the records "
                 "as a JSON object keyed by these numbers, or as a list in the order of the vectors"
@@ -418,7 +439,7 @@ class _Reader:
         """Keep a record and return its key."""
         entry = self._entry(row)
         self._without += entry.id == NO_ID
-        self._spool.add(entry, plain=self._plain and not (isinstance(row, dict) and ENVELOPE in row))
+        self._spool.add(entry, plain=self._from_json and not (isinstance(row, dict) and ENVELOPE in row))
         return key
 
     def _entry(self, row: Any) -> Entry:
@@ -533,7 +554,7 @@ _FRAMES = {
 _OWN = frozenset({*_ID_KEYS, *TEXT_KEYS, "metadata", ENVELOPE})
 
 
-def _row(entry: Entry, metadata: dict[str, Any]) -> dict[str, Any]:
+def _row(entry: Entry, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Flat, as scripts write it; nested where metadata has a key that would be taken for another."""
     head = {"id": entry.id, "text": entry.text}
     return {**head, "metadata": metadata} if _OWN & metadata.keys() else {**head, **metadata}

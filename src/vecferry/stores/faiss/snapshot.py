@@ -188,9 +188,11 @@ class Snapshot:
         card = self.card or CollectionSchema()
         first = self.entries(np.arange(min(_SAMPLE, len(self)))) if self.sidecar else None
         loss = self.index.loss
-        losses = (Loss(kind="vector", detail=loss, count=len(self), where="source"),) if loss else ()
-        losses += self.sidecar.losses if self.sidecar is not None else ()
-        losses += self.found.foreign_files()
+        losses: tuple[Loss, ...] = self.found.foreign_files()
+        if loss:
+            losses = (Loss(kind="vector", detail=loss, count=len(self), where="source"), *losses)
+        if self.sidecar is not None:
+            losses += self.sidecar.losses
         return card.model_copy(
             update={
                 "name": name,
