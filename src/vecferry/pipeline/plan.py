@@ -387,7 +387,7 @@ def _map(
     by_name = {field.name: field for field in ready.fields}
     metric = None if settings.metric is None else Metric(settings.metric)
     fields = [target_field(by_name[old], new, capabilities, metric) for old, new in names.items()]
-    schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "count": None})
+    schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "notes": (), "count": None})
     if not schema.fields and capabilities.needs_vectors:
         raise PlanError(
             "the source has no vectors; pass embed=, such as embed='sentence-transformers:all-MiniLM-L6-v2'"
@@ -461,7 +461,7 @@ def _refuse_losses(losses: tuple[Loss, ...]) -> None:
 def _notes(
     found: CollectionSchema, wanted: CollectionSchema, profile: SourceProfile, settings: Settings
 ) -> list[str]:
-    notes = []
+    notes = list(found.notes)
     if not profile.complete:
         notes.append(f"types and lengths were looked up in the first {profile.records:,} records only")
     for field in wanted.fields:
@@ -653,3 +653,10 @@ def _text_losses(capabilities: Capabilities, profile: SourceProfile) -> Iterable
     texts = profile.records - profile.without_text
     if texts and not capabilities.text:
         yield Loss(kind="text", detail="the target has no place for texts", count=texts)
+    if profile.without_text and capabilities.text and capabilities.needs_text:
+        yield Loss(
+            kind="text",
+            detail="records without text get an empty one, which the layout demands",
+            count=profile.without_text,
+            reversible=True,
+        )

@@ -11,9 +11,8 @@
 | records by id, ids by number | ``({id: payload}, {number: id})`` (mem0) |
 | a table | ``meta.csv``, a Parquet file, haystack's SQLite file |
 
-In a record ``id`` or ``_id`` (or the key that ``id=`` names) is the id if every record has one, else the
-number of its vector is; ``id="row"`` takes the number in any case. The text stands under one of the usual
-keys; ``metadata``, if it is the only other key, is the metadata, else all the other keys are.
+The usual names (`vecferry.model.foreign`) say what is what in a record. Its id, which ``id=`` may name, is
+the id if every record has one, else the number of its vector is; ``id="row"`` takes the number in any case.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vecferry.errors import ConfigurationError, CorruptDataError, MissingDependencyError
-from vecferry.layouts.base import TEXT_KEYS
 from vecferry.layouts.envelope import open_envelope, seal
 from vecferry.layouts.folders.entries import (
     NO_ID,
@@ -53,12 +51,12 @@ from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
 from vecferry.layouts.folders.pickles import read_pickle
 from vecferry.model import ENVELOPE, Loss, dump_json, encode_id, parse_json
+from vecferry.model.foreign import ID_NAMES, METADATA_NAMES, TEXT_NAMES, join_metadata, pop_part
 from vecferry.model.ids import check_id
 from vecferry.model.vectors import Array
 
 SUFFIXES = (".pkl", ".pickle", ".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".db", ".sqlite")
-_ID_KEYS = ("id", "_id")
-_TEXTS = (*TEXT_KEYS, "data", "chunk_text")
+_TEXTS = (*TEXT_NAMES, "data")  # as mem0 calls it
 _ROW_LISTS: tuple[str, ...] = (
     "documents",
     "docs",
@@ -306,7 +304,7 @@ class _Reader:
         self._path, self._name, self._numbering, self._spool = path, str(path), numbering, spool
         self._from_json = path.suffix in (".json", ".jsonl", ".ndjson", ".csv")
         self._by_row = id == "row"
-        self._id_keys = _ID_KEYS if id in (None, "row") else (str(id),)
+        self._id_keys = ID_NAMES if id in (None, "row") else (str(id),)
         self._given = id not in (None, "row")
         self._without = 0
 
@@ -455,9 +453,11 @@ class _Reader:
         rest = _text_keys(row, self._name)
         envelope = rest.pop(ENVELOPE, None)
         id_ = self._take_id(rest)
-        text = _take_text(rest)
-        nested = rest.get("metadata", rest.get("meta"))
-        body = dict(nested) if len(rest) == 1 and isinstance(nested, dict) else rest
+        text = pop_part(rest, None, _TEXTS, str)
+        if "text" in rest and rest["text"] is None:
+            del rest["text"]
+        name = next((name for name in METADATA_NAMES if isinstance(rest.get(name), dict)), None)
+        body = rest if name is None else join_metadata(name, rest.pop(name), rest)
         original, metadata = open_envelope(body, envelope)
         return Entry(id_ if original is None else original, text, metadata)
 
@@ -467,7 +467,7 @@ class _Reader:
                 try:
                     id_ = check_id(row[key])
                 except TypeError:
-                    return NO_ID
+                    continue
                 del row[key]
                 return id_
         return NO_ID
@@ -486,15 +486,6 @@ def _text_keys(row: Mapping[Any, Any], name: str) -> dict[str, Any]:
             "rename one of them"
         )
     return rest
-
-
-def _take_text(row: dict[str, Any]) -> str | None:
-    for key in _TEXTS:
-        if isinstance(row.get(key), str):
-            return str(row.pop(key))
-    if "text" in row and row["text"] is None:
-        del row["text"]
-    return None
 
 
 def _keyed(file: Any, shape: _Shape) -> bool:
@@ -551,7 +542,7 @@ _FRAMES = {
     ".json": (b"[\n", b",\n", b"\n]\n"),
     ".pkl": (b"\x80\x04]", b"", b"."),
 }
-_OWN = frozenset({*_ID_KEYS, *TEXT_KEYS, "metadata", ENVELOPE})
+_OWN = frozenset({*ID_NAMES, *_TEXTS, *METADATA_NAMES, ENVELOPE})
 
 
 def _row(entry: Entry, metadata: Mapping[str, Any]) -> dict[str, Any]:
