@@ -225,17 +225,14 @@ class QdrantServer:
         else:
             dense = {n: {**_shape(v), **extra.vectors.get(n, {})} for n, v in dense.items()}
         sparse = {n: extra.vectors.get(n, {}) for n in local["params"].get("sparse_vectors") or {}}
-        optimizer = {
-            "deleted_threshold": 0.2,
-            "vacuum_min_vector_number": 1000,
-            "default_segment_number": 0,
-        }
+        optimizer: dict[str, Any] = {"deleted_threshold": 0.2, "vacuum_min_vector_number": 1000}
+        optimizer |= {"default_segment_number": 0, "flush_interval_sec": 5}
         config = {
             "params": {**params, "vectors": dense, **({"sparse_vectors": sparse} if sparse else {})},
             "hnsw_config": {"full_scan_threshold": 10000, **extra.hnsw},
-            "optimizer_config": {**optimizer, "flush_interval_sec": 5},
+            "optimizer_config": {**optimizer, **extra.config.get("optimizer_config", {})},
             "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
-            **extra.config,
+            **{k: v for k, v in extra.config.items() if k != "optimizer_config"},
             "metadata": local.get("metadata"),
         }
         schema = {
@@ -726,6 +723,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server_.client.get_collection(name)
         return {"peer_id": self.server_.peer, "shard_count": 1, "local_shards": [], "remote_shards": []}
 
+    def exists(self, name: str, _: Any) -> Any:
+        return {"exists": self.server_.client.collection_exists(name)}
+
     def create_collection(self, name: str, body: dict[str, Any]) -> bool:
         return self.server_.create(name, body)
 
@@ -804,6 +804,7 @@ _ROUTES = (
     ("DELETE", "/collections/([^/]+)", "delete_collection", "DeleteCollection"),
     ("GET", "/collections/([^/]+)", "get_collection", "GetCollection"),
     ("GET", "/collections/([^/]+)/cluster", "get_cluster", "CollectionClusterInfo"),
+    ("GET", "/collections/([^/]+)/exists", "exists", "CollectionExists"),
     ("PUT", "/collections/([^/]+)", "create_collection", "Create"),
     ("PATCH", "/collections/([^/]+)", "update_collection", "Update"),
     ("GET", "/collections", "get_collections", "List"),

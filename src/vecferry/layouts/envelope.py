@@ -7,6 +7,7 @@
 | ``norms`` | ``{field name: length}`` of vectors that the store brought to unit length |
 | ``aside`` | ``{key: value}`` of metadata whose key the layout needs for itself |
 | ``no_text`` | true where a layout demands a text and the record has none |
+| ``floats`` | ``{JSON pointer: shortest form}`` of numbers that a store gives back a little off |
 
 A record that needs none of it has no envelope.
 """
@@ -19,6 +20,8 @@ from typing import Any
 from vecferry.model import ENVELOPE, RecordId, decode_id, encode_id, from_json, to_json
 
 Payload = dict[str, Any]
+
+_PARTS = frozenset({"id", "types", "norms", "aside", "no_text", "floats"})
 
 PAYLOAD_KEY = "_payload"
 """Metadata key of what an app keeps at the top of a framework's payload, beside the framework's keys."""
@@ -60,15 +63,20 @@ def seal(
 def open_envelope(body: Mapping[str, Any], envelope: Any) -> tuple[RecordId | None, Payload]:
     """The original id (``None`` if the store's own is the original) and the metadata, typed again.
 
-    An envelope that vecferry did not write is passed over.
+    What stands there and is not vecferry's belongs to the application, and is metadata.
     """
-    if not isinstance(envelope, Mapping):
-        return None, dict(body)
+    if not is_envelope(envelope):
+        return None, dict(body) if envelope is None else {**body, ENVELOPE: envelope}
     aside, types = envelope.get("aside"), envelope.get("types")
     metadata = {**body, **aside} if isinstance(aside, Mapping) else dict(body)
     if isinstance(types, Mapping):
         metadata = from_json(metadata, types)
     return _id_of(envelope.get("id")), metadata
+
+
+def is_envelope(found: Any) -> bool:
+    """Whether vecferry wrote it: an application may have a key of the same name."""
+    return isinstance(found, Mapping) and _PARTS.issuperset(found)
 
 
 def _id_of(text: Any) -> RecordId | None:

@@ -216,9 +216,9 @@ class LlamaIndexLayout(RecordByRecord):
         return node_id, text, body
 
     def _read_without_node(self, payload: Mapping[str, Any]) -> tuple[str | None, str | None, Payload]:
-        body = {key: value for key, value in payload.items() if key not in (ENVELOPE, "text")}
-        text = payload.get("text")
-        return None, text if isinstance(text, str) else None, body
+        body = {key: value for key, value in payload.items() if key != ENVELOPE}
+        text = body.pop("text") if isinstance(body.get("text"), str) else None
+        return None, text, body
 
     def recognise(self, payloads: Sequence[Mapping[str, Any]]) -> float:
         return sum(map(self._fits, payloads)) / len(payloads) if payloads else 0.0

@@ -34,8 +34,11 @@ class PlainLayout(RecordByRecord):
         foreign: bool,
         norms: Mapping[str, float] | None,
     ) -> Payload:
-        reserved = (self.text_key,)
-        body, envelope = seal(metadata, id=id_ if foreign else None, norms=norms, reserved=reserved)
+        own = id_ if foreign else None
+        body, envelope = seal(metadata, id=own, norms=norms)
+        # What is no text may lie under the text's key: it is read as metadata again.
+        if self.text_key in body and (text is not None or isinstance(body[self.text_key], str)):
+            body, envelope = seal(metadata, id=own, norms=norms, reserved=(self.text_key,))
         payload = body if text is None else {self.text_key: text, **body}
         if envelope:
             payload[ENVELOPE] = envelope
@@ -46,9 +49,8 @@ class PlainLayout(RecordByRecord):
         for payload in payloads:
             body = dict(payload)
             envelope = body.pop(ENVELOPE, None)
-            text = body.pop(self.text_key, None)
-            if text is not None and not isinstance(text, str):
-                body[self.text_key], text = text, None
+            found = body.get(self.text_key)
+            text = body.pop(self.text_key) if isinstance(found, str) else None
             id_, metadata = open_envelope(body, envelope)
             columns.ids.append(id_)
             columns.texts.append(text)

@@ -68,7 +68,7 @@ class Builder:
                 f'{self._engine.where} holds points; pass mode="upsert" or mode="replace"'
             )
         check_fits(have.schema, schema, self._engine.where)
-        record = self._adopt(have, schema)
+        record = self._adopt(have, schema, anew=mode is not WriteMode.RESUME)
         if have.loading and record is not None:
             self._defer(record)
 
@@ -150,13 +150,14 @@ class Builder:
         text_key = self._options["text_key"] or (own.get("text_key") if name == own.get("layout") else None)
         return find_layout(name, text_key=text_key, metadata_key=self._options["metadata_key"])
 
-    def _adopt(self, have: Facts, schema: CollectionSchema) -> Record | None:
+    def _adopt(self, have: Facts, schema: CollectionSchema, *, anew: bool) -> Record | None:
         """Note what the collection does not know yet: the space of its vectors, further indexes.
 
         Returns ``None`` where the key may write points and nothing else.
         """
         record = have.record or Record()
         before = record.as_metadata()
+        record.fresh = [] if anew else record.fresh
         record.spaces = {f.name: f.space.model_dump() for f in schema.fields if f.space} | record.spaces
         record.payload_indexes = {**_indexes(schema, have.layout), **record.payload_indexes}
         if not record.layout and have.form.text_ids is not (text_ids := adopted_text_ids(have, schema)):
@@ -202,16 +203,16 @@ class Builder:
     # -- the end ------------------------------------------------------------------------------
 
     def finish(self, have: Facts) -> None:
-        record = have.record
-        if record is None:
-            return
+        record = have.record or Record()
         self._make_indexes(record)
-        grown = sorted({*record.keys, *self.keys})[:_MOST_KEYS]
-        if record.state != "loading" and grown == record.keys:
+        fresh = sorted(self.keys - {*record.keys})[:_MOST_KEYS]
+        if record.state != "loading" and not fresh:
             return
+        if not have.loading:
+            record.fresh = sorted({*record.fresh, *fresh})
         if record.restore and not self._engine.local:
             self._set_m(record.restore)
-        record.state, record.restore, record.keys = "ready", None, grown
+        record.state, record.restore, record.keys = "ready", None, sorted({*record.keys, *fresh})
         try:
             self._note(record)
         except DeniedError:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
-from vecferry.model import ENVELOPE, Where
+from vecferry.model import ENVELOPE, FilterVisitor, Where, tree_of
 
 Filter = dict[str, Any]
 """A filter, or one condition of a filter, in Qdrant's own JSON."""
@@ -55,6 +55,9 @@ class Bounds:
         return self.upper == self.lower
 
 
+_UNKNOWN = Bounds(None, _NOTHING)
+
+
 @dataclass(frozen=True, slots=True)
 class Asking:
     """What a collection can be asked.
@@ -75,46 +78,42 @@ class Asking:
 
 def bounds(where: Where | None, asking: Asking) -> Bounds:
     """The bounds of a filter."""
-    if not where:
-        return Bounds(None, None)
-    return _all([_one(key, condition, asking) for key, condition in where.items()])
+    return _Bounder(asking).visit(tree_of(where)) if where else Bounds(None, None)
 
 
-def _one(key: str, condition: Any, asking: Asking) -> Bounds:
-    if key == "$and":
-        return _all([bounds(part, asking) for part in condition])
-    if key == "$or":
-        return _any([bounds(part, asking) for part in condition])
-    if key == "$not":
-        return _not(bounds(condition, asking))
-    if not isinstance(condition, Mapping):
-        condition = {"$eq": condition}
-    return _all([_operator(key, name, operand, asking) for name, operand in condition.items()])
+class _Bounder(FilterVisitor[Bounds]):
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
 
+    def all_of(self, parts: list[Bounds]) -> Bounds:
+        return Bounds(_must([p.upper for p in parts]), _must([p.lower for p in parts]))
 
-def _operator(key: str, name: str, operand: Any, asking: Asking) -> Bounds:
-    if name == "$ne":
-        return _not(_operator(key, "$eq", operand, asking))
-    if name == "$nin":
-        return _not(_operator(key, "$in", operand, asking))
-    places = _places(key, asking)
-    if not places:
-        return Bounds(None, _NOTHING)
-    if name == "$exists":
-        return _exists(places, bool(operand), asking)
-    if name == "$in":
-        values = list(operand) if isinstance(operand, list | tuple | set | frozenset) else [operand]
-        return _any([_compare(places, "$eq", value, asking) for value in values])
-    return _compare(places, name, operand, asking)
+    def any_of(self, parts: list[Bounds]) -> Bounds:
+        return Bounds(_should([p.upper for p in parts]), _should([p.lower for p in parts]))
+
+    def negation(self, part: Bounds) -> Bounds:
+        return Bounds(_negated(part.lower), _negated(part.upper))
+
+    def compare(self, key: str, operator: str, operand: Any) -> Bounds:
+        places = _places(key, self._asking)
+        return _compare(places, operator, operand, self._asking) if places else _UNKNOWN
+
+    def exists(self, key: str, wanted: bool) -> Bounds:
+        """Qdrant calls null and the empty list empty as well, so only one direction is certain."""
+        places = _places(key, self._asking)
+        if not places or self._asking.indexed_only:
+            return _UNKNOWN
+        there = Bounds(None, {"must": [{"must_not": [{"is_empty": {"key": places[0]}}]}]})
+        return there if wanted else self.negation(there)
 
 
 def _compare(places: list[str], name: str, operand: Any, asking: Asking) -> Bounds:
     numeric = isinstance(operand, int | float) and not isinstance(operand, bool)
     if numeric and asking.indexed_only:  # it takes a look at our own key, which has no index
-        return Bounds(None, _NOTHING)
+        return _UNKNOWN
     sure, wide = _leaf(name, operand), _leaf(name, operand, ulps=2 if numeric else 0)
     if sure is None or wide is None:
-        return Bounds(None, _NOTHING)
+        return _UNKNOWN
     exact = len(places) == 1
     if isinstance(operand, bool):
         hits = [sure(place) for place in places]
@@ -161,39 +160,19 @@ def _widened(edge: str, number: float, ulps: int) -> tuple[str, float]:
     return ("gte" if below else "lte"), number
 
 
-def _exists(places: list[str], wanted: bool, asking: Asking) -> Bounds:
-    """Qdrant calls null and the empty list empty as well, so only one direction is certain."""
-    if asking.indexed_only:
-        return Bounds(None, _NOTHING)
-    there = Bounds(None, {"must": [{"must_not": [{"is_empty": {"key": places[0]}}]}]})
-    return there if wanted else _not(there)
-
-
-def _all(parts: list[Bounds]) -> Bounds:
-    if len(parts) == 1:
-        return parts[0]
-    return Bounds(_must([p.upper for p in parts]), _must([p.lower for p in parts]))
-
-
-def _any(parts: list[Bounds]) -> Bounds:
-    if len(parts) == 1:
-        return parts[0]
-    return Bounds(_should([p.upper for p in parts]), _should([p.lower for p in parts]))
-
-
-def _not(part: Bounds) -> Bounds:
-    return Bounds(_negated(part.lower), _negated(part.upper))
-
-
 def _must(filters: list[Filter | None]) -> Filter | None:
     known = [f for f in filters if f is not None]
-    return _NOTHING if _NOTHING in known else {"must": known} if known else None
+    if _NOTHING in known or len(known) == 1:
+        return _NOTHING if _NOTHING in known else known[0]
+    return {"must": known} if known else None
 
 
 def _should(filters: list[Filter | None]) -> Filter | None:
     if any(f is None for f in filters):
         return None
     known = [f for f in filters if f != _NOTHING]
+    if len(known) == 1:
+        return known[0]
     return {"should": known} if known else _NOTHING
 
 

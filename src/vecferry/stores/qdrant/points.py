@@ -15,7 +15,8 @@ import numpy as np
 import orjson
 
 from vecferry.errors import RejectedRecord
-from vecferry.layouts import Layout
+from vecferry.layouts import PAYLOAD_KEY, Layout
+from vecferry.layouts.envelope import is_envelope
 from vecferry.model import (
     ENVELOPE,
     CollectionSchema,
@@ -210,46 +211,60 @@ def drifting_in(metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield from drifting(dict(metadata))
 
 
-def _at(root: Any, pointer: str) -> tuple[Any, Any]:
-    """The container that a pointer leads into, and the key there.
+class _Numbers:
+    """The numbers of a payload, by the JSON pointers of the record's metadata."""
 
-    Raises:
-        LookupError, TypeError, ValueError: if it leads nowhere.
-    """
-    *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
-    for step in steps:
-        root = root[int(step)] if isinstance(root, list) else root[step]
-    return root, int(last) if isinstance(root, list) else last
+    def __init__(self, payload: Json, body: Json, envelope: Json) -> None:
+        self._payload, self._body = payload, body
+        self._aside = envelope.get("aside") or {}
 
+    def place(self, pointer: str) -> tuple[Any, Any]:
+        """The container that a pointer leads into, and the key there.
 
-def _numbers_in_place(body: Json, envelope: Json) -> None:
-    """Numbers that other stores cannot hold stay numbers here, so that range filters find them."""
-    types = envelope.get("types") or {}
-    for pointer, kind in list(types.items()):
-        if kind not in ("int", "float"):
-            continue
-        try:
-            holder, key = _at(body, pointer)
-            number = int(holder[key]) if kind == "int" else float(holder[key])
-        except (LookupError, TypeError, ValueError):
-            continue
-        if number in UINT64 if kind == "int" else number - number == 0.0:
-            holder[key] = number
-            del types[pointer]
-    if "types" in envelope and not types:
-        del envelope["types"]
+        Raises:
+            LookupError, TypeError, ValueError: if it leads nowhere.
+        """
+        *steps, last = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
+        first = steps[0] if steps else last
+        root: Any = self._aside if first in self._aside else self._body
+        if first == PAYLOAD_KEY and self._body is not self._payload:
+            root, steps = self._payload, steps[1:]
+        for step in steps:
+            root = root[int(step)] if isinstance(root, list) else root[step]
+        return root, int(last) if isinstance(root, list) else last
 
+    def drifting(self, own: set[str]) -> Iterator[tuple[str, float]]:
+        """`drifting`, of everything that metadata becomes of; ``own`` are the layout's keys."""
+        yield from drifting({k: v for k, v in self._body.items() if k != ENVELOPE})
+        yield from drifting(self._aside)
+        if self._body is not self._payload:
+            beside = {k: v for k, v in self._payload.items() if k not in own}
+            yield from drifting(beside, f"/{PAYLOAD_KEY}")
 
-def _exact_floats(body: Json, floats: Any) -> None:
-    """Give floats that came back a little off their exact value, unless the app has changed them since."""
-    for pointer, exact in floats.items() if isinstance(floats, dict) else ():
-        try:
-            holder, key = _at(body, pointer)
-            value = float(exact)
-            if isinstance(holder[key], float) and holder[key] in (as_kept(value), value):
-                holder[key] = value
-        except (LookupError, TypeError, ValueError):
-            continue
+    def put_in_place(self, types: Json) -> None:
+        """Numbers that other stores cannot hold stay numbers here, so that range filters find them."""
+        for pointer, kind in list(types.items()):
+            if kind not in ("int", "float"):
+                continue
+            try:
+                holder, key = self.place(pointer)
+                number = int(holder[key]) if kind == "int" else float(holder[key])
+            except (LookupError, TypeError, ValueError):
+                continue
+            if number in UINT64 if kind == "int" else number - number == 0.0:
+                holder[key] = number
+                del types[pointer]
+
+    def restore(self, floats: Json) -> None:
+        """Give floats that came back a little off their exact value, unless the app has changed them."""
+        for pointer, exact in floats.items():
+            try:
+                holder, key = self.place(pointer)
+                value = float(exact)
+                if isinstance(holder[key], float) and holder[key] in (as_kept(value), value):
+                    holder[key] = value
+            except (LookupError, TypeError, ValueError):
+                continue
 
 
 # -- batch → rows -------------------------------------------------------------------------------
@@ -330,19 +345,25 @@ class Form:
 
     def _sealed(self, payload: Json, id_: RecordId, foreign: bool) -> bytes:
         """The payload as JSON, with what its numbers need."""
-        envelope = payload.get(ENVELOPE)
         if foreign and self.id_key and self.id_key not in payload:
             payload[self.id_key] = _shown(id_)
-        if not self.nodes and envelope:
-            _numbers_in_place(self.body(payload), envelope)
+        if self.nodes:
+            return orjson.dumps(payload)
+        envelope = payload.get(ENVELOPE)
+        if isinstance(envelope, dict) and envelope.get("types"):
+            _Numbers(payload, self.body(payload), envelope).put_in_place(envelope["types"])
+            if not envelope["types"]:
+                del envelope["types"]
             if not envelope:
                 del payload[ENVELOPE]
         text = orjson.dumps(payload)
-        if self.nodes or not self.drifts or _MAY_DRIFT.search(text) is None:
+        if not self.drifts or _MAY_DRIFT.search(text) is None:
             return text
-        own = {ENVELOPE} if not self.root else set()
-        body = {key: value for key, value in self.body(payload).items() if key not in own}
-        if floats := {pointer: repr(value) for pointer, value in drifting(body)}:
+        envelope = payload.get(ENVELOPE)
+        numbers = _Numbers(payload, self.body(payload), envelope if isinstance(envelope, dict) else {})
+        own = {ENVELOPE, *self.root, getattr(self.layout, "text_key", "")}
+        floats = {pointer: repr(value) for pointer, value in numbers.drifting(own)}
+        if floats and (envelope is None or is_envelope(envelope)):
             payload.setdefault(ENVELOPE, {})["floats"] = floats
             text = orjson.dumps(payload)
         return text
@@ -411,8 +432,8 @@ class Form:
         envelope = payload.get(ENVELOPE)
         if not isinstance(envelope, dict):
             return
-        if "floats" in envelope:
-            _exact_floats(self.body(payload), envelope["floats"])
+        if isinstance(envelope.get("floats"), dict) and is_envelope(envelope):
+            _Numbers(payload, self.body(payload), envelope).restore(envelope["floats"])
         if self.id_key and "id" in envelope and self.id_key in payload:
             shown = payload[self.id_key]
             if encode_id(shown) == envelope["id"] or shown == envelope["id"]:

@@ -76,7 +76,8 @@ class Record:
         layout, text_key: how payloads lie.
         text_ids: whether UUIDs of points are texts (see `vecferry.stores.qdrant.points.point_id`).
         id_key: the payload key of ids that changed form, for the application.
-        keys: the payload keys that vecferry has written: an upsert leaves all others as they are.
+        keys: the payload keys that vecferry has written: an upsert leaves all others as they are;
+            fresh: those of them that the last load wrote first.
         spaces: field name → `EmbeddingSpace` as JSON.
         dtypes: field name → dtype where Qdrant stores another.
         fields, settings, payload_indexes: as they were asked for; the local mode forgets them itself.
@@ -92,6 +93,7 @@ class Record:
     text_ids: bool = False
     id_key: str = ""
     keys: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
     spaces: dict[str, Any] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)

@@ -313,6 +313,11 @@ class Server:
         try:
             same = bool(peers_of(self.cluster(name)) & door.peers(name))
             problem = None if same and self._reads_the_note(door, name) else "another server answers there"
+        except RetryableError:
+            door.close()
+            if self.address.prefer_grpc:
+                raise
+            return None
         except VecferryError as error:
             problem = str(error)
         if problem is None:

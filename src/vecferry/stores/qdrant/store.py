@@ -28,15 +28,15 @@ from vecferry.model import (
     VectorField,
     VectorRecord,
     Where,
-    check_where,
     encode_id,
     id_type,
-    matches,
+    predicate,
 )
 from vecferry.ports import (
     Capabilities,
     Cursor,
     Fields,
+    Kept,
     Partition,
     StoreURL,
     Version,
@@ -139,6 +139,7 @@ class QdrantStore:
         self._builder = Builder(self._engine, collection, self._options, like)
         self._cached: tuple[float, Facts] | None = None
         self._writing: Facts | None = None
+        self._has_text = True
 
     @classmethod
     def from_url(
@@ -220,12 +221,12 @@ class QdrantStore:
             if start is None:
                 return
         asked = fields if where is None else replace(fields, metadata=True)
-        wanted = facts.wanted(asked, check_where(where) if where else None)
+        wanted, passes = facts.wanted(asked, where), predicate(where) if where else None
         most = min(batch_size, facts.most)
         for page in self._engine.pages(self.collection, wanted, start=start, stop=stop, most=most):
             batch = facts.form.batch_of(page, asked)
-            if where is not None:
-                keep = [i for i, meta in enumerate(batch.metadata_list) if matches(where, meta)]
+            if passes is not None:
+                keep = [i for i, meta in enumerate(batch.metadata_list) if passes(meta)]
                 batch = batch.take(keep) if len(keep) < len(batch) else batch
                 batch = batch if fields.metadata else batch.replace(metadata=None)
             yield batch.replace(cursor=page[-1]["id"])
@@ -271,9 +272,9 @@ class QdrantStore:
             losses=losses,
         )
 
-    def changes(self, batch: RecordBatch, schema: CollectionSchema | None = None) -> Iterable[Loss]:
+    def foresee(self, batch: RecordBatch) -> Iterable[Loss]:
         """What would be kept in another form of the records of a batch: ids, and floats."""
-        form = self._form_for(schema)
+        form = self._form_for(batch)
         foreign = [id_ for id_ in batch.id_list if pts.point_id(id_, text_ids=form.text_ids)[1]]
         for kind in dict.fromkeys(map(id_type, foreign)):
             of_kind = [id_ for id_ in foreign if id_type(id_) == kind]
@@ -296,19 +297,23 @@ class QdrantStore:
                 reversible=True,
             )
 
-    def _form_for(self, schema: CollectionSchema | None) -> pts.Form:
-        """How records of a schema would lie here, before anything is made."""
+    def _form_for(self, batch: RecordBatch) -> pts.Form:
+        """How such records would lie here, before anything is made."""
         try:
             have = self._facts()
         except NotFoundError:
-            have = None
-        if have is not None:
-            text_ids = adopted_text_ids(have, schema) if have.record is None and schema else None
-            return have.form if text_ids is None else replace(have.form, text_ids=text_ids)
-        layout = find_layout(self._options["layout"] or "plain")
-        plain = layout.name == "plain" or (schema is not None and schema.id_type == "uuid")
-        form_schema = schema or CollectionSchema()
-        return pts.Form(form_schema, layout, text_ids=not plain, drifts=not self._address.local)
+            layout = find_layout(self._options["layout"] or "plain")
+            text_ids = layout.name != "plain" and batch.ids.kind != "uuid"
+            return pts.Form(CollectionSchema(), layout, text_ids=text_ids, drifts=not self._address.local)
+        adopted = have.record is None and batch.ids.kind == "str"
+        return replace(have.form, text_ids=have.form.text_ids or adopted)
+
+    def kept(self, schema: CollectionSchema) -> Kept:
+        """What an upsert leaves to the application: keys that vecferry never wrote before."""
+        facts = self._facts()
+        prefix = "".join(f"{step}." for step in facts.form.root)
+        ours = _ours(facts.record)
+        return Kept(text=not schema.has_text, metadata=lambda key: prefix + key not in ours)
 
     def exists(self) -> bool:
         try:
@@ -323,7 +328,7 @@ class QdrantStore:
         if facts.record is None or not facts.record.layout:
             form = replace(facts.form, text_ids=adopted_text_ids(facts, schema))
             facts = replace(facts, form=form)
-        self._writing = facts
+        self._writing, self._has_text = facts, schema.has_text
 
     def _have(self) -> Facts | None:
         try:
@@ -351,10 +356,10 @@ class QdrantStore:
         have = {point["id"]: point for page in self._retrieve(list(rows.ids), wanted) for point in page}
         if not have:
             return rows
-        record = facts.record or Record()
-        ours = {*record.keys, *self._builder.keys}
         payloads = [
-            _merged(payload, have[id_].get("payload") or {}, ours, facts) if id_ in have else payload
+            _merged(payload, have[id_].get("payload") or {}, facts, keep_text=not self._has_text)
+            if id_ in have
+            else payload
             for id_, payload in zip(rows.ids, rows.payloads, strict=True)
         ]
         points = [have.get(id_, {}) for id_ in rows.ids]
@@ -381,6 +386,7 @@ class QdrantStore:
         made = [QdrantStore(self._address, self.collection, **self._options) for _ in range(want)]
         for one in made:
             one._writing, one._builder = self._writing or self._facts(), self._builder
+            one._has_text = self._has_text
         return made
 
     def finish(self) -> None:
@@ -462,7 +468,7 @@ class QdrantStore:
         target = facts.schema.field(field)
         queries = [_query(vector, target) for vector in vectors]
         seen = fields if where is None else replace(fields, metadata=True)
-        request = facts.wanted(seen, check_where(where) if where else None)
+        request, passes = facts.wanted(seen, where), predicate(where) if where else None
         request |= {"using": target.name} if target.name else {}
         params = dict(params or {})
         if facts.quantized and not params.get("exact"):
@@ -477,7 +483,7 @@ class QdrantStore:
                 answers = self._engine.query(self.collection, asking)
                 for i, points in zip(some, answers, strict=True):
                     hits = _hits(facts.form.batch_of(points, seen), points, target.metric)
-                    hits = [hit for hit in hits if where is None or matches(where, hit.metadata)]
+                    hits = [hit for hit in hits if passes is None or passes(hit.metadata)]
                     if len(hits) >= k or len(points) < asked:
                         found[i] = hits[:k]
             asked *= 4  # the server could not apply the whole filter: look further down
@@ -546,23 +552,33 @@ _UNNOTED = Loss(
 )
 
 
-def _merged(payload: bytes, have: Json, ours: set[str], facts: Facts) -> bytes:
+def _ours(record: Record | None) -> set[str]:
+    """The payload keys that vecferry wrote before the load that is under way."""
+    return {*record.keys} - {*record.fresh} if record else set()
+
+
+def _merged(payload: bytes, have: Json, facts: Facts, *, keep_text: bool) -> bytes:
     """A new payload, with the keys of the one that is there which vecferry never wrote."""
     new: Json = orjson.loads(payload)
-    root, layout = facts.form.root, facts.layout
-    known = {ENVELOPE, *new, *root, getattr(layout, "text_key", ""), *RESERVED}
-    kept = {key: value for key, value in have.items() if key not in known and (root or key not in ours)}
-    if facts.form.nodes:
+    form, ours = facts.form, _ours(facts.record)
+    text_key = getattr(facts.layout, "text_key", "")
+    envelope: Json = new.pop(ENVELOPE, {})
+    if keep_text and isinstance(have.get(text_key), str):
+        new[text_key] = have[text_key]
+        envelope.pop("no_text", None)
+    known = {ENVELOPE, *new, *form.root, text_key, *RESERVED}
+    kept = {
+        key: value for key, value in have.items() if key not in known and (form.root or key not in ours)
+    }
+    inner: Json = {}
+    if form.nodes:
         kept = {}  # a node's metadata stands in its own text
-    inner = {}
-    if root:
-        body, old = facts.form.body(new), facts.form.body(have)
-        prefix = "".join(f"{step}." for step in root)
-        inner = {k: v for k, v in old.items() if k not in body and prefix + k not in ours}
+    elif form.root:
+        body, prefix = form.body(new), "".join(f"{step}." for step in form.root)
+        inner = {k: v for k, v in form.body(have).items() if k not in body and prefix + k not in ours}
         body |= inner
-    envelope = _envelopes(new.get(ENVELOPE) or {}, have.get(ENVELOPE), {*kept, *inner})
-    merged = {**kept, **new, **({ENVELOPE: envelope} if envelope else {})}
-    return orjson.dumps(merged)
+    envelope = _envelopes(envelope, have.get(ENVELOPE), {*kept, *inner})
+    return orjson.dumps({**kept, **new, **({ENVELOPE: envelope} if envelope else {})})
 
 
 def _envelopes(new: Json, have: Any, kept: set[str]) -> Json:
