@@ -23,8 +23,7 @@ import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 N = 500_000
 SOURCE = Path(__file__).parents[1] / "examples" / "data" / "wordnet_langchain"

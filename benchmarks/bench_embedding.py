@@ -27,8 +27,7 @@ from servers.openai_faults import FaultServer
 from vecferry.embedding import EmbedStage, OpenAIEmbedder, SentenceTransformersEmbedder, SqliteCache
 from vecferry.embedding.cache import keys_of
 from vecferry.model import EmbeddingSpace, RecordBatch
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 WORDS = ["ship", "cat", "river", "stone", "winter", "music", "paper", "doctor", "garden", "engine", "bread"]
 

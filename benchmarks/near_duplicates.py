@@ -19,8 +19,7 @@ from pathlib import Path
 import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
 from vecferry.model import RecordBatch, VectorRecord
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 SOURCE = Path(__file__).parents[1] / "examples" / "data" / "wordnet_langchain"
 _WORDS = {

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from vecferry.dedupe import DedupeStage
 from vecferry.model import RecordBatch, VectorRecord
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 
 def parcels(records, size=4, partitions=1):

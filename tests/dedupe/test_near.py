@@ -11,8 +11,7 @@ from dedupe.runs import begin, record, run
 from vecferry.dedupe import Dedupe, similar
 from vecferry.dedupe.ledger import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "wordnet_langchain"
 N = 3000

@@ -11,8 +11,7 @@ from servers.openai_faults import FaultServer
 from vecferry.core.retry import RetryPolicy
 from vecferry.embedding import OpenAIEmbedder, SentenceTransformersEmbedder
 from vecferry.model import RecordBatch
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Partition
+from vecferry.ports import InFlightBatch, Partition
 
 FAST = RetryPolicy(attempts=4, max_seconds=5.0, base=0.01, cap=0.02)
 

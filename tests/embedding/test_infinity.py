@@ -13,7 +13,7 @@ import pytest
 
 from vecferry.embedding import EmbedderChain, EmbedStage, OpenAIEmbedder, SentenceTransformersEmbedder
 from vecferry.errors import FatalStoreError
-from vecferry.pipeline.stages import InFlightBatch
+from vecferry.ports import InFlightBatch
 
 URL = os.environ.get("VECFERRY_TEST_INFINITY_URL")
 pytestmark = pytest.mark.skipif(not URL, reason="VECFERRY_TEST_INFINITY_URL is not set")

@@ -24,8 +24,7 @@ from vecferry.embedding import (
 )
 from vecferry.errors import EmbedderExhausted, FatalStoreError, JobStopped, RetryableError
 from vecferry.model import EmbeddingSpace, RecordBatch
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Embedder, Partition
+from vecferry.ports import Embedder, InFlightBatch, Partition
 
 QUICK = RetryPolicy(attempts=2, max_seconds=1.0, base=0.0, cap=0.0)
 DIM = 4

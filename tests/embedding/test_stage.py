@@ -36,7 +36,7 @@ from vecferry.model import (
     Metric,
     VectorField,
 )
-from vecferry.pipeline.stages import InFlightBatch, Stage
+from vecferry.ports import InFlightBatch, Stage
 
 SPACE = EmbeddingSpace(model="m", dim=8)
 OLD = EmbeddingSpace(model="old", dim=8)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vecferry.model import RecordBatch, SparseVector, VectorRecord
 from vecferry.pipeline.quarantine import Quarantine, quarantined_ids, read_quarantine
-from vecferry.pipeline.stages import Rejection
+from vecferry.ports import Rejection
 from vecferry.testing import sample_records
 
 

@@ -17,12 +17,14 @@ from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord
 from vecferry.pipeline import job as jobs
 from vecferry.pipeline.publish import publishable, swap_in
 from vecferry.pipeline.quarantine import Quarantine, Quarantined, read_quarantine
-from vecferry.pipeline.stages import ConformToSchema, InFlightBatch, Rejection, RejectNonFinite
+from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite
 from vecferry.pipeline.stream import Writer
 from vecferry.ports import (
     Fetchable,
+    InFlightBatch,
     OnProgress,
     Partition,
+    Rejection,
     ShouldStop,
     Version,
     WriteMode,

@@ -19,9 +19,9 @@ from vecferry.pipeline.migration import Migration
 from vecferry.pipeline.plan import Plan, field_names
 from vecferry.pipeline.profile import SAMPLE
 from vecferry.pipeline.settings import CallSettings, RunSettings, options_of, read_settings, takes
-from vecferry.pipeline.stages import ConformToSchema, Stage
+from vecferry.pipeline.stages import ConformToSchema
 from vecferry.pipeline.stream import Reading, batch_size_for, flow
-from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, ignore_progress, never_stop
+from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, Stage, ignore_progress, never_stop
 from vecferry.reporting import Report
 from vecferry.verifying import Verification, compare
 

@@ -20,8 +20,16 @@ from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.stage import DedupeStage
 from vecferry.errors import ConfigurationError, PlanError, SchemaMismatchError, UnsupportedError
 from vecferry.model import RecordId, decode_id
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Deletable, Fetchable, Fields, OnProgress, Partition, Progress, ignore_progress
+from vecferry.ports import (
+    Deletable,
+    Fetchable,
+    Fields,
+    InFlightBatch,
+    OnProgress,
+    Partition,
+    Progress,
+    ignore_progress,
+)
 
 _DELETE = 500
 

@@ -23,8 +23,7 @@ from vecferry.dedupe.similar import SimilarMatcher
 from vecferry.errors import ConfigurationError
 from vecferry.model import RecordBatch
 from vecferry.model.vectors import Array
-from vecferry.pipeline.stages import InFlightBatch
-from vecferry.ports import Fields, Source
+from vecferry.ports import Fields, InFlightBatch, Source
 
 MEMORY_KEYS = 20_000_000
 """Keys of one rule held in memory, at 24 bytes each; beyond, they move to disk."""

@@ -10,7 +10,7 @@ from vecferry.embedding.base import Matrix
 from vecferry.model import DenseColumn, RecordBatch
 
 if TYPE_CHECKING:
-    from vecferry.pipeline.stages import InFlightBatch
+    from vecferry.ports import InFlightBatch
 
 
 def filled(batch: RecordBatch, field: str, rows: list[int], vectors: Matrix) -> RecordBatch:

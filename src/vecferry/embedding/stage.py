@@ -50,7 +50,7 @@ from vecferry.ports import Embedder, ShouldStop
 from vecferry.ports.progress import never_stop
 
 if TYPE_CHECKING:
-    from vecferry.pipeline.stages import InFlightBatch
+    from vecferry.ports import InFlightBatch
 
 _WARM_UP = 4
 _CHOICES = {
@@ -63,7 +63,7 @@ OnNoText: TypeAlias = Literal["quarantine", "refuse"]
 
 
 class EmbedStage:
-    """Implements `vecferry.pipeline.stages.Stage`.
+    """Implements `vecferry.ports.Stage`.
 
     Args:
         embedder: what `vecferry.embedding.resolve` takes; one space for the whole job.

@@ -15,8 +15,8 @@ from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.model import CollectionSchema, EmbeddingSpace, RecordBatch, VectorField
 from vecferry.pipeline.job import JobFile
 from vecferry.pipeline.settings import Settings
-from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite, Stage, Transform
-from vecferry.ports import ShouldStop, WriteMode
+from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite, Transform
+from vecferry.ports import ShouldStop, Stage, WriteMode
 
 if TYPE_CHECKING:
     from vecferry.dedupe import DedupeStage

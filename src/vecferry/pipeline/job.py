@@ -23,8 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vecferry.errors import JobChangedError, JobError, JobLockedError
-from vecferry.pipeline.stages import CommitHook
-from vecferry.ports import Cursor, Partition
+from vecferry.ports import CommitHook, Cursor, Partition
 
 
 class JobState(StrEnum):

@@ -58,7 +58,6 @@ from vecferry.pipeline.profile import HEAD, SourceProfile
 from vecferry.pipeline.publish import live_tags, new_tag, swap_in
 from vecferry.pipeline.quarantine import Quarantine
 from vecferry.pipeline.settings import CallSettings
-from vecferry.pipeline.stages import LooksAtTarget, Stateful
 from vecferry.pipeline.stream import (
     Checkpointer,
     Reading,
@@ -78,11 +77,13 @@ from vecferry.pipeline.verify import (
 from vecferry.ports import (
     ConcurrentSink,
     Fields,
+    LooksAtTarget,
     OnProgress,
     Progress,
     Publishable,
     Rewindable,
     ShouldStop,
+    Stateful,
     WriteMode,
 )
 from vecferry.reporting import Report

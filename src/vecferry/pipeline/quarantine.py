@@ -28,7 +28,7 @@ from vecferry.model import (
     from_json,
     to_json,
 )
-from vecferry.pipeline.stages import Rejection
+from vecferry.ports import Rejection
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,19 @@ from vecferry.errors import (
 from vecferry.model import CollectionSchema, RecordBatch, Where
 from vecferry.pipeline.job import Counters, JobFile, Progressing, add_counts
 from vecferry.pipeline.quarantine import Quarantine
-from vecferry.pipeline.stages import CommitHook, InFlightBatch, Rejection, Stage
-from vecferry.ports import Cursor, Fields, Rewindable, ShouldStop, Sink, Source, never_stop
+from vecferry.ports import (
+    CommitHook,
+    Cursor,
+    Fields,
+    InFlightBatch,
+    Rejection,
+    Rewindable,
+    ShouldStop,
+    Sink,
+    Source,
+    Stage,
+    never_stop,
+)
 
 log = logging.getLogger("vecferry.job")
 

@@ -12,8 +12,9 @@ from vecferry.connecting import Collection
 from vecferry.model import RecordBatch, encode_id
 from vecferry.pipeline.job import Counters, JobFile, Progressing
 from vecferry.pipeline.quarantine import quarantined_ids
-from vecferry.pipeline.stages import ConformToSchema, Prepass, RejectNonFinite, Stage, Transform
+from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite, Transform
 from vecferry.pipeline.stream import Reading, flow
+from vecferry.ports import Prepass, Stage
 from vecferry.verifying import Verification
 
 SAVED_EVERY = 2.0

@@ -24,6 +24,15 @@ from vecferry.ports.embedder import AsksDifferently, Embedder, for_queries
 from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
 from vecferry.ports.source import Cursor, Fields, Partition, Source
+from vecferry.ports.stage import (
+    CommitHook,
+    InFlightBatch,
+    LooksAtTarget,
+    Prepass,
+    Rejection,
+    Stage,
+    Stateful,
+)
 from vecferry.ports.url import StoreURL, is_secret
 
 __all__ = [
@@ -33,6 +42,7 @@ __all__ = [
     "ChangeTracking",
     "Changes",
     "ChecksFilters",
+    "CommitHook",
     "ConcurrentSink",
     "Cursor",
     "Deletable",
@@ -40,18 +50,24 @@ __all__ = [
     "ExactSearchable",
     "Fetchable",
     "Fields",
+    "InFlightBatch",
     "KeepsOwn",
     "Kept",
+    "LooksAtTarget",
     "OnProgress",
     "Partition",
+    "Prepass",
     "Progress",
     "Publishable",
+    "Rejection",
     "Rewindable",
     "Searchable",
     "ShouldStop",
     "Sink",
     "Source",
+    "Stage",
     "Stamped",
+    "Stateful",
     "Store",
     "StoreURL",
     "TextSearchable",
