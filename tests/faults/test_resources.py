@@ -46,7 +46,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> str:
             vectors={"": DenseColumn(rng.standard_normal((2000, 64)).astype(np.float32))},
             texts=[f"a text that takes some room, number {i}" for i in range(2000)],
         )
-        memory.store.prepare(vf.records.schema_of(batch), vf.ports.WriteMode.CREATE)
+        memory.store.prepare(vf.model.schema_of(batch), vf.ports.WriteMode.CREATE)
         memory.store.write(batch)
         vf.migrate(memory, f"jsonl:{folder / 'a.jsonl'}", state_dir=folder / "job").check()
     return f"jsonl:{folder / 'a.jsonl'}"
@@ -162,7 +162,7 @@ def test_many_bad_records_are_put_aside_one_by_one(rows: int, bad: int, tmp_path
             texts=[f"bad {i}" if i in chosen else f"good {i}" for i in ids],
         )
         if not start:
-            source.store.prepare(vf.records.schema_of(batch), vf.ports.WriteMode.CREATE)
+            source.store.prepare(vf.model.schema_of(batch), vf.ports.WriteMode.CREATE)
         source.store.write(batch)
     target = Fussy()
     report = vf.migrate(source, target, on_error="quarantine", batch_size=1000, state_dir=tmp_path / "job")

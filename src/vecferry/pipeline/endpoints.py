@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from vecferry.connecting import Collection, borrowed, connect
 from vecferry.core.redaction import redact
 from vecferry.errors import PlanError
-from vecferry.ports import StoreURL, is_secret
+from vecferry.ports import Placed, StoreURL, is_secret
 
 _EPHEMERAL = ("memory:", "qdrant::memory:")
 
@@ -42,7 +42,7 @@ class Endpoint:
 def refuse_one_place(source: Collection, target: Collection) -> None:
     """Raises: PlanError: if the two are one collection, or one lies inside the other."""
     here, there = _place(source.url), _place(target.url)
-    if source.store is target.store or (here and here == there):
+    if source.store is target.store or (here and here == there) or _known_as_one(source, target):
         raise PlanError(f"source and target are the same collection ({source.url}); name another target")
     if here and there and here[0] == there[0] and _nested(here[1], there[1]):
         raise PlanError(
@@ -108,19 +108,28 @@ def _is_url(place: str) -> bool:
     return bool(colon) and len(scheme) > 1
 
 
-def _place(url: str) -> tuple[str, Path, str] | None:
+def _place(url: str) -> tuple[str, Path | None, str] | None:
     """Scheme, path and the rest of a URL, equal for two names of one place: links are followed.
 
-    The path of a server's collection is the root; what lives in this process only has no place.
+    A server's collection has no path; what lives in this process only has no place.
     """
     scheme, colon, rest = url.partition(":")
     if not colon or url.startswith(_EPHEMERAL):
         return None
     if rest.startswith("//"):
-        return scheme, Path("/"), rest
+        return scheme, None, rest
     path = re.split("[?#]", rest, maxsplit=1)[0]
     return scheme, Path(realpath(unquote(path))), rest.removeprefix(path)
 
 
-def _nested(a: Path, b: Path) -> bool:
-    return a in b.parents or b in a.parents
+def _nested(a: Path | None, b: Path | None) -> bool:
+    return a is not None and b is not None and (a in b.parents or b in a.parents)
+
+
+def _known_as_one(source: Collection, target: Collection) -> bool:
+    """Whether the stores themselves say so, whatever their URLs."""
+    a, b = source.store, target.store
+    if not (isinstance(a, Placed) and isinstance(b, Placed)):
+        return False
+    here = a.place()
+    return here is not None and here == b.place()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from vecferry.errors import JobChangedError, JobError, JobLockedError
+from vecferry.core.locks import Lock
+from vecferry.core.state import StateFile
+from vecferry.errors import JobChangedError, JobError
 from vecferry.ports import CommitHook, Cursor, Partition
 
 
@@ -55,13 +55,11 @@ TRANSITIONS: dict[JobState | None, frozenset[JobState]] = {
 """What may follow what. `JobFile.begin` leads from any state back to ``STREAM``: it is another job then."""
 
 _TABLES = """
-BEGIN;
 CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS partition (
     position INTEGER PRIMARY KEY, key TEXT NOT NULL, bounds TEXT NOT NULL, count INTEGER,
     cursor TEXT, done INTEGER NOT NULL DEFAULT 0
 );
-COMMIT;
 """
 
 
@@ -142,21 +140,16 @@ class JobFile:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        busy = f"job {folder.name} is running in another process; wait for it, or stop it first"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / "lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise JobLockedError(
-                f"job {folder.name} is running in another process; wait for it, or stop it first"
-            ) from None
+            self._lock = Lock(folder / "lock", busy=busy)
         except OSError as error:
             raise JobError(
                 f"the state folder {folder} cannot be written ({error.strerror}); "
                 "set VECFERRY_HOME or state_dir to another place"
             ) from error
         try:
-            self.connection = _connect(folder / "job.sqlite")
+            self._file = _open(folder)
         except JobError:
             self._lock.release()
             raise
@@ -174,8 +167,13 @@ class JobFile:
 
     def close(self) -> None:
         """Release the file and the lock."""
-        self.connection.close()
+        self._file.close()
         self._lock.release()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For the tables of stages."""
+        return self._file.connection
 
     # -- the job ------------------------------------------------------------------------------
 
@@ -196,7 +194,7 @@ class JobFile:
         """Store what is fixed for the whole life of the job, in one transaction, before any write."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         values = {**fixed, "settings": dict(settings), "started": now, "stage": JobState.STREAM}
-        with self._transaction():
+        with self._file.transaction():
             self._clear()
             self._put(values)
             self.connection.executemany(
@@ -207,7 +205,6 @@ class JobFile:
     def _clear(self) -> None:
         """Empty every table, those of stages included: an earlier job must not speak for this one."""
         names = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        self.connection.execute("BEGIN")
         for (name,) in names:
             self.connection.execute(f'DELETE FROM "{name}"')  # noqa: S608 - names from the file itself
 
@@ -237,24 +234,8 @@ class JobFile:
 
     def put(self, **values: Any) -> None:
         """Store values durably."""
-        with self._transaction():
+        with self._file.transaction():
             self._put(values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All of the block or nothing of it.
-
-        Raises:
-            JobError: if the file cannot be written.
-        """
-        try:
-            with self.connection:
-                yield
-        except sqlite3.OperationalError as error:
-            raise JobError(
-                f"the state file {self.folder / 'job.sqlite'} cannot be written ({error}); "
-                "make room or give the right to write, and run the same call again"
-            ) from error
 
     def advance(self, state: JobState, **values: Any) -> None:
         """Enter a state, and store what belongs to it in the same transaction.
@@ -303,7 +284,7 @@ class JobFile:
         Raises:
             JobError: if the file cannot be written; nothing of it is committed then.
         """
-        with self._transaction():
+        with self._file.transaction():
             self.connection.executemany(
                 "UPDATE partition SET cursor = ? WHERE key = ?",
                 [(json.dumps(cursor), key) for key, cursor in cursors.items()],
@@ -323,18 +304,17 @@ class JobFile:
         )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, timeout=10, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(_TABLES)
-    except sqlite3.DatabaseError as error:
-        raise JobError(
-            f"the state file {path} cannot be read ({error}); "
-            f"remove it with: vecferry jobs forget {path.parent.name}"
-        ) from error
-    return connection
+def _open(folder: Path, *, read_only: bool = False) -> StateFile:
+    return StateFile(
+        folder / "job.sqlite",
+        _TABLES,
+        what="the state file",
+        hint=f"remove it with: vecferry jobs forget {folder.name}",
+        timeout=10,
+        read_only=read_only,
+        unusable=JobError,
+        failed=JobError,
+    )
 
 
 # -- jobs on disk -----------------------------------------------------------------------------
@@ -365,22 +345,14 @@ def peek_job(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
-        try:
-            values = {
-                key: json.loads(value)
-                for key, value in connection.execute("SELECT * FROM job WHERE key != 'verifying'")
-            }
-            done = connection.execute("SELECT count(*), coalesce(sum(done), 0) FROM partition").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
+        with _open(folder, read_only=True) as file:
+            rows = file.rows("SELECT key, value FROM job WHERE key != 'verifying'")
+            done = file.rows("SELECT count(*), coalesce(sum(done), 0) FROM partition")[0]
+    except JobError as error:
         if "no such table" in str(error):
             return {}  # another process is just making it, or was killed at that
-        raise JobError(
-            f"the state file {path} cannot be read ({error}); "
-            f"remove it with: vecferry jobs forget {folder.name}"
-        ) from error
+        raise
+    values = {str(key): json.loads(str(value)) for key, value in rows}
     return {"id": folder.name, "folder": str(folder), "partitions": done[0], "finished": done[1], **values}
 
 
@@ -409,13 +381,10 @@ def forget_job(folder: Path) -> bool:
     """
     if not (folder / "job.sqlite").exists():
         return False
-    try:
-        with FileLock(folder / "lock").acquire(timeout=0):
-            forget_job(folder / "backup")
-            for path in (path for pattern in _FILES for path in sorted(folder.glob(pattern), reverse=True)):
-                path.unlink()
-    except Timeout:
-        raise JobLockedError(f"job {folder.name} is running; stop it first") from None
+    with Lock(folder / "lock", busy=f"job {folder.name} is running; stop it first"):
+        forget_job(folder / "backup")
+        for path in (path for pattern in _FILES for path in sorted(folder.glob(pattern), reverse=True)):
+            path.unlink()
     with suppress(OSError):
         (folder / "lock").unlink(missing_ok=True)
         folder.rmdir()

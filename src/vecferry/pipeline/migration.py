@@ -82,6 +82,7 @@ from vecferry.ports import (
     Progress,
     Publishable,
     Rewindable,
+    Settling,
     ShouldStop,
     Stateful,
     WriteMode,
@@ -162,6 +163,7 @@ class Migration:
             notes=(*inputs.notes, *look.notes),
             estimate=dict(look.estimate),
             resuming=describe_state(look.unfinished) if look.unfinished else None,
+            refusal=inputs.refusal,
             _runner=partial(self._run, look.folder, iter([look])),
         )
 
@@ -260,6 +262,8 @@ class Migration:
             if look.report is not None:
                 file.put(delivered=True)
                 return look.report
+            if look.inputs.refusal:
+                raise PlanError(look.inputs.refusal)
             backup = self._back_up(file) if self.settings.backup is not None else None
             if backup:
                 source = stack.enter_context(Endpoint(backup).opened())
@@ -591,6 +595,7 @@ class Run:
             proof = self._patiently("verify", lambda: self._compare(upserted=upserted))
         if self._should_stop() and not proof.ok:
             raise JobStopped("stopped while verifying; run the same call again to go on")
+        self._settle()
         proof, faults = reconcile(proof, self.counters, upserted=upserted)
         stamps = {**(file.get("stamps") or {}), "verdict": _as_json(stamp_of(self.source))}
         found, notes = source_faults(stamps, self.counters, filtered=self.settings.where is not None)
@@ -617,6 +622,14 @@ class Run:
             state_every=SAVED_EVERY,
             spool_path=file.folder / "verify.sqlite",
         )
+
+    def _settle(self) -> None:
+        """Wait for the indexes that the target builds by itself; the proof has not waited for them."""
+        view = self._view()
+        if isinstance(view, Settling):
+            with self._clock.time("index"):
+                if self._patiently("settle", view.settle) is None:
+                    self.notes.append("the target is still building its index")
 
     def _view(self) -> Any:
         """The target as the verification reads it: the shadow as long as it is not published."""

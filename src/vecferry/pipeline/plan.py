@@ -38,6 +38,7 @@ from vecferry.pipeline.settings import Settings
 from vecferry.ports import (
     Capabilities,
     ChecksFilters,
+    ForeseesChanges,
     OnProgress,
     ShouldStop,
     Sink,
@@ -56,6 +57,7 @@ Runner = Callable[["Plan", OnProgress, ShouldStop], "Report"]
 
 MOST_LOSSES_SHOWN = 3
 MOST_KEYS_SHOWN = 20
+_UNSAID: dict[str, Any] = {"notes": ()} if "notes" in CollectionSchema.model_fields else {}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Plan:
         losses: what changes on the way, each with a count and an example.
         notes: what else is worth knowing before the start.
         estimate: tokens, costs, bytes, as far as they apply.
+        refusal: why it cannot run as it is, and the next move; ``None`` where it can.
         resuming: where an unfinished job of the same pair stands, or ``None``.
     """
 
@@ -85,6 +88,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     estimate: dict[str, Any] = attribute(default_factory=dict)
     resuming: str | None = None
+    refusal: str | None = None
     _runner: Runner | None = attribute(default=None, repr=False, compare=False)
 
     def run(
@@ -105,6 +109,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [self.sentence]
+        if self.refusal:
+            lines += ["", f"refused: {self.refusal}"]
         if self.resuming:
             lines += ["", f"goes on: {self.resuming}"]
         lines += ["", *_table(self._field_rows())]
@@ -147,6 +153,7 @@ class Plan:
             "notes": list(self.notes),
             "estimate": self.estimate,
             "resuming": self.resuming,
+            "refusal": self.refusal,
         }
 
     def to_json(self) -> str:
@@ -192,6 +199,7 @@ class PlanInputs:
     """What a plan is made of, and a run begins with.
 
     Attributes:
+        refusal: why nothing may be written.
         stamp: of the source when it was looked at (see `vecferry.ports.Stamped`).
     """
 
@@ -203,6 +211,7 @@ class PlanInputs:
     profile: SourceProfile
     keep_text: bool
     uuid_ids: bool = False
+    refusal: str | None = None
     stamp: Mapping[str, Any] = attribute(default_factory=dict)
 
     def count(self, settings: Settings) -> int | None:
@@ -253,11 +262,11 @@ def build_plan(
         head=head,
         on_head=on_head,
         retry=settings.retry,
+        changes=sink.foresee if isinstance(sink, ForeseesChanges) else None,
     )
     if not profile.records and settings.where is not None:
         _check_empty(source, found, settings)
-    if profile.duplicates and not dedupes_ids:
-        _refuse_duplicates(source, profile)
+    refusal = _doubled(source, profile) if profile.duplicates and not dedupes_ids else None
     losses = tuple(find_losses(found, wanted, capabilities, profile))
     if settings.lossy == "refuse":
         _refuse_losses(losses)
@@ -270,6 +279,7 @@ def build_plan(
         profile=profile,
         keep_text=capabilities.text,
         uuid_ids=capabilities.id_types == frozenset({"uuid"}),
+        refusal=refusal,
         stamp=stamp,
     )
 
@@ -387,7 +397,11 @@ def _map(
     by_name = {field.name: field for field in ready.fields}
     metric = None if settings.metric is None else Metric(settings.metric)
     fields = [target_field(by_name[old], new, capabilities, metric) for old, new in names.items()]
+<<<<<<< HEAD
     schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "notes": (), "count": None})
+=======
+    schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "count": None, **_UNSAID})
+>>>>>>> f29090f (What a plan refuses it says and its run raises; stores may name their place, foresee changes and settle; the job file is a state file)
     if not schema.fields and capabilities.needs_vectors:
         raise PlanError(
             "the source has no vectors; pass embed=, such as embed='sentence-transformers:all-MiniLM-L6-v2'"
@@ -443,9 +457,9 @@ def _with_metrics_of(
     return wanted.model_copy(update={"fields": fields})
 
 
-def _refuse_duplicates(source: Collection, profile: SourceProfile) -> None:
+def _doubled(source: Collection, profile: SourceProfile) -> str:
     shown = ", ".join(repr(id_) for id_ in profile.duplicates[:MOST_LOSSES_SHOWN])
-    raise PlanError(
+    return (
         f"{source.url} holds {profile.duplicate_count:,} record(s) whose id stands twice ({shown}); "
         "one would overwrite the other: pass dedupe='id' to keep the first of each, or mend the source"
     )
@@ -461,7 +475,11 @@ def _refuse_losses(losses: tuple[Loss, ...]) -> None:
 def _notes(
     found: CollectionSchema, wanted: CollectionSchema, profile: SourceProfile, settings: Settings
 ) -> list[str]:
+<<<<<<< HEAD
     notes = list(found.notes)
+=======
+    notes = list(getattr(found, "notes", ()))
+>>>>>>> f29090f (What a plan refuses it says and its run raises; stores may name their place, foresee changes and settle; the job file is a state file)
     if not profile.complete:
         notes.append(f"types and lengths were looked up in the first {profile.records:,} records only")
     for field in wanted.fields:
@@ -577,6 +595,7 @@ def find_losses(
         *_metadata_losses(capabilities, profile),
         *_text_losses(capabilities, profile),
         *capabilities.losses,
+        *profile.changes,
     ]
 
 

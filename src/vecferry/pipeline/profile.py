@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,6 +22,7 @@ from vecferry.core.retry import RetryPolicy, reopened
 from vecferry.model import (
     CollectionSchema,
     DenseColumn,
+    Loss,
     RecordBatch,
     RecordId,
     Where,
@@ -53,6 +54,7 @@ class SourceProfile:
         bytes: of these records as they lie in memory, vectors not counted.
         norms: the lengths of the vectors looked at, by dense field; ``looked_at`` records had them read,
             and ``missing`` of those lack one; ``seconds`` is what reading them took.
+        changes: what the target will change in these records, as far as its sink foresees it.
         duplicates: some ids that stand more than once; ``duplicate_count`` the surplus records.
     """
 
@@ -70,6 +72,7 @@ class SourceProfile:
     duplicate_count: int = 0
     norms: dict[str, Array] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
+    changes: list[Loss] = field(default_factory=list)
     looked_at: int = 0
     seconds: float = 0.0
 
@@ -127,6 +130,7 @@ def profile_source(
     sample: int | None = SAMPLE,
     head: int = HEAD,
     on_head: Callable[[RecordBatch], None] = lambda _: None,
+    changes: Callable[[RecordBatch], Iterable[Loss]] | None = None,
     retry: RetryPolicy | None = None,
     should_stop: ShouldStop = never_stop,
 ) -> SourceProfile:
@@ -136,10 +140,12 @@ def profile_source(
         sample: how many records' metadata is looked at; ``None`` for all.
         head: how many are read with their vectors.
         on_head: shown the batches that are read with everything.
+        changes: what writing a batch would change; see `vecferry.ports.ForeseesChanges`.
     """
     profile = SourceProfile()
     look = _Look(source, where, retry or RetryPolicy(), should_stop)
     keys: list[Array] = []
+    foreseen: list[Loss] = []
     unique = schema.ids_unique
     head = head if sample is None else min(head, sample)
     start = time.perf_counter()
@@ -148,18 +154,31 @@ def profile_source(
         _look(profile, batch)
         _measure(profile, batch)
         on_head(batch)
+        foreseen += changes(batch) if changes else ()
         keys += [] if unique else [_hashes(batch)]
         start = time.perf_counter()
     left = None if sample is None else max(0, sample - profile.records)
     for batch in look.read(Fields.NO_VECTORS, left):
         _look(profile, batch)
+        foreseen += changes(batch) if changes else ()
         keys += [] if unique else [_hashes(batch)]
+    profile.changes = _summed(foreseen)
     known = schema.count is not None and where is None and profile.records >= schema.count
     profile.complete = look.ended or known
     if not unique:
         keys += [_hashes(batch) for batch in look.read(Fields.IDS, None, 2 * _BATCH)]
         profile.duplicates, profile.duplicate_count = _duplicates(source, where, keys)
     return profile
+
+
+def _summed(losses: Iterable[Loss]) -> list[Loss]:
+    """Losses of one kind and detail as one, with the sum of their counts and the first example."""
+    found: dict[tuple[str, str], Loss] = {}
+    for loss in losses:
+        before = found.get((loss.kind, loss.detail))
+        count = (loss.count or 0) + ((before.count or 0) if before else 0)
+        found[loss.kind, loss.detail] = (before or loss).model_copy(update={"count": count or None})
+    return list(found.values())
 
 
 # -- ids --------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, Where
+from vecferry.model import CollectionSchema, Loss, RecordBatch, RecordId, VectorRecord, Where
 from vecferry.model.vectors import Array
 from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Source
@@ -227,6 +227,37 @@ class ConcurrentSink(Protocol):
         ...
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """Knows the one name behind all names of its collection (an alias, ``localhost``, another URL)."""
+
+    def place(self) -> str | None:
+        """Equal for two stores exactly if they are the same collection; ``None`` where that is not
+        known.
+        """
+        ...
+
+
+@runtime_checkable
+class ForeseesChanges(Protocol):
+    """A sink that knows what it will change in given records."""
+
+    def foresee(self, batch: RecordBatch) -> Iterable[Loss]:
+        """What writing these records would change, each with a count and an example; the plan adds them up
+        by kind and detail. The batch may lack its vectors."""
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A sink whose indexes are built by somebody else after the records were acknowledged."""
+
+    def settle(self, seconds: float | None = None) -> float | None:
+        """Wait until they are complete, for at most ``seconds``; returns the seconds waited, or ``None`` if
+        they are not complete yet."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What happened after a cursor: records to upsert, ids to delete, and the cursor to go on from."""
@@ -263,11 +294,14 @@ __all__ = [
     "Deletable",
     "ExactSearchable",
     "Fetchable",
+    "ForeseesChanges",
     "KeepsOwn",
     "Kept",
+    "Placed",
     "Publishable",
     "Rewindable",
     "Searchable",
+    "Settling",
     "Stamped",
     "Store",
     "TextSearchable",
