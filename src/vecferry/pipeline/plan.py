@@ -57,7 +57,6 @@ Runner = Callable[["Plan", OnProgress, ShouldStop], "Report"]
 
 MOST_LOSSES_SHOWN = 3
 MOST_KEYS_SHOWN = 20
-_UNSAID: dict[str, Any] = {"notes": ()} if "notes" in CollectionSchema.model_fields else {}
 
 
 @dataclass(frozen=True)
@@ -397,11 +396,7 @@ def _map(
     by_name = {field.name: field for field in ready.fields}
     metric = None if settings.metric is None else Metric(settings.metric)
     fields = [target_field(by_name[old], new, capabilities, metric) for old, new in names.items()]
-<<<<<<< HEAD
     schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "notes": (), "count": None})
-=======
-    schema = found.model_copy(update={"fields": tuple(fields), "losses": (), "count": None, **_UNSAID})
->>>>>>> f29090f (What a plan refuses it says and its run raises; stores may name their place, foresee changes and settle; the job file is a state file)
     if not schema.fields and capabilities.needs_vectors:
         raise PlanError(
             "the source has no vectors; pass embed=, such as embed='sentence-transformers:all-MiniLM-L6-v2'"
@@ -475,11 +470,7 @@ def _refuse_losses(losses: tuple[Loss, ...]) -> None:
 def _notes(
     found: CollectionSchema, wanted: CollectionSchema, profile: SourceProfile, settings: Settings
 ) -> list[str]:
-<<<<<<< HEAD
     notes = list(found.notes)
-=======
-    notes = list(getattr(found, "notes", ()))
->>>>>>> f29090f (What a plan refuses it says and its run raises; stores may name their place, foresee changes and settle; the job file is a state file)
     if not profile.complete:
         notes.append(f"types and lengths were looked up in the first {profile.records:,} records only")
     for field in wanted.fields:
