@@ -17,10 +17,11 @@ _EXPORTS = {
     "Dedupe": "vecferry.dedupe",
     "DualWriter": "vecferry.serving",
     "EmbedderChain": "vecferry.embedding",
-    "EmbeddingRouter": "vecferry.contrib.router",
+    "EmbeddingRouter": "vecferry.embedding",
     "EmbeddingSpace": "vecferry.model",
     "FallbackCollection": "vecferry.serving",
     "Plan": "vecferry.pipeline.plan",
+    "QueryEmbedder": "vecferry.embedding",
     "RecordBatch": "vecferry.model",
     "Report": "vecferry.reporting",
     "SnapshotStore": "vecferry.snapshots",
@@ -45,6 +46,7 @@ __all__ = [
     "EmbeddingSpace",
     "FallbackCollection",
     "Plan",
+    "QueryEmbedder",
     "RecordBatch",
     "Report",
     "SnapshotStore",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from vecferry.embedding import Budget as Budget
     from vecferry.embedding import EmbedderChain as EmbedderChain
     from vecferry.embedding import EmbeddingRouter as EmbeddingRouter
+    from vecferry.embedding import QueryEmbedder as QueryEmbedder
     from vecferry.errors import VecferryError as VecferryError
     from vecferry.model import CollectionSchema as CollectionSchema
     from vecferry.model import EmbeddingSpace as EmbeddingSpace

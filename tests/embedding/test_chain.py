@@ -112,7 +112,7 @@ def named(name: str, *, fails: Exception | None = None) -> CallableEmbedder:
             raise fails
         return np.stack([vector_of(text, name, 4) for text in texts])
 
-    return CallableEmbedder(embed, space=EmbeddingSpace(model=name, dim=4), name=name)
+    return CallableEmbedder(embed, space=EmbeddingSpace(model=name, dim=4), name=name, retry=NO_RETRY)
 
 
 def test_the_first_that_answers_is_chosen() -> None:

@@ -32,10 +32,10 @@ from vecferry.embedding import (
     workers,
 )
 from vecferry.embedding.base import LocalStateError
+from vecferry.embedding.budget import PriceTable
 from vecferry.embedding.cache import SqliteCache
-from vecferry.embedding.ollama import _address
-from vecferry.embedding.prices import PriceTable
-from vecferry.embedding.spaces import declared_space
+from vecferry.embedding.providers.ollama import _address
+from vecferry.embedding.space import declared_space
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -180,7 +180,7 @@ def test_concurrency_zero_is_one(server: FaultServer) -> None:
 @pytest.mark.parametrize("key", ["secret-key\n", "secret-kéy"])
 def test_a_key_that_cannot_be_sent_is_said_at_once(server: FaultServer, key: str) -> None:
     embedder = OpenAIEmbedder("m", base_url=server.url, api_key=key, space=SPACE)
-    with pytest.raises(FatalStoreError, match="foreign character in the API key") as raised:
+    with pytest.raises(ConfigurationError, match="foreign character in the API key") as raised:
         embedder.embed(["a"])
     assert "secret" not in str(raised.value)
 

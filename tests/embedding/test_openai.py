@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from servers.openai_faults import Fault, FaultServer, vector_of
+from vecferry.core.http import retry_after
 from vecferry.core.retry import NO_RETRY, RetryPolicy
 from vecferry.embedding import AzureEmbedder, Listener, OpenAIEmbedder, TextsRejected
 from vecferry.embedding.base import listen
-from vecferry.embedding.http import retry_after
-from vecferry.embedding.openai import pack
+from vecferry.embedding.providers.openai import pack
 from vecferry.errors import ConfigurationError, FatalStoreError, JobStopped, RetryableError
 
 FAST = RetryPolicy(attempts=4, max_seconds=5.0, base=0.01, cap=0.02)
@@ -260,13 +260,13 @@ def test_a_429_slows_down_and_successes_speed_up(server: FaultServer) -> None:
     )
     assert provider.space.dim == 8
     server.latency = 0.05
-    assert provider._limit.value == 4
+    assert provider.limiter.value == 4
     provider.embed(TEXTS)
-    assert provider._limit.value == 8
+    assert provider.limiter.value == 8
     assert 4 < server.most_at_once <= 8
     server.fail(Fault(status=429), times=3)
     provider.embed(TEXTS[:2])
-    assert provider._limit.value == 2  # 8, 4, 2, 1, and one success
+    assert provider.limiter.value == 2  # 8, 4, 2, 1, and one success
 
 
 def test_stopping_ends_a_wait(embedder: OpenAIEmbedder, server: FaultServer) -> None:
@@ -298,7 +298,7 @@ def test_the_key_is_in_no_text(server: FaultServer) -> None:
     provider = OpenAIEmbedder("m", base_url=server.url, api_key=key, retry=FAST)
     with pytest.raises(FatalStoreError) as caught:
         provider.embed(["a"])
-    texts = [repr(provider), str(caught.value), repr(provider._endpoint), repr(caught.value.__cause__)]
+    texts = [repr(provider), str(caught.value), repr(provider._end), repr(caught.value.__cause__)]
     assert not any(key in text or "sk-abcdef" in text for text in texts)
 
 

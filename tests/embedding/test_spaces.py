@@ -11,7 +11,7 @@ from vecferry.embedding import (
     check_source,
     declared_space,
 )
-from vecferry.embedding.spaces import KNOWN
+from vecferry.embedding.space import KNOWN
 from vecferry.errors import ConfigurationError, SpaceMismatchError
 from vecferry.model import EmbeddingSpace, RecordBatch
 

@@ -15,7 +15,7 @@ from servers.openai_faults import FaultServer
 from servers.proxy import Proxy
 from servers.s3 import s3, s3_process
 from vecferry.core.retry import RetryPolicy
-from vecferry.embedding.openai import OpenAIEmbedder
+from vecferry.embedding.providers.openai import OpenAIEmbedder
 from vecferry.snapshots import SnapshotStore
 from vecferry.stores.memory import MemoryStore
 from vecferry.testing import sample_records

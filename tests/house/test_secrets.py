@@ -155,7 +155,7 @@ def test_an_embedding_server_that_repeats_the_key(
 ) -> None:
     """Some servers put the key they were given into their error."""
     from vecferry.core.retry import RetryPolicy
-    from vecferry.embedding.openai import OpenAIEmbedder
+    from vecferry.embedding.providers.openai import OpenAIEmbedder
 
     key = f"{PLANTED}-argument"
     with FaultServer(key=key) as server:

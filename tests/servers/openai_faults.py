@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.embedding.space import PROBE
+
 MAX_INPUTS, MAX_TOKENS, MAX_INPUT_TOKENS = 2048, 300_000, 8192
 
 
@@ -56,7 +58,7 @@ class FaultServer:
 
     Attributes:
         faults: taken from the left, one a request, until there are none.
-        texts: how often each text was answered with a vector.
+        texts: how often each text was answered with a vector; that of the probe is counted as ``probes``.
         requests: the inputs of every request, failed ones included.
         most_at_once: requests that were under way together.
         busy: seconds that requests spent here, from the last byte read to the last byte sent, summed.
@@ -69,6 +71,7 @@ class FaultServer:
         self.faults: deque[Fault] = deque()
         self.rule: Callable[[list[str]], Fault | None] = lambda _: None
         self.texts: Counter[str] = Counter()
+        self.probes = 0
         self.requests: list[list[str]] = []
         self.headers: list[dict[str, str]] = []
         self.payloads: list[dict[str, Any]] = []
@@ -131,7 +134,8 @@ class FaultServer:
 
     def answered(self, inputs: Iterable[str]) -> None:
         with self._lock:
-            self.texts.update(inputs)
+            self.texts.update(text for text in inputs if not text.endswith(PROBE))
+            self.probes += sum(text.endswith(PROBE) for text in inputs)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from vecferry.cli.console import AsJson, emit, errors_as_text, out
-from vecferry.embedding import Ledger, Spent, plot_costs
+from vecferry.contrib.model_bench import plot_costs
+from vecferry.embedding import Ledger, Spent
 
 app = typer.Typer(invoke_without_command=True, help="What embedding has cost.")
 

@@ -10,7 +10,8 @@ import typer
 
 from vecferry.cli.console import AsJson, emit, err, errors_as_text, out
 from vecferry.connecting import connect
-from vecferry.embedding import Question, bench_models, fetch_model, sample_texts
+from vecferry.contrib.model_bench import Question, bench_models, sample_texts
+from vecferry.embedding import fetch_model
 from vecferry.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="Embedding models: fetch, compare.")

@@ -442,10 +442,13 @@ def transport_errors(who: str, url: str, timeout: float) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "httpcore")):
             raise
-        raise _transport_error(error, who, clean(url), timeout) from error
+        raise transport_error(error, who, clean(url), timeout) from error
 
 
-def _transport_error(error: Exception, who: str, url: str, timeout: float) -> VecferryError:
+def transport_error(
+    error: BaseException, who: str, url: str = "its address", timeout: float = 0.0
+) -> VecferryError:
+    """Our error for an exception of httpx."""
     names = {base.__name__ for base in type(error).__mro__}
     if "LocalProtocolError" in names:
         return ConfigurationError(f"{who} cannot be asked: {clean(error)}")
@@ -466,7 +469,7 @@ def _transport_error(error: Exception, who: str, url: str, timeout: float) -> Ve
             )
         return RetryableError(f"the proxy to {who} fails: {clean(error)}")
     if "TimeoutException" in names and not names & {"ConnectTimeout", "PoolTimeout"}:
-        return TimedOutError(f"{who} did not answer within {timeout:g} s")
+        return TimedOutError(f"{who} did not answer within {f'{timeout:g} s' if timeout else 'its time'}")
     return RetryableError(f"{who} at {url}: {clean(error) or type(error).__name__}")
 
 

@@ -29,10 +29,12 @@ STORES = {
     "s3": "vecferry.snapshots.opening:S3FolderStore",
 }
 EMBEDDERS = {
-    "azure": "vecferry.embedding.openai:AzureEmbedder",
-    "ollama": "vecferry.embedding.ollama:OllamaEmbedder",
-    "openai": "vecferry.embedding.openai:OpenAIEmbedder",
-    "sentence-transformers": "vecferry.embedding.sentence_transformers:SentenceTransformersEmbedder",
+    "azure": "vecferry.embedding.providers.azure:AzureEmbedder",
+    "ollama": "vecferry.embedding.providers.ollama:OllamaEmbedder",
+    "openai": "vecferry.embedding.providers.openai:OpenAIEmbedder",
+    "sentence-transformers": (
+        "vecferry.embedding.providers.sentence_transformers:SentenceTransformersEmbedder"
+    ),
 }
 
 BRIDGES = {

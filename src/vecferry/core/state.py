@@ -253,7 +253,7 @@ class StateFile:
     def _opening(self, error: Exception) -> VecferryError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
-            return CorruptStateError(f"{self} cannot be read ({reason}); {self._hint}")
+            return CorruptStateError(f"{self} cannot be opened ({reason}); {self._hint}")
         return self._unusable(f"{self} cannot be opened ({reason}); {self._hint}")
 
 

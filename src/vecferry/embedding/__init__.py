@@ -1,30 +1,31 @@
 """Embedding: spaces, providers, chains and alternatives, the cache, the budget, the stage of a stream."""
 
-from vecferry.contrib.router import EmbeddingRouter
-from vecferry.embedding.base import BaseEmbedder, Listener, LocalStateError, Part, TextsRejected
-from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, Spent
-from vecferry.embedding.cache import EmbeddingCache, RedisCache, SqliteCache, open_cache
-from vecferry.embedding.cached import CachedEmbedder
-from vecferry.embedding.callables import CallableEmbedder
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import Any
+
+from vecferry.embedding.base import BaseEmbedder, Listener, Part, TextsRejected
+from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, PriceTable, Spent
+from vecferry.embedding.cache import CachedEmbedder, EmbeddingCache, RedisCache, SqliteCache, open_cache
 from vecferry.embedding.chain import Choice, EmbedderChain, Switch, choose_alternative
-from vecferry.embedding.hub import LocalModel, fetch_model
-from vecferry.embedding.llamaindex import LlamaIndexEmbedder
-from vecferry.embedding.models import (
-    ModelBench,
-    ModelScore,
-    Question,
-    bench_models,
-    plot_costs,
-    sample_texts,
-)
-from vecferry.embedding.ollama import OllamaEmbedder
-from vecferry.embedding.openai import AzureEmbedder, OpenAIEmbedder
-from vecferry.embedding.prices import PriceTable
-from vecferry.embedding.reports import EmbedReport, Estimate, Survey
+from vecferry.embedding.forecast import CostForecast, forecast_costs
+from vecferry.embedding.hub import LocalModel, fetch_model, list_models, remove_model
+from vecferry.embedding.providers.azure import AzureEmbedder
+from vecferry.embedding.providers.callables import CallableEmbedder, LlamaIndexEmbedder
+from vecferry.embedding.providers.ollama import OllamaEmbedder
+from vecferry.embedding.providers.openai import OpenAIEmbedder
+from vecferry.embedding.providers.sentence_transformers import SentenceTransformersEmbedder
+from vecferry.embedding.query import QueryEmbedder, QueryFigures
 from vecferry.embedding.resolve import resolve
-from vecferry.embedding.sentence_transformers import SentenceTransformersEmbedder
-from vecferry.embedding.spaces import SampleCheck, canonical, check_sample, check_source, declared_space
-from vecferry.embedding.stage import EmbedStage
+from vecferry.embedding.router import EmbeddingRouter
+from vecferry.embedding.space import SampleCheck, canonical, check_sample, check_source, declared_space
+from vecferry.embedding.stage import EmbedReport, EmbedStage, Estimate, SampleCounts
+from vecferry.errors import LocalStateError
+
+Survey = SampleCounts
+"""The former name of `SampleCounts`."""
 
 __all__ = [
     "AzureEmbedder",
@@ -33,6 +34,7 @@ __all__ = [
     "CachedEmbedder",
     "CallableEmbedder",
     "Choice",
+    "CostForecast",
     "EmbedReport",
     "EmbedStage",
     "EmbedderChain",
@@ -45,30 +47,48 @@ __all__ = [
     "LocalModel",
     "LocalStateError",
     "MeteredEmbedder",
-    "ModelBench",
-    "ModelScore",
     "OllamaEmbedder",
     "OpenAIEmbedder",
     "Part",
     "PriceTable",
-    "Question",
+    "QueryEmbedder",
+    "QueryFigures",
     "RedisCache",
     "SampleCheck",
+    "SampleCounts",
     "SentenceTransformersEmbedder",
     "Spent",
     "SqliteCache",
     "Survey",
     "Switch",
     "TextsRejected",
-    "bench_models",
     "canonical",
     "check_sample",
     "check_source",
     "choose_alternative",
     "declared_space",
     "fetch_model",
+    "forecast_costs",
+    "list_models",
     "open_cache",
-    "plot_costs",
+    "remove_model",
     "resolve",
-    "sample_texts",
 ]
+
+_MOVED = {
+    "ModelBench": "model_bench",
+    "ModelScore": "model_bench",
+    "Question": "model_bench",
+    "bench_models": "model_bench",
+    "plot_costs": "model_bench",
+    "sample_texts": "model_bench",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that have moved to ``vecferry.contrib``, for one more release."""
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    moved = f"vecferry.contrib.{_MOVED[name]}"
+    warnings.warn(f"{name} is in {moved} now", DeprecationWarning, stacklevel=2)
+    return getattr(import_module(moved), name)

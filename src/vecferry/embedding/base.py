@@ -1,26 +1,25 @@
-"""What all providers share: partial results, checks of what came back, the async form."""
+"""What all providers share: partial results, checks of what came back, the async form, questions."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from vecferry.embedding.spaces import KNOWN
+from vecferry.core.concurrency import ShouldStop, never_stop
+from vecferry.core.redaction import clean
+from vecferry.embedding.space import known
 from vecferry.embedding.tokens import count_tokens
-from vecferry.errors import FatalStoreError, RejectedRecord
+from vecferry.errors import FatalStoreError, LocalStateError, RejectedRecord
 from vecferry.model import EmbeddingSpace
-from vecferry.ports import Embedder, ShouldStop
-from vecferry.ports.progress import never_stop
+from vecferry.ports import Embedder
 
 Matrix: TypeAlias = NDArray[np.float32]
-PLAIN_SLICE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,6 @@ class Part:
     vectors: Matrix | None
     reason: str = ""
     tokens: int | None = None
-
-
-class LocalStateError(FatalStoreError):
-    """The cache or the ledger cannot be read or written. No provider is to blame."""
 
 
 class TextsRejected(RejectedRecord):
@@ -62,10 +57,18 @@ class TextsRejected(RejectedRecord):
 
 @dataclass(slots=True)
 class Listener:
-    """What a running job tells its providers, and hears from them."""
+    """What a running job tells its providers, and hears from them.
+
+    Attributes:
+        should_stop: asked during waits.
+        on_event: told of retries and switches.
+        shorten: whether a text that a server refuses for its length is cut until it is taken; ``None``
+            leaves it to what the provider does by itself.
+    """
 
     should_stop: ShouldStop = never_stop
     on_event: Callable[[str], None] = field(default=lambda _: None)
+    shorten: bool | None = None
 
 
 class BaseEmbedder(ABC):
@@ -73,15 +76,16 @@ class BaseEmbedder(ABC):
 
     Attributes:
         provider: the name in ledger and price table, such as ``"openai"``.
+        name: the model as the provider calls it.
         listener: set by the job; waits end early when it says stop.
-        prompt: put before every text; ``query_prompt`` takes its place in `for_queries`.
         cuts_itself: whether the provider shortens long texts by itself.
+        probe: what it answered last to the probe text; see `vecferry.embedding.space.PROBE`.
     """
 
     provider = ""
+    name = ""
     cuts_itself = False
-    prompt = ""
-    query_prompt = ""
+    probe: Matrix | None = None
 
     def __init__(self) -> None:
         self.listener = Listener()
@@ -102,12 +106,12 @@ class BaseEmbedder(ABC):
     @property
     def max_tokens(self) -> int | None:
         """The longest text the model takes in full, in tokens; ``None`` if unknown."""
-        card = KNOWN.get(self.space.model)
-        return card.max_tokens if card else None
+        info = known(self.space.model)
+        return info.max_tokens if info else None
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text with its prompt: exact where the tokenizer is at hand, else never too few."""
-        return count_tokens(with_prompt(self.prompt, texts), self.space.model)
+        return count_tokens(texts, self.space.model)
 
     def embed(self, texts: Sequence[str]) -> Matrix:
         """float32 ``(len(texts), dim)``; see `vecferry.ports.Embedder.embed`.
@@ -122,46 +126,65 @@ class BaseEmbedder(ABC):
         return await asyncio.to_thread(self.embed, texts)
 
     def for_queries(self) -> Embedder:
-        """The same space for questions: ``query_prompt`` instead of ``prompt``."""
-        return QueryView(self) if self.query_prompt != self.prompt else self
+        """The same space for questions; itself, if it treats them as it treats documents."""
+        return self
 
     def close(self) -> None:
         """Release connections and processes; the next call opens them again."""
         return
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.provider}:{getattr(self, 'name', '')})"
+        return f"{type(self).__name__}({clean(self.provider)}:{clean(self.name)})"
 
 
-class QueryView:
+class PromptedEmbedder(BaseEmbedder):
+    """An embedder of a model that wants a prompt before each text.
+
+    Attributes:
+        prompt: put before every document; ``query_prompt``: before every question.
+    """
+
+    prompt = ""
+    query_prompt = ""
+
+    @abstractmethod
+    def prompted_parts(self, texts: Sequence[str], prompt: str) -> Iterator[Part]:
+        """As `embed_parts`, with ``prompt`` before each text."""
+
+    def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
+        return self.prompted_parts(texts, self.prompt)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return super().count_tokens([self.prompt + text for text in texts])
+
+    def for_queries(self) -> Embedder:
+        """The same space, with ``query_prompt`` instead of ``prompt``."""
+        return QueryView(self) if self.query_prompt != self.prompt else self
+
+
+class QueryView(PromptedEmbedder):
     """An embedder of questions. The space is that of the documents they are compared with."""
 
-    def __init__(self, inner: BaseEmbedder) -> None:
+    def __init__(self, inner: PromptedEmbedder) -> None:
+        super().__init__()
         self.inner = inner
+        self.provider, self.name = inner.provider, inner.name
+        self.prompt = self.query_prompt = inner.query_prompt
 
     @property
     def space(self) -> EmbeddingSpace:
         return self.inner.space
 
-    def embed(self, texts: Sequence[str]) -> Matrix:
-        cut = self.inner.query_prompt
-        return self.inner.embed([Prompted(cut + text) for text in texts])
+    @property
+    def model(self) -> str:
+        return self.inner.model
 
-    async def aembed(self, texts: Sequence[str]) -> Matrix:
-        return await asyncio.to_thread(self.embed, texts)
+    @property
+    def url(self) -> str:
+        return str(getattr(self.inner, "url", ""))
 
-
-class Prompted(str):
-    """A text that carries its prompt already."""
-
-    __slots__ = ()
-
-
-def with_prompt(prompt: str, texts: Sequence[str]) -> list[str]:
-    """The texts as the model sees them."""
-    if not prompt:
-        return list(texts)
-    return [text if isinstance(text, Prompted) else prompt + text for text in texts]
+    def prompted_parts(self, texts: Sequence[str], prompt: str) -> Iterator[Part]:
+        return self.inner.prompted_parts(texts, prompt)
 
 
 def sendable(texts: Sequence[str]) -> tuple[list[Part], list[int]]:
@@ -186,7 +209,11 @@ def parts_of(embedder: Embedder, texts: Sequence[str]) -> Iterator[Part]:
     if not texts:
         return
     own = getattr(embedder, "embed_parts", None)
-    for part in own(texts) if own else _slices(embedder, texts):
+    if own is None:
+        from vecferry.embedding.requests import ObjectEmbedder
+
+        own = ObjectEmbedder(embedder).embed_parts
+    for part in own(texts):
         if part.vectors is None:
             yield part
             continue
@@ -212,13 +239,16 @@ def assemble(embedder: Embedder, texts: Sequence[str]) -> Matrix:
     return result
 
 
-def checked(vectors: Any, rows: int, space: EmbeddingSpace) -> Matrix:
+def checked(vectors: ArrayLike, rows: int, space: EmbeddingSpace) -> Matrix:
     """``vectors`` as a float32 matrix of ``rows`` × ``space.dim``.
 
     Raises:
         FatalStoreError: if they have another shape; nothing may be written then.
     """
-    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    try:
+        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise FatalStoreError(f"something else than vectors of one length came back for {space}") from error
     if matrix.shape != (rows, space.dim):
         raise FatalStoreError(
             f"vectors of shape {matrix.shape} came back where {(rows, space.dim)} is due for {space}; "
@@ -237,39 +267,6 @@ def listen(embedder: Any, listener: Listener) -> None:
         listen(embedder.inner, listener)
 
 
-_SECRETS = re.compile(
-    r"(sk-|hf_|Bearer\s+|(?:api[-_]?key|token|password|secret)['\"]?\s*[=:]\s*['\"]?)[^\s'\",;&]+|//[^/@\s]+@",
-    re.IGNORECASE,
-)
-
-
-def clean(message: object, limit: int = 200) -> str:
-    """A foreign message on one line, without anything that may be a secret."""
-    text = " ".join(str(message).split())
-    return _SECRETS.sub(lambda m: f"{m[1] or '//'}…", text)[:limit]
-
-
-def _slices(embedder: Embedder, texts: Sequence[str]) -> Iterator[Part]:
-    """For embedders that answer all or nothing: small slices, so that little is lost."""
-    for start in range(0, len(texts), PLAIN_SLICE):
-        rows = list(range(start, min(start + PLAIN_SLICE, len(texts))))
-        yield from _whole(embedder, texts, rows)
-
-
-def _whole(embedder: Embedder, texts: Sequence[str], rows: list[int]) -> Iterator[Part]:
-    try:
-        yield Part(rows, embedder.embed([texts[row] for row in rows]))
-    except TextsRejected as error:
-        good = [i for i in range(len(rows)) if i not in error.reasons]
-        yield Part([rows[i] for i in good], error.vectors[good])
-        yield from (Part([rows[i]], None, reason) for i, reason in error.reasons.items())
-    except RejectedRecord as error:
-        at_fault = {rows[i] for i in error.ids} or set(rows)
-        yield Part(sorted(at_fault), None, clean(error))
-        if rest := [row for row in rows if row not in at_fault]:
-            yield from _whole(embedder, texts, rest)
-
-
 def _usable(part: Part) -> Iterator[Part]:
     """Rows with NaN, infinity or only zeros are no vectors."""
     assert part.vectors is not None
@@ -282,3 +279,21 @@ def _usable(part: Part) -> Iterator[Part]:
     keep = np.flatnonzero(good)
     if len(keep) or part.tokens:
         yield replace(part, rows=[part.rows[i] for i in keep], vectors=part.vectors[keep])
+
+
+__all__ = [
+    "BaseEmbedder",
+    "Listener",
+    "LocalStateError",
+    "Matrix",
+    "Part",
+    "PromptedEmbedder",
+    "QueryView",
+    "TextsRejected",
+    "assemble",
+    "checked",
+    "clean",
+    "listen",
+    "parts_of",
+    "sendable",
+]

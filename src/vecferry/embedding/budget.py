@@ -1,31 +1,44 @@
-"""The ledger of what embedding costs, and the budget that stops a job before it costs too much."""
+"""What embedding costs: prices, the ledger, and the budget that stops a job before it costs too much.
+
+Prices are a dated table that a user can override, never a number in the code: ``prices.json`` beside this
+file, and a file of the same form at ``VECFERRY_PRICES``, or ``prices.json`` in
+`vecferry.core.home.home`, laid over it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
 
 from vecferry.core.home import home
+from vecferry.core.state import StateFile
 from vecferry.embedding.base import Matrix, Part, assemble, parts_of
-from vecferry.embedding.cache import shared_database, sqlite_errors
-from vecferry.embedding.prices import PriceTable, model_of, name_of
 from vecferry.embedding.tokens import byte_bound
 from vecferry.errors import BudgetExceeded, ConfigurationError
 from vecferry.model import EmbeddingSpace
-from vecferry.ports import Embedder
+from vecferry.ports import Embedder, for_queries
 
 _MILLION = 1_000_000
-_CALLS = """
-CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, at REAL, month TEXT, provider TEXT, model TEXT,
-    job TEXT, texts INTEGER, tokens INTEGER, usd REAL, settled INTEGER)
-"""
+_SCHEMA = (
+    """
+    CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, at REAL, month TEXT, provider TEXT,
+        model TEXT, job TEXT, texts INTEGER, tokens INTEGER, usd REAL, settled INTEGER);
+    CREATE INDEX IF NOT EXISTS calls_month ON calls (month, job);
+    """,
+    "CREATE TABLE IF NOT EXISTS probes (space TEXT PRIMARY KEY, vector BLOB, provider TEXT, at REAL)",
+)
 # A limit of exactly the cost is kept: sums of small amounts are off by rounding.
 _ROUNDING = 1 + 1e-9
 # Rough, and only for providers that charge nothing and count nothing.
@@ -86,18 +99,25 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path).expanduser() if path else home() / "ledger.sqlite"
-        self._lock = threading.Lock()
-        try:
-            self._connection = shared_database(self.path)
-            self._connection.execute(_CALLS)
-            self._connection.execute("CREATE INDEX IF NOT EXISTS calls_month ON calls (month, job)")
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise ConfigurationError(
-                f"the ledger {self.path} cannot be opened ({error}); move it away or name another file"
-            ) from error
+        self._state = StateFile(
+            self.path,
+            _SCHEMA,
+            what="the ledger",
+            hint="move it away or name another file",
+            durability="normal",
+            timeout=60.0,
+        )
 
     def reserve(
-        self, provider: str, model: str, job: str, texts: int, tokens: int, usd: float, budget: Budget
+        self,
+        provider: str,
+        model: str,
+        job: str,
+        texts: int,
+        tokens: int,
+        usd: float,
+        budget: Budget,
+        own_month: bool = False,
     ) -> int:
         """Book an upper bound of a call that is about to be made; its number.
 
@@ -105,47 +125,54 @@ class Ledger:
             BudgetExceeded: if the booking would exceed the budget; nothing is booked then.
         """
         month = _month()
-        with self._lock, sqlite_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                self._check(month, job, usd, budget)
-                cursor = self._connection.execute(
-                    "INSERT INTO calls (at, month, provider, model, job, texts, tokens, usd, settled) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                    (time.time(), month, provider, model, job, texts, tokens, usd),
-                )
-                return int(cursor.lastrowid or 0)
+        with self._state.transaction():
+            self._check(month, job, usd, budget, own_month)
+            cursor = self._state.execute(
+                "INSERT INTO calls (at, month, provider, model, job, texts, tokens, usd, settled) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                (time.time(), month, provider, model, job, texts, tokens, usd),
+            )
+            return int(cursor.lastrowid or 0)
 
     def settle(self, number: int, texts: int, tokens: int, usd: float) -> None:
         """Replace the bound by what was really used."""
-        with self._lock, sqlite_errors(self.path):
-            self._connection.execute(
-                "UPDATE calls SET texts = ?, tokens = ?, usd = ?, settled = 1 WHERE id = ?",
-                (texts, tokens, usd, number),
-            )
+        self._state.execute(
+            "UPDATE calls SET texts = ?, tokens = ?, usd = ?, settled = 1 WHERE id = ?",
+            (texts, tokens, usd, number),
+        )
 
     def spent(self, *, month: str | None = None, job: str | None = None) -> float:
         """US dollars of a month, of a job, or of both."""
-        with self._lock:
-            return self._sum(month, job)
+        return self._sum(month, job)
 
     def lines(self, since: str = "") -> list[Spent]:
         """Sums by month, provider, model and job, oldest first, from month ``since`` on."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT month, provider, model, job, count(*), sum(texts), sum(tokens), sum(usd) "
-                "FROM calls WHERE month >= ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
-                (since,),
-            ).fetchall()
+        rows: list[Any] = self._state.rows(
+            "SELECT month, provider, model, job, count(*), sum(texts), sum(tokens), sum(usd) "
+            "FROM calls WHERE month >= ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+            (since,),
+        )
         return [Spent(*row) for row in rows]
 
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+    def probe(self, space: EmbeddingSpace) -> tuple[Matrix, str] | None:
+        """What a space's model answered to the probe text when it was first used, and who served it."""
+        rows: list[Any] = self._state.rows(
+            "SELECT vector, provider FROM probes WHERE space = ?", (space.fingerprint,)
+        )
+        return (np.frombuffer(rows[0][0], "<f4"), str(rows[0][1])) if rows else None
 
-    def _check(self, month: str, job: str, usd: float, budget: Budget) -> None:
+    def keep_probe(self, space: EmbeddingSpace, vector: Matrix, provider: str) -> None:
+        """Keep an answer, if there is none yet."""
+        value = np.ascontiguousarray(vector, "<f4").tobytes()
+        row = (space.fingerprint, value, provider, time.time())
+        self._state.execute("INSERT OR IGNORE INTO probes VALUES (?, ?, ?, ?)", row)
+
+    def close(self) -> None:
+        self._state.close()
+
+    def _check(self, month: str, job: str, usd: float, budget: Budget, own_month: bool) -> None:
         limits = (
-            (budget.usd_per_month, self._sum(month, None), f"month {month}"),
+            (budget.usd_per_month, self._sum(month, job if own_month else None), f"month {month}"),
             (budget.usd_per_job, self._sum(None, job), "job"),
         )
         for limit, spent, what in limits:
@@ -157,11 +184,11 @@ class Ledger:
                 )
 
     def _sum(self, month: str | None, job: str | None) -> float:
-        value = self._connection.execute(
+        value = self._state.value(
             "SELECT total(usd) FROM calls WHERE (?1 IS NULL OR month = ?1) AND (?2 IS NULL OR job = ?2)",
             (month, job),
-        ).fetchone()[0]
-        return float(value)
+        )
+        return float(value or 0.0)
 
 
 class MeteredEmbedder:
@@ -173,6 +200,8 @@ class MeteredEmbedder:
         budget: the limits.
         job: the job's name in the ledger.
         prices: the table; tokens of an unknown price count 0, and a budget refuses them.
+        price: US dollars for a million tokens, instead of the table's.
+        own_month: the limit of a month is that of this job's calls, not of all.
 
     Raises:
         ConfigurationError: if there is a limit and the provider's price is unknown.
@@ -186,14 +215,18 @@ class MeteredEmbedder:
         budget: Budget | None = None,
         job: str = "",
         prices: PriceTable | None = None,
+        price: float | None = None,
+        own_month: bool = False,
     ) -> None:
         self.inner = inner
         self.tokens = 0
         self.usd = 0.0
         self._ledger = ledger
         self._budget = budget or Budget()
-        self._job = job
-        self._price = (prices or PriceTable.load(self._budget.prices)).of(inner)
+        self._job, self._own_month = job, own_month
+        known = price if price is not None else (prices or PriceTable.load(self._budget.prices)).of(inner)
+        self._price = known
+        self.tell: Callable[[int, float], None] = lambda tokens, usd: None
         self._lock = threading.Lock()
         limited = (self._budget.usd_per_month, self._budget.usd_per_job) != (None, None)
         if self._price is None and limited:
@@ -214,6 +247,22 @@ class MeteredEmbedder:
     def price(self) -> float | None:
         """US dollars for a million tokens."""
         return self._price
+
+    def for_queries(self) -> Embedder:
+        """The inner embedder of questions, metered as well."""
+        asking = for_queries(self.inner)
+        if asking is self.inner:
+            return self
+        other = MeteredEmbedder(
+            asking,
+            self._ledger,
+            budget=self._budget,
+            job=self._job,
+            price=self._price,
+            own_month=self._own_month,
+        )
+        other.tell = self.tell
+        return other
 
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
         """The inner embedder's parts.
@@ -254,7 +303,9 @@ class MeteredEmbedder:
     def _book(self, texts: Sequence[str], tokens: int) -> int:
         usd = (self._price or 0.0) * tokens / _MILLION
         model = model_of(self.inner)
-        return self._ledger.reserve(self.provider, model, self._job, len(texts), tokens, usd, self._budget)
+        return self._ledger.reserve(
+            self.provider, model, self._job, len(texts), tokens, usd, self._budget, self._own_month
+        )
 
     def _settle(self, number: int, texts: int, tokens: int) -> None:
         usd = (self._price or 0.0) * tokens / _MILLION
@@ -262,6 +313,7 @@ class MeteredEmbedder:
         with self._lock:
             self.tokens += tokens
             self.usd += usd
+        self.tell(tokens, usd)
 
 
 def _estimate(texts: Sequence[str], part: Part) -> int:
@@ -272,3 +324,79 @@ def _estimate(texts: Sequence[str], part: Part) -> int:
 
 def _month() -> str:
     return datetime.now(UTC).strftime("%Y-%m")
+
+
+# -- prices ---------------------------------------------------------------------------------------
+
+_LOCAL = {"sentence-transformers", "ollama", "callable", "llamaindex", ""}
+_OWN_NAMES = (".local", ".internal", ".lan", ".localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTable:
+    """US dollars for a million input tokens, by ``"provider:model"``.
+
+    Attributes:
+        as_of: the date of the newest entry, as the file says.
+        prices: see above.
+    """
+
+    as_of: str
+    prices: dict[str, float]
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> PriceTable:
+        """The shipped table with the user's own entries laid over it.
+
+        Raises:
+            ConfigurationError: if a file is malformed.
+        """
+        table = _read(Path(__file__).with_name("prices.json"))
+        override = path or os.environ.get("VECFERRY_PRICES") or home() / "prices.json"
+        if not Path(override).expanduser().is_file():
+            if path or os.environ.get("VECFERRY_PRICES"):
+                raise ConfigurationError(f"the price table {override} is not there")
+            return table
+        own = _read(Path(override).expanduser())
+        return cls(max(table.as_of, own.as_of), table.prices | own.prices)
+
+    def of(self, embedder: Any) -> float | None:
+        """The price of an embedder's tokens; 0 for what runs on your own machines, ``None`` if unknown."""
+        provider = getattr(embedder, "provider", "")
+        host = urlsplit(getattr(embedder, "url", "")).hostname or ""
+        for name in (name_of(embedder), f"{host}:{model_of(embedder)}"):
+            if name in self.prices:
+                return self.prices[name]
+        return 0.0 if provider in _LOCAL or _is_own(host) else None
+
+
+def model_of(embedder: Any) -> str:
+    """The model an embedder is billed for."""
+    return str(getattr(embedder, "model", None) or embedder.space.model)
+
+
+def name_of(embedder: Any) -> str:
+    """The name in the table: ``provider:model``, or ``host:model`` for others with OpenAI's interface."""
+    provider, url = getattr(embedder, "provider", ""), getattr(embedder, "url", "")
+    if provider == "openai" and not url.startswith("https://api.openai.com"):
+        return f"{urlsplit(url).hostname}:{model_of(embedder)}"
+    return f"{provider or type(embedder).__name__}:{model_of(embedder)}"
+
+
+def _is_own(host: str) -> bool:
+    """Whether a host is this machine or lies in a private network."""
+    try:
+        return ip_address(host).is_private or ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(_OWN_NAMES) or (bool(host) and "." not in host)
+
+
+def _read(path: Path) -> PriceTable:
+    try:
+        value = orjson.loads(path.read_bytes())
+        prices = {str(name): float(price) for name, price in value["prices"].items()}
+        return PriceTable(str(value["as_of"]), prices)
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f'{path} is no price table; write {{"as_of": "2026-01-31", "prices": {{"openai:MODEL": 0.02}}}}'
+        ) from error

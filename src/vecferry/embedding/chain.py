@@ -11,38 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from vecferry.core.redaction import clean
 from vecferry.core.retry import CircuitBreaker, RetryPolicy
-from vecferry.embedding.base import (
-    BaseEmbedder,
-    Listener,
-    LocalStateError,
-    Matrix,
-    Part,
-    clean,
-    listen,
-    parts_of,
-)
+from vecferry.embedding.base import BaseEmbedder, Listener, Matrix, Part, listen, parts_of
 from vecferry.embedding.resolve import resolve
-from vecferry.embedding.spaces import check_same_space
+from vecferry.embedding.space import PROBE, check_same_space
 from vecferry.errors import (
+    BudgetExceeded,
     ConfigurationError,
     EmbedderExhausted,
     FatalStoreError,
     JobStopped,
-    MissingDependencyError,
-    NotFoundError,
+    LocalStateError,
+    PlanError,
     RetryableError,
     UnknownSchemeError,
+    VecferryError,
 )
-from vecferry.model import EmbeddingSpace
+from vecferry.model import EmbeddingSpace, probe_cosine, same_model
 from vecferry.ports import Embedder, for_queries
 
-PROBE = "The quick brown fox jumps over the lazy dog."
-SAME_HOST_COSINE = 0.999
-"""Below it two hosts do not serve one model, whatever they say: hosts of one model differ by rounding
-(float16 and quantised servers stay above 0.9995), other models are far away."""
 QUICK = RetryPolicy(attempts=3, max_seconds=15.0, cap=5.0)
 
 
@@ -66,8 +54,10 @@ class EmbedderChain(BaseEmbedder):
     probe, and the answer is compared with that of the first host.
 
     Args:
-        hosts: embedders, or what `resolve` takes. Hosts made from text here retry only briefly.
+        hosts: embedders, or what `resolve` takes. Where there are several, those without a policy of their
+            own retry only briefly.
         retry: for the chain as a whole, when no host answers for now.
+        past_budget: go on with the next host where one's budget is used up, instead of stopping.
 
     Raises:
         SpaceMismatchError: if two hosts serve different spaces, saying in what they differ.
@@ -76,11 +66,15 @@ class EmbedderChain(BaseEmbedder):
 
     provider = "chain"
 
-    def __init__(self, hosts: Sequence[Any], *, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, hosts: Sequence[Any], *, retry: RetryPolicy | None = None, past_budget: bool = False
+    ) -> None:
         super().__init__()
         if not hosts:
             raise ConfigurationError("a chain needs at least one host")
-        self.hosts = [quick(resolve(host)) if isinstance(host, str) else resolve(host) for host in hosts]
+        self.hosts = [resolve(host) for host in hosts]
+        if len(hosts) > 1:
+            self.hosts = [quick(host) for host in self.hosts]
         first = self.hosts[0].space
         for host in self.hosts[1:]:
             check_same_space(
@@ -88,6 +82,7 @@ class EmbedderChain(BaseEmbedder):
             )
         self._space = first
         self.retry = retry or RetryPolicy()
+        self._past_budget = past_budget
         self.switches: list[Switch] = []
         self._lock = threading.Lock()
         self._current = 0
@@ -106,8 +101,13 @@ class EmbedderChain(BaseEmbedder):
         return all(getattr(host, "cuts_itself", False) for host in self.hosts)
 
     @property
-    def name(self) -> str:
-        return " → ".join(map(_name, self.hosts))
+    def name(self) -> str:  # type: ignore[override]
+        return " → ".join(map(name_of, self.hosts))
+
+    @property
+    def current(self) -> Embedder:
+        """The host that answered last."""
+        return self.hosts[self._current]
 
     @property
     def max_tokens(self) -> int | None:
@@ -121,7 +121,11 @@ class EmbedderChain(BaseEmbedder):
 
     def over(self, wrap: Callable[[Embedder], Embedder]) -> EmbedderChain:
         """The same chain with every host wrapped (to meter it)."""
-        return EmbedderChain([wrap(host) for host in self.hosts], retry=self.retry)
+        wrapped = EmbedderChain(
+            [wrap(host) for host in self.hosts], retry=self.retry, past_budget=self._past_budget
+        )
+        wrapped.listener = self.listener
+        return wrapped
 
     def for_queries(self) -> Embedder:
         """The chain of the hosts' own embedders of questions."""
@@ -151,17 +155,17 @@ class EmbedderChain(BaseEmbedder):
 
     def _attempt(self, texts: Sequence[str], left: list[int]) -> list[Part]:
         """What the first host that answers brings; ``left`` keeps what is still to be done."""
-        wait: RetryableError | None = None
+        wait: VecferryError | None = None
         for number in self._order():
             parts, error = self._ask(number, texts, left)
             if parts:
                 self._use(number)
                 return parts
-            if isinstance(error, RetryableError):
+            if isinstance(error, RetryableError) or (wait is None and isinstance(error, BudgetExceeded)):
                 wait = error
         if wait is not None:
             raise wait
-        reasons = "; ".join(f"{_name(self.hosts[i])}: {why}" for i, why in self._gone.items())
+        reasons = "; ".join(f"{name_of(self.hosts[i])}: {why}" for i, why in self._gone.items())
         raise EmbedderExhausted(f"no host of {self._space} answers any more ({reasons})")
 
     def _ask(
@@ -182,16 +186,16 @@ class EmbedderChain(BaseEmbedder):
         except LocalStateError:  # no host is to blame, and no other one would help
             raise
         except JobStopped as stopped:
-            if not parts:
+            if not parts and not (self._past_budget and isinstance(stopped, BudgetExceeded)):
                 raise
             error = stopped
         except RetryableError as passing:
             error = passing
-        except FatalStoreError as final:
+        except (FatalStoreError, PlanError) as final:
             error = final
             self._gone[number] = str(final)
         if error is not None:
-            self.listener.on_event(f"{_name(self.hosts[number])}: {error}")
+            self.listener.on_event(f"{name_of(self.hosts[number])}: {error}")
             self._last_error = str(error)
         done = {row for part in parts for row in part.rows}
         left[:] = [row for row in left if row not in done]
@@ -206,17 +210,15 @@ class EmbedderChain(BaseEmbedder):
         with self._lock:
             if number in self._proved or len(self.hosts) == 1:
                 return
-            vector = next(iter(parts_of(self.hosts[number], [PROBE]))).vectors
-            if vector is None:
-                raise FatalStoreError("it refuses the probe text")
+            vector = probe_of(self.hosts[number])
             if self._reference is None:
                 self._reference = vector
-            cosine = _cosine(self._reference, vector)
-            if cosine < SAME_HOST_COSINE:
+            if not same_model(self._reference, vector):
                 raise FatalStoreError(
                     f"it says it serves {self._space}, but its vector of a probe text has cosine "
-                    f"{cosine:.4f} to that of the other host"
+                    f"{probe_cosine(self._reference, vector):.4f} to that of the other host"
                 )
+            self.probe = self._reference
             self._proved.add(number)
 
     def _order(self) -> list[int]:
@@ -228,7 +230,7 @@ class EmbedderChain(BaseEmbedder):
             before, self._current = self._current, number
             if before == number:
                 return
-            switch = Switch(_name(self.hosts[before]), _name(self.hosts[number]), self._last_error)
+            switch = Switch(name_of(self.hosts[before]), name_of(self.hosts[number]), self._last_error)
             self.switches.append(switch)
         self.listener.on_event(f"switched from {switch.source} to {switch.target}: {switch.reason}")
 
@@ -250,7 +252,7 @@ class Choice:
     skipped: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        text = f"{_name(self.embedder)} serves {self.embedder.space}"
+        text = f"{name_of(self.embedder)} serves {self.embedder.space}"
         return text + "".join(f"; not {name}: {reason}" for name, reason in self.skipped)
 
 
@@ -269,7 +271,7 @@ def choose_alternative(
         fingerprint: of the space the job began with: only that one is acceptable then.
         start: where to begin in the list; after the one that died, for a restart.
         listener: hears what is skipped and why.
-        retry: for the probes of embedders made from text.
+        retry: for the probes, but of embedders with a policy of their own.
 
     Raises:
         UnknownSchemeError: for a provider nobody knows; that is a typing error, not an outage.
@@ -280,17 +282,17 @@ def choose_alternative(
     for index, entry in enumerate(entries[start:], start):
         try:
             embedder = resolve(entry)
-            fits = _probe(embedder, fingerprint, retry if isinstance(entry, str) else None, listener)
+            fits = _probe(embedder, fingerprint, retry, listener)
         except UnknownSchemeError:
             raise
-        except (ConfigurationError, FatalStoreError, MissingDependencyError, NotFoundError) as error:
-            skipped.append((_name(entry), str(error)))
-        except RetryableError as error:
-            skipped.append((_name(entry), str(error)))
+        except JobStopped:
+            raise
+        except VecferryError as error:  # whatever it refuses with: the next one may do
+            skipped.append((name_of(entry), str(error)))
         else:
             if fits:
                 return Choice(embedder, index, tuple(skipped))
-            skipped.append((_name(entry), f"{embedder.space} is not the space this job began with"))
+            skipped.append((name_of(entry), f"{embedder.space} is not the space this job began with"))
         if listener:
             listener.on_event(f"not {skipped[-1][0]}: {skipped[-1][1]}")
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped)
@@ -299,40 +301,52 @@ def choose_alternative(
 
 
 def _probe(
-    embedder: Embedder, fingerprint: str | None, retry: RetryPolicy | None, listener: Listener | None
+    embedder: Embedder, fingerprint: str | None, retry: RetryPolicy, listener: Listener | None
 ) -> bool:
     """Whether it serves the space ``fingerprint``; raises if it does not answer within ``retry``."""
     if listener is not None:
         listen(embedder, listener)
-    patient = getattr(embedder, "retry", None) if retry else None
+    patient = getattr(embedder, "retry", None)
+    patient = patient if patient == RetryPolicy() else None
     if patient is not None:
         embedder.retry = retry  # type: ignore[attr-defined]
     try:
         if fingerprint is not None and embedder.space.fingerprint != fingerprint:
             return False
-        embedder.embed([PROBE])
+        probe_of(embedder)
         return True
     finally:
         if patient is not None:
             embedder.retry = patient  # type: ignore[attr-defined]
 
 
+def probe_of(embedder: Any) -> Matrix:
+    """What an embedder answers to the probe text ``(1, dim)``, as a document; kept as its ``probe``.
+
+    Raises:
+        FatalStoreError: if it refuses a plain text.
+    """
+    for part in parts_of(embedder, [PROBE]):
+        if part.vectors is None:
+            raise FatalStoreError(f"{name_of(embedder)} refuses a plain text: {part.reason}")
+        if isinstance(embedder, BaseEmbedder):
+            embedder.probe = part.vectors
+        return part.vectors
+    raise FatalStoreError(f"{name_of(embedder)} answered nothing to a plain text")
+
+
 def quick(embedder: Embedder) -> Embedder:
     """The embedder, giving up early: where there is another one, that is better than a long wait."""
-    if hasattr(embedder, "retry"):
-        embedder.retry = QUICK
+    if getattr(embedder, "retry", None) == RetryPolicy():  # else somebody has chosen it
+        embedder.retry = QUICK  # type: ignore[attr-defined]
     return embedder
 
 
-def _name(entry: Any) -> str:
+def name_of(entry: Any) -> str:
+    """An embedder, or what names one, for people."""
     if isinstance(entry, str):
         return clean(entry)
     inner = getattr(entry, "inner", entry)
     provider, name = getattr(inner, "provider", ""), getattr(inner, "name", "")
     url = getattr(inner, "url", "")
     return clean(f"{provider}:{name}{f' at {url}' if url else ''}" if provider else type(inner).__name__)
-
-
-def _cosine(first: Matrix, second: Matrix) -> float:
-    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float((first * second).sum()) / lengths if lengths else 0.0

@@ -71,6 +71,8 @@ class TextLimit:
                 "the model's limit is not known: say chunk_size=… for long_text='split'"
             )
         room = self.tokens - self.overhead
+        if not self.exact:  # a bound would make the chunks too small: LlamaIndex's own tokenizer counts
+            return sentence_splitter(room, overlap)
         return sentence_splitter(room, overlap, lambda text: self.count([text])[0] - self.overhead)
 
 

@@ -7,16 +7,18 @@ model. Here one quick question comes first, and its answer is turned into one li
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
 
 from vecferry.core.home import home
-from vecferry.embedding.base import clean
-from vecferry.embedding.spaces import KNOWN_WEIGHTS, canonical
+from vecferry.core.redaction import clean
+from vecferry.embedding.space import KNOWN_WEIGHTS, canonical
 from vecferry.errors import (
     FatalStoreError,
     MissingDependencyError,
@@ -29,8 +31,9 @@ ORIGIN = "vecferry-model.json"
 """The file that `fetch_model` leaves in a model's folder: ``{"name": …, "revision": …}``."""
 TOKENS = ("HF_TOKEN", "HUGGINGFACE_API_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _QUESTION_SECONDS = 10.0
-_NEEDED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/*.json", "*/*.safetensors", "*.md"]
-_NOT_NEEDED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
+_PLAIN = (".json", ".txt", ".model", ".md", ".jinja", ".py")
+_WEIGHTS = (".safetensors", ".bin")
+_OTHER_FORMS = ("onnx", "openvino", "coreml", "tf", "flax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,7 @@ def fetch_model(
     token = token or hub_token()
     try:
         info = hub.HfApi(token=token).model_info(repo, revision=revision, timeout=_QUESTION_SECONDS)
-        weights = [file.rfilename for file in info.siblings or ()]
-        wanted = [
-            *_NEEDED,
-            *([] if any(w.endswith(".safetensors") for w in weights) else ["*.bin", "*/*.bin"]),
-        ]
+        wanted = needed_files([file.rfilename for file in info.siblings or ()])
         target.mkdir(parents=True, exist_ok=True)
         hub.snapshot_download(
             repo,
@@ -110,12 +109,56 @@ def fetch_model(
             local_dir=target,
             token=token,
             allow_patterns=wanted,
-            ignore_patterns=_NOT_NEEDED,
         )
     except Exception as error:  # the hub's errors have no common root; the table below knows them
         raise explain(error, name) from error
     (target / ORIGIN).write_bytes(orjson.dumps({"name": repo, "revision": info.sha}))
     return LocalModel(str(target), repo, revision)
+
+
+def needed_files(names: Sequence[str]) -> list[str]:
+    """Of a repository's files those that sentence-transformers reads, module folder by module folder.
+
+    Each folder gets its own weights: a transformer may be kept as ``*.safetensors`` and the dense layer
+    behind it as ``pytorch_model.bin`` only.
+    """
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(str(PurePosixPath(name).parent), []).append(name)
+    wanted: list[str] = []
+    for folder, inside in folders.items():
+        if PurePosixPath(folder).parts[:1] and PurePosixPath(folder).parts[0] in _OTHER_FORMS:
+            continue
+        form = next((end for end in _WEIGHTS if any(name.endswith(end) for name in inside)), "")
+        wanted += [name for name in inside if name.endswith(_PLAIN) or (form and name.endswith(form))]
+    return wanted
+
+
+def list_models() -> list[tuple[LocalModel, int]]:
+    """The models that `fetch_model` keeps by default, and their bytes."""
+    found = []
+    for origin in sorted((home() / "models").glob(f"*/{ORIGIN}")):
+        noted = orjson.loads(origin.read_bytes())
+        size = sum(path.stat().st_size for path in origin.parent.rglob("*") if path.is_file())
+        found.append((LocalModel(str(origin.parent), noted["name"], noted.get("revision")), size))
+    return found
+
+
+def remove_model(name: str, revision: str | None = None) -> LocalModel:
+    """Delete a fetched model.
+
+    Raises:
+        NotFoundError: if none is called so, naming those there are.
+    """
+    folder = fetched_folder(name, revision)
+    origin = folder / ORIGIN
+    if not origin.is_file():
+        there = ", ".join(Path(model.path).name.replace("--", "/") for model, _ in list_models())
+        raise NotFoundError(f"no model {name!r} was fetched; there is {there or 'none'}")
+    noted = orjson.loads(origin.read_bytes())
+    origin.unlink()  # from now on it counts as not there
+    shutil.rmtree(folder, ignore_errors=True)
+    return LocalModel(str(folder), noted["name"], noted.get("revision"))
 
 
 def explain(error: BaseException, name: str) -> VecferryError:

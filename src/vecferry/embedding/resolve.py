@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vecferry.core.redaction import clean
 from vecferry.core.registry import find
-from vecferry.embedding.base import clean
-from vecferry.embedding.callables import CallableEmbedder, from_langchain
-from vecferry.embedding.llamaindex import LlamaIndexEmbedder
-from vecferry.embedding.spaces import split_name
+from vecferry.embedding.providers.callables import CallableEmbedder, LlamaIndexEmbedder, from_langchain
+from vecferry.embedding.space import split_name
 from vecferry.errors import ConfigurationError
 from vecferry.ports import Embedder
 

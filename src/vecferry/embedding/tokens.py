@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from vecferry.embedding.spaces import KNOWN
+from vecferry.embedding.space import KNOWN
 
 _TABLES = "https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
 _loading = threading.Lock()
@@ -54,8 +54,8 @@ def cut(text: str, limit: int, model: str) -> str:
 
 def encoding_of(model: str) -> Any | None:
     """The tiktoken encoding of ``model``, if it uses one whose table lies on this machine."""
-    card = KNOWN.get(model)
-    return _load(card.tokenizer) if card and card.tokenizer else None
+    info = KNOWN.get(model)
+    return _load(info.tokenizer) if info and info.tokenizer else None
 
 
 @cache

@@ -1,9 +1,18 @@
-"""Worker processes for local models, each with its share of the cores, so that they do not fight."""
+"""Worker processes for local models, each with its share of the cores, so that they do not fight.
+
+A worker is a process of its own that speaks frames on its standard input and output, never a pickle:
+
+    8 bytes head length · 8 bytes body length (big-endian) · head (JSON) · body
+
+It ends when its input ends, so that it never outlives the process that started it.
+"""
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,9 +24,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import orjson
 
-from vecferry.embedding.base import Matrix, clean
-from vecferry.embedding.frames import read_frame, write_frame
+from vecferry.core.redaction import clean
+from vecferry.embedding.base import Matrix
 from vecferry.errors import FatalStoreError, MissingDependencyError, RetryableError
 
 
@@ -45,7 +55,7 @@ class Worker:
         # A process of its own rather than multiprocessing's "spawn", which would run the user's
         # script a second time wherever it lacks the ``if __name__ == "__main__"`` line.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vecferry.embedding.worker"],
+            [sys.executable, "-c", "from vecferry.embedding.workers import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -58,9 +68,11 @@ class Worker:
         self._finalizer = weakref.finalize(self, _end, self._process)
         self.facts, _ = self._ask({field: getattr(settings, field) for field in settings.__slots__})
 
-    def encode(self, texts: Sequence[str], batch_size: int, normalize: bool) -> Matrix:
-        """float32 ``(len(texts), dim)``."""
-        head, body = self._ask({"texts": list(texts), "batch_size": batch_size, "normalize": normalize})
+    def encode(self, texts: Sequence[str], prompt: str, batch_size: int, normalize: bool) -> Matrix:
+        """float32 ``(len(texts), dim)``. The prompt goes apart: some models leave it out of the mean."""
+        head, body = self._ask(
+            {"texts": list(texts), "prompt": prompt, "batch_size": batch_size, "normalize": normalize}
+        )
         return np.frombuffer(body, dtype="<f4").reshape(head["shape"])
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -172,3 +184,120 @@ def _translate(error: dict[str, Any]) -> Exception:
     if kind in ("ModuleNotFoundError", "ImportError"):
         return MissingDependencyError("sentence-transformers:", "sentence-transformers")
     return FatalStoreError(f"the model failed with {kind}: {message}")
+
+
+# -- inside the process ------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Load the model named by the first frame, then answer texts with vectors."""
+    # Ctrl-C reaches every process of the terminal; the owner decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, answers = _private_pipes()
+    try:
+        settings, _ = read_frame(requests)
+        model = _load(settings)
+    except Exception as error:  # noqa: BLE001 - told to the parent, which translates it
+        write_frame(answers, {"error": _describe(error)})
+        return
+    write_frame(answers, _facts(model))
+    while True:
+        try:
+            request, _ = read_frame(requests)
+        except EOFError:
+            return
+        _answer(model, request, answers)
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The protocol's own handles; whatever a library prints goes to standard error instead."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return sys.stdin.buffer, answers
+
+
+def _load(settings: dict[str, Any]) -> Any:
+    # Before torch is imported: its thread pools are sized once.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(settings["threads"])
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(settings["threads"])
+    return SentenceTransformer(
+        settings["path"],
+        device=settings["device"],
+        revision=settings["revision"],
+        local_files_only=True,
+        trust_remote_code=False,
+        truncate_dim=settings["dimensions"],
+    )
+
+
+def _facts(model: Any) -> dict[str, Any]:
+    # Measured rather than read from the configuration: this is what the vectors are.
+    vector = model.encode("a probe", show_progress_bar=False)
+    return {
+        "dim": len(vector),
+        "normalized": bool(abs(float((vector**2).sum()) - 1.0) < 1e-3),
+        "max_tokens": getattr(model, "max_seq_length", None),
+        "prompts": dict(getattr(model, "prompts", None) or {}),
+        "device": str(model.device),
+    }
+
+
+def _answer(model: Any, request: dict[str, Any], answers: BinaryIO) -> None:
+    try:
+        if request.get("count"):
+            write_frame(answers, {"tokens": _count(model, request["texts"])})
+            return
+        vectors = model.encode(
+            request["texts"],
+            batch_size=request["batch_size"],
+            normalize_embeddings=request["normalize"],
+            prompt=request["prompt"],
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        ).astype("<f4", copy=False)
+        write_frame(answers, {"shape": vectors.shape}, vectors.tobytes())
+    except Exception as error:  # noqa: BLE001 - told to the parent, which translates it
+        write_frame(answers, {"error": _describe(error)})
+
+
+def _count(model: Any, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error)[:500]}
+
+
+# -- frames ---------------------------------------------------------------------------------------
+
+_LENGTHS = struct.Struct(">QQ")
+
+
+def write_frame(stream: BinaryIO, head: dict[str, Any], body: bytes | memoryview = b"") -> None:
+    """Write one frame and flush."""
+    text = orjson.dumps(head)
+    stream.write(_LENGTHS.pack(len(text), len(body)))
+    stream.write(text)
+    stream.write(body)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """Read one frame.
+
+    Raises:
+        EOFError: if the other side is gone.
+    """
+    head, body = _LENGTHS.unpack(_exactly(stream, _LENGTHS.size))
+    return orjson.loads(_exactly(stream, head)), _exactly(stream, body)
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if data is None or len(data) < count:
+        raise EOFError("the other side of the pipe is gone")
+    return data

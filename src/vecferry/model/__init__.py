@@ -14,7 +14,7 @@ from vecferry.model.ids import IdColumn, RecordId, decode_id, encode_id, id_key,
 from vecferry.model.json_column import JsonColumn
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
-from vecferry.model.space import EmbeddingSpace
+from vecferry.model.space import EmbeddingSpace, probe_cosine, same_model, signature
 from vecferry.model.typed import ENVELOPE, dump_json, from_json, parse_json, to_json, type_name
 from vecferry.model.vectors import (
     Column,
@@ -59,7 +59,10 @@ __all__ = [
     "parse_json",
     "parse_where",
     "predicate",
+    "probe_cosine",
+    "same_model",
     "schema_of",
+    "signature",
     "to_json",
     "tree_of",
     "type_name",

@@ -20,7 +20,7 @@ def check_fits(have: CollectionSchema, want: CollectionSchema, url: str) -> None
             raise SchemaMismatchError(
                 f"{url} has no vector field {new.name!r}, only {sorted(names)}; migrate to a new target"
             )
-        if old.space and new.space and old.space.fingerprint != new.space.fingerprint:
+        if old.space and new.space and not old.space.same_as(new.space):
             raise SpaceMismatchError(
                 f"{url} holds vectors of {old.space}, not of {new.space}; "
                 "re-embed (embed=…) or write to another target"

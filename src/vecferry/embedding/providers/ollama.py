@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from vecferry.core.http import Answer, HttpClient
 from vecferry.core.retry import RetryPolicy
-from vecferry.embedding.base import BaseEmbedder, Matrix, Part, sendable, with_prompt
-from vecferry.embedding.http import Endpoint
-from vecferry.embedding.pool import AdaptiveLimit, RequestPool
-from vecferry.embedding.spaces import declared_space, known, model_name
-from vecferry.errors import FatalStoreError, RejectedRecord, RetryableError
+from vecferry.embedding.requests import Reply, RequestEmbedder, answer_error
+from vecferry.embedding.space import declared_space, known, model_name
+from vecferry.errors import ConfigurationError, FatalStoreError, RetryableError
 from vecferry.model import EmbeddingSpace
-from vecferry.ports import ShouldStop
 
 DEFAULT_URL = "http://localhost:11434"
-_PROBE = "A short text to see how long the vectors are."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +25,7 @@ class _Loaded:
     max_tokens: int | None
 
 
-class OllamaEmbedder(BaseEmbedder):
+class OllamaEmbedder(RequestEmbedder):
     """``"ollama:nomic-embed-text"``.
 
     Ollama's conversions are models of their own here (``ollama/nomic-embed-text``, with the digest as the
@@ -62,21 +57,17 @@ class OllamaEmbedder(BaseEmbedder):
         timeout: float | str = 120.0,
         retry: RetryPolicy | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            concurrency=int(concurrency), start=int(concurrency), batch_size=int(batch_size), retry=retry
+        )
         self.name = name
-        self.retry = retry or RetryPolicy()
-        self._batch_size = max(1, int(batch_size))
         self._dimensions = int(dimensions) if dimensions else None
         self._declared = declared_space(space) if space is not None else None
-        card = known(self._declared.model if self._declared else model_name("ollama", name))
-        usual = (self._declared.prompt or "") if self._declared else card.prompt if card else ""
+        info = known(self._declared.model if self._declared else model_name("ollama", name))
+        usual = (self._declared.prompt or "") if self._declared else info.prompt if info else ""
         self.prompt = usual if prompt is None else prompt
-        self.query_prompt = (card.query_prompt if card else "") if query_prompt is None else query_prompt
-        self._limit = AdaptiveLimit(int(concurrency), int(concurrency))
-        self._pool = RequestPool(int(concurrency))
-        self._endpoint = Endpoint(
-            _address(base_url), dict, who="ollama", extra="ollama", timeout=float(timeout)
-        )
+        self.query_prompt = (info.query_prompt if info else "") if query_prompt is None else query_prompt
+        self._http = HttpClient(_address(base_url), who="ollama", extra="ollama", timeout=float(timeout))
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 
@@ -95,43 +86,27 @@ class OllamaEmbedder(BaseEmbedder):
 
     @property
     def url(self) -> str:
-        return self._endpoint.url
+        return self._http.url
 
     def close(self) -> None:
-        self._pool.close()
-        self._endpoint.close()
+        super().close()
+        self._http.close()
 
-    def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
-        full = with_prompt(self.prompt, texts)
-        refused, rows = sendable(full)
-        yield from refused
-        slices = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
-        yield from self._pool.run([partial(self._parts_of, some, full) for some in slices])
-
-    def _parts_of(self, rows: list[int], texts: list[str], failed: ShouldStop) -> list[Part]:
-        try:
-            vectors, tokens = self._send([texts[row] for row in rows], failed)
-            return [Part(rows, vectors, tokens=tokens)]
-        except RejectedRecord as error:
-            if len(rows) == 1:
-                return [Part(rows, None, str(error))]
-        middle = len(rows) // 2
-        halves = [self._parts_of(half, texts, failed) for half in (rows[:middle], rows[middle:])]
-        return [part for half in halves for part in half]
-
-    def _send(self, texts: list[str], failed: ShouldStop) -> tuple[Matrix, int | None]:
-        def stop() -> bool:
-            return failed() or self.listener.should_stop()
-
-        payload: dict[str, Any] = {"model": self.name, "input": texts, "truncate": True}
+    def request(self, texts: list[str], prompt: str) -> Reply:
+        payload: dict[str, Any] = {
+            "model": self.name,
+            "input": [prompt + text for text in texts],
+            "truncate": self.listener.shorten is not False,
+        }
         if self._dimensions:
             payload["dimensions"] = self._dimensions
+        return _read(self._asked("POST", "/api/embed", payload), len(texts))
 
-        def once() -> tuple[Matrix, int | None]:
-            with self._limit.slot(stop, self.retry.max_seconds):
-                return _read(self._endpoint.post("/api/embed", payload), len(texts))
-
-        return self.retry.call(once, should_stop=stop)
+    def _asked(self, method: str, path: str, payload: dict[str, Any] | None = None) -> Answer:
+        answer = self._http.ask(method, path, body=payload)
+        if not answer.ok:
+            raise answer_error(answer)
+        return answer
 
     def _load(self) -> _Loaded:
         with self._lock:
@@ -140,7 +115,7 @@ class OllamaEmbedder(BaseEmbedder):
             return self._loaded
 
     def _ask(self) -> _Loaded:
-        answer, _ = self._send([_PROBE], lambda: False)
+        answer = self.measure()
         length = self._context_length()
         unit = bool(abs(float(np.linalg.norm(answer[0])) - 1.0) < 1e-3)
         space = self._declared or EmbeddingSpace(
@@ -155,13 +130,15 @@ class OllamaEmbedder(BaseEmbedder):
     def _digest(self) -> str | None:
         """The first 12 digits of the model's digest, as ``ollama list`` shows it."""
         wanted = {self.name, f"{self.name}:latest"}
-        for model in self._endpoint.get("/api/tags").get("models") or ():
+        for model in (self._asked("GET", "/api/tags").json() or {}).get("models") or ():
             if wanted & {model.get("name"), model.get("model")} and model.get("digest"):
                 return str(model["digest"]).removeprefix("sha256:")[:12]
         return None
 
     def _context_length(self) -> int | None:
-        details = self._endpoint.post("/api/show", {"model": self.name}).get("model_info") or {}
+        details = (self._asked("POST", "/api/show", {"model": self.name}).json() or {}).get(
+            "model_info"
+        ) or {}
         lengths = [value for key, value in details.items() if key.endswith(".context_length")]
         return int(lengths[0]) if lengths else None
 
@@ -176,16 +153,24 @@ def _address(base_url: str | None) -> str:
     return f"{scheme}://{host if ':' in host or whole or base_url else f'{host}:11434'}"
 
 
-def _read(answer: dict[str, Any], count: int) -> tuple[Matrix, int | None]:
-    vectors = answer.get("embeddings")
+def _read(answer: Answer, count: int) -> Reply:
+    body = answer.json()
+    if isinstance(body, dict) and "embeddings" not in body and answer.message:
+        raise ConfigurationError(
+            f"ollama answers an error: {answer.message}; check the address and the model"
+        )
+    vectors = body.get("embeddings") if isinstance(body, dict) else None
     if not isinstance(vectors, list) or len(vectors) != count:
         got = len(vectors) if isinstance(vectors, list) else "no"
         raise RetryableError(f"ollama answered {got} vectors for {count} texts")
+    nulls = [place for place, vector in enumerate(vectors) if vector is None]
+    width = next((len(vector) for vector in vectors if isinstance(vector, list)), 0)
     try:
-        matrix = np.asarray(vectors, dtype=np.float32)
+        matrix = np.asarray([[0.0] * width if v is None else v for v in vectors], dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise FatalStoreError("ollama answered vectors of several lengths, or of no numbers") from error
-    if matrix.ndim != 2:
-        raise FatalStoreError("ollama answered numbers where vectors are due")
-    tokens = answer.get("prompt_eval_count")
-    return matrix, int(tokens) if isinstance(tokens, int) else None
+    if matrix.ndim != 2 or not matrix.shape[1]:
+        raise FatalStoreError("ollama answered numbers or nothing where vectors are due")
+    tokens = body.get("prompt_eval_count")
+    refused = dict.fromkeys(nulls, "ollama answered null instead of a vector")
+    return Reply(matrix, int(tokens) if isinstance(tokens, int) else None, refused)

@@ -1,4 +1,4 @@
-"""Any function as an embedder, and LangChain's ``Embeddings`` objects."""
+"""Any function as an embedder, and the embedding objects of LangChain and LlamaIndex."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import asyncio
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from vecferry.embedding.base import BaseEmbedder, Matrix, Part, checked, clean
-from vecferry.embedding.spaces import canonical, declared_space
+from vecferry.core.retry import RetryPolicy
+from vecferry.embedding.base import Matrix, checked
+from vecferry.embedding.requests import SLICE, Reply, RequestEmbedder, foreign_error
+from vecferry.embedding.space import canonical, declared_space
 from vecferry.errors import ConfigurationError, FatalStoreError, VecferryError
 from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder
 
-SLICE = 256
-_PROBE = "A short text to see how long the vectors are."
+Function: TypeAlias = Callable[[list[str]], ArrayLike | Awaitable[ArrayLike]]
 
 
-class CallableEmbedder(BaseEmbedder):
+class CallableEmbedder(RequestEmbedder):
     """A function from texts to vectors.
+
+    What it raises is told apart by the status code that its client's exception carries, or by its causes:
+    a rate limit and a broken connection are waited out, a refused key stops, a text that makes it fail
+    while others do not is set aside.
 
     Args:
         function: takes ``list[str]``, returns ``(n, dim)`` numbers; may be ``async``. It must be
@@ -32,26 +38,28 @@ class CallableEmbedder(BaseEmbedder):
         name: the model's name; else the function's own dotted name.
         batch_size: texts per call.
         queries: the function for questions, where the model treats them differently.
+        retry: waits between attempts.
 
     Raises:
-        ConfigurationError: for a function without a name: two lambdas would pass for one model.
+        ConfigurationError: for a function whose name says nothing about its model: a lambda, one of
+            ``__main__``, one defined inside another. Two scripts would pass for one model.
     """
 
     provider = "callable"
 
     def __init__(
         self,
-        function: Callable[[list[str]], Any],
+        function: Function,
         *,
         space: str | EmbeddingSpace | None = None,
         name: str | None = None,
         batch_size: int = SLICE,
-        queries: Callable[[list[str]], Any] | None = None,
+        queries: Function | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(concurrency=1, batch_size=batch_size, retry=retry)
         self._queries = queries
         self._function = function
-        self._batch_size = batch_size
         self._lock = threading.Lock()
         self._space: EmbeddingSpace | None = None
         self._declaration = space
@@ -72,21 +80,15 @@ class CallableEmbedder(BaseEmbedder):
         if self._queries is None:
             return self
         return CallableEmbedder(
-            self._queries, space=self.space, name=self.name, batch_size=self._batch_size
+            self._queries, space=self.space, name=self.name, batch_size=self.batch_size, retry=self.retry
         )
 
-    def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
-        for start in range(0, len(texts), self._batch_size):
-            rows = list(range(start, min(start + self._batch_size, len(texts))))
-            vectors = self._call([texts[row] for row in rows])
-            yield Part(rows, checked(vectors, len(rows), self.space))
+    def request(self, texts: list[str], prompt: str) -> Reply:
+        vectors = self._call(texts)
+        return Reply(checked(vectors, len(texts), self._space) if self._space else vectors)
 
     def _measured(self) -> EmbeddingSpace:
-        vector = np.asarray(self._call([_PROBE]), dtype=np.float32)
-        if vector.ndim != 2 or vector.shape[0] != 1:
-            raise FatalStoreError(
-                f"{self.name} returned shape {vector.shape} for one text; (1, dim) is due"
-            )
+        vector = self.measure()
         if self._declaration is not None:
             return declared_space(self._declaration, vector.shape[1])
         unit = bool(abs(float(np.linalg.norm(vector[0])) - 1.0) < 1e-3)
@@ -96,12 +98,38 @@ class CallableEmbedder(BaseEmbedder):
         try:
             answer = self._function(texts)
             if inspect.isawaitable(answer):
-                answer = _run(answer)
-            return np.asarray(answer, dtype=np.float32)
+                answer = run_awaitable(answer)
         except VecferryError:
             raise
         except Exception as error:  # a foreign function may raise anything
-            raise FatalStoreError(f"{self!r} failed: {type(error).__name__}: {clean(error)}") from error
+            raise foreign_error(error, f"{self!r}") from error
+        try:
+            return np.asarray(answer, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise FatalStoreError(f"{self!r} returned something else than vectors of one length") from error
+
+
+class LlamaIndexEmbedder(CallableEmbedder):
+    """A LlamaIndex model: ``get_text_embedding_batch`` for documents, its query form for questions.
+
+    LlamaIndex embeds ``{metadata}\\n\\n{content}`` when it builds an index. What is embedded here is the
+    text alone, so these vectors equal those of an index only for nodes without metadata.
+
+    Args:
+        embedding: the object.
+        space: the space, or ``"provider:model"``; else its ``model_name`` and what is measured.
+    """
+
+    provider = "llamaindex"
+
+    def __init__(self, embedding: Any, *, space: str | EmbeddingSpace | None = None) -> None:
+        super().__init__(
+            embedding.get_text_embedding_batch,
+            space=space,
+            name=None if space is not None else model_of(embedding),
+            batch_size=max(1, int(getattr(embedding, "embed_batch_size", 10))) * 8,
+            queries=lambda texts: [embedding.get_query_embedding(text) for text in texts],
+        )
 
 
 def from_langchain(embeddings: Any, space: str | EmbeddingSpace | None = None) -> CallableEmbedder:
@@ -130,17 +158,20 @@ def model_of(embeddings: object) -> str:
     )
 
 
-def _name_of(function: Any) -> str:
+def _name_of(function: Function) -> str:
+    """The function's dotted name, where it can be that of one model only."""
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    if "<" in name.rsplit(".", 1)[-1]:
-        raise ConfigurationError(
-            'a lambda says nothing about its model: CallableEmbedder(function, space="provider:model")'
-        )
     module = getattr(function, "__module__", None) or type(function).__module__
+    what = "a lambda" if name.endswith("<lambda>") else f"{module}.{name}"
+    if "<" in name or module in ("__main__", "__mp_main__", "builtins"):
+        raise ConfigurationError(
+            f"{what} says nothing about its model, and another script may have one of that name: "
+            'CallableEmbedder(function, space="provider:model")'
+        )
     return f"{module}.{name}"
 
 
-def _run(awaitable: Any) -> Any:
+def run_awaitable(awaitable: Awaitable[Any]) -> Any:
     """Wait for an awaitable, also inside a running loop."""
 
     async def wait() -> Any:
@@ -157,4 +188,4 @@ def _loop(_process: int) -> asyncio.AbstractEventLoop:
     return loop
 
 
-__all__ = ["CallableEmbedder", "from_langchain", "model_of"]
+__all__ = ["CallableEmbedder", "LlamaIndexEmbedder", "from_langchain", "model_of", "run_awaitable"]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from vecferry.embedding.base import BaseEmbedder, Part, parts_of
 from vecferry.embedding.resolve import resolve
-from vecferry.embedding.spaces import check_same_space
+from vecferry.embedding.space import check_same_space
 from vecferry.model import EmbeddingSpace
 from vecferry.ports import Embedder
 

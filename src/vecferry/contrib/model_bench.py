@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecferry.embedding.base import BaseEmbedder, Matrix, TextsRejected
+from vecferry.embedding.budget import PriceTable
 from vecferry.embedding.chain import quick
-from vecferry.embedding.prices import PriceTable
 from vecferry.embedding.resolve import resolve
 from vecferry.errors import ConfigurationError, MissingDependencyError, VecferryError
 from vecferry.model import RecordBatch
@@ -318,3 +318,6 @@ def plot_costs(lines: Iterable[Any], path: str | Path) -> None:
     if sums:
         axes.legend()
     save()
+
+
+__all__ = ["ModelBench", "ModelScore", "Question", "bench_models", "plot_costs", "sample_texts"]

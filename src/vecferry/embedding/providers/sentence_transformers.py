@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vecferry.embedding.base import BaseEmbedder, Part, sendable, with_prompt
+from vecferry.embedding.base import Part, PromptedEmbedder, sendable
 from vecferry.embedding.hub import LocalModel, find_model
-from vecferry.embedding.pool import RequestPool
-from vecferry.embedding.spaces import declared_space, known
+from vecferry.embedding.requests import RequestPool
+from vecferry.embedding.space import declared_space, known
 from vecferry.embedding.workers import ModelSettings, WorkerPool, cores
-from vecferry.errors import RetryableError
+from vecferry.errors import ConfigurationError, RetryableError
 from vecferry.model import EmbeddingSpace
-from vecferry.ports import ShouldStop
+from vecferry.ports import Embedder, ShouldStop
 
 SLICE = 8
 """Batches that go to a worker at once: enough to keep it busy, few enough to share among workers."""
@@ -27,7 +27,7 @@ class _Loaded:
     max_tokens: int | None
 
 
-class SentenceTransformersEmbedder(BaseEmbedder):
+class SentenceTransformersEmbedder(PromptedEmbedder):
     """``"sentence-transformers:NAME"`` or ``"sentence-transformers:/a/folder"``.
 
     A model that is on this machine is never asked for on the network. Texts are sorted by length, so
@@ -38,10 +38,11 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         revision: a commit, tag or branch; becomes part of the space.
         device: such as ``"cuda"``; else what sentence-transformers chooses.
         token: else ``HF_TOKEN`` or ``HUGGINGFACE_API_TOKEN``.
-        prompt, query_prompt: put before documents and questions; else what the model is known to
-            want (E5: ``"passage: "`` and ``"query: "``), or its own configuration says.
+        prompt, query_prompt: put before documents and questions; else what the model's own configuration
+            says, or it is known to want (E5: ``"passage: "`` and ``"query: "``). It goes to the model as
+            its ``prompt``, since some leave it out of the mean of the tokens.
         normalize: scale to unit length even if the model does not.
-        dimensions: keep only the first components (Matryoshka models).
+        dimensions, truncate_dim: keep only the first components (Matryoshka models).
         space: the space it serves, if the folder's own name must not count.
         workers: processes. One with all cores is best on a CPU.
         batch_size: texts in one forward pass.
@@ -62,6 +63,7 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         query_prompt: str | None = None,
         normalize: bool | str = False,
         dimensions: int | str | None = None,
+        truncate_dim: int | str | None = None,
         space: str | EmbeddingSpace | None = None,
         workers: int | str = 1,
         batch_size: int | str = 32,
@@ -75,7 +77,9 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         self._token = token
         self._prompts = (prompt, query_prompt)
         self._normalize = str(normalize).lower() in ("true", "1", "yes")
-        self._dimensions = int(dimensions) if dimensions else None
+        if dimensions and truncate_dim and int(dimensions) != int(truncate_dim):
+            raise ConfigurationError("sentence-transformers: say dimensions or truncate_dim, not both")
+        self._dimensions = int(dimensions or truncate_dim or 0) or None
         self._declared = declared_space(space) if space is not None else None
         self._workers = max(1, int(workers))
         self._threads = int(threads) if threads else max(1, cores() // self._workers)
@@ -95,19 +99,26 @@ class SentenceTransformersEmbedder(BaseEmbedder):
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Exact, by the model's own tokenizer."""
         with self._load().pool.borrow() as worker:
-            return worker.count(with_prompt(self.prompt, texts))
+            return worker.count([self.prompt + text for text in texts])
 
     def embed_parts(self, texts: Sequence[str]) -> Iterator[Part]:
+        self._load()  # which tells the prompt
+        return super().embed_parts(texts)
+
+    def for_queries(self) -> Embedder:
+        self._load()
+        return super().for_queries()
+
+    def prompted_parts(self, texts: Sequence[str], prompt: str) -> Iterator[Part]:
         """Slices of a few batches, longest texts first."""
         pool = self._load().pool
-        full = with_prompt(self.prompt, texts)
-        refused, rows = sendable(full)
+        refused, rows = sendable(texts)
         yield from refused
-        order = sorted(rows, key=lambda row: -len(full[row]))
+        order = sorted(rows, key=lambda row: -len(texts[row]))
         size = self._slice_size(len(order))
         slices = [order[start : start + size] for start in range(0, len(order), size)]
         jobs: list[Callable[[ShouldStop], list[Part]]] = [
-            partial(self._encode, pool, rows, full) for rows in slices
+            partial(self._encode, pool, rows, texts, prompt) for rows in slices
         ]
         yield from self._requests.run(jobs)
 
@@ -121,15 +132,17 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         batches = max(1, min(SLICE, -(-share // self.batch_size)))
         return batches * self.batch_size
 
-    def _encode(self, pool: WorkerPool, rows: list[int], texts: list[str], _: ShouldStop) -> list[Part]:
+    def _encode(
+        self, pool: WorkerPool, rows: list[int], texts: Sequence[str], prompt: str, _: ShouldStop
+    ) -> list[Part]:
         asked = [texts[row] for row in rows]
         try:
             with pool.borrow() as worker:
-                vectors = worker.encode(asked, self.batch_size, self._normalize)
+                vectors = worker.encode(asked, prompt, self.batch_size, self._normalize)
         except RetryableError as error:  # the process died (out of memory?): once more in a new one
             self.listener.on_event(f"{error}; starting it again")
             with pool.borrow() as worker:
-                vectors = worker.encode(asked, self.batch_size, self._normalize)
+                vectors = worker.encode(asked, prompt, self.batch_size, self._normalize)
         return [Part(rows, vectors)]
 
     def _load(self) -> _Loaded:
@@ -143,10 +156,11 @@ class SentenceTransformersEmbedder(BaseEmbedder):
         settings = ModelSettings(local.path, None, self._device, self._dimensions, self._threads)
         pool = WorkerPool(settings, self._workers)
         facts = pool.facts
-        card = known(self._declared.model if self._declared else local.name)
+        info = known(self._declared.model if self._declared else local.name)
         own = facts["prompts"]
-        document = own.get("passage") or own.get("document") or (card.prompt if card else "")
-        question = own.get("query") or (card.query_prompt if card else "")
+        names = ("document", "passage", "corpus")  # in the order of the library's encode_document
+        document = next(filter(None, map(own.get, names)), info.prompt if info else "")
+        question = own.get("query") or (info.query_prompt if info else "")
         prompt, query_prompt = self._prompts
         self.prompt = document if prompt is None else prompt
         self.query_prompt = question if query_prompt is None else query_prompt

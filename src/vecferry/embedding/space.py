@@ -18,6 +18,9 @@ from vecferry.model import DenseColumn, EmbeddingSpace, RecordBatch
 from vecferry.model.vectors import Array
 from vecferry.ports import Embedder
 
+PROBE = "The quick brown fox jumps over the lazy dog."
+"""The text whose vector tells two models apart that go by one name; embedded as a document."""
+
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
@@ -132,17 +135,17 @@ def declared_space(declaration: str | EmbeddingSpace, dim: int | None = None) ->
         return _fitting(declaration, dim)
     provider, model, options = split_name(declaration)
     name = model_name(provider, model)
-    model_card = KNOWN.get(name)
+    info = KNOWN.get(name)
     wanted = options.get("dimensions") or options.get("dim")
-    if model_card and model_card.shortens and dim and not wanted:
-        wanted = str(min(dim, model_card.dim))
+    if info and info.shortens and dim and not wanted:
+        wanted = str(min(dim, info.dim))
     if wanted and not wanted.isdecimal():
         raise ConfigurationError(f"{declaration}: {wanted!r} is no dimension")
-    size = int(wanted) if wanted else model_card.dim if model_card else dim
+    size = int(wanted) if wanted else info.dim if info else dim
     if not size:
         raise ConfigurationError(f"{name} is not a known model: add its dimension, {declaration}?dim=768")
-    prompt = options.get("prompt", model_card.prompt if model_card else "")
-    usual = "true" if model_card is None or model_card.normalized else "false"
+    prompt = options.get("prompt", info.prompt if info else "")
+    usual = "true" if info is None or info.normalized else "false"
     space = EmbeddingSpace(
         model=name,
         dim=size,
@@ -172,10 +175,11 @@ def check_same_space(first: EmbeddingSpace, second: EmbeddingSpace, why: str) ->
     Raises:
         SpaceMismatchError: saying in what they differ.
     """
-    if first.fingerprint == second.fingerprint:
+    if first.same_as(second):
         return
-    left, right = first.model_dump(), second.model_dump()
+    left, right = (space.model_dump(exclude={"probe"}) for space in (first, second))
     differing = [f"{key} ({left[key]!r} and {right[key]!r})" for key in left if left[key] != right[key]]
+    differing = differing or ["their vectors of a probe text: two models go by one name"]
     raise SpaceMismatchError(f"{why}: {first} and {second} differ in {', '.join(differing)}")
 
 
