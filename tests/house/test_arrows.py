@@ -20,8 +20,7 @@ from house.rooms import (
     rooms_used,
 )
 
-PENDING: dict[str, set[str]] = {
-}
+PENDING: dict[str, set[str]] = {}
 """Modules that still point upwards; this table only ever gets shorter."""
 
 CORE_WORDS = {
