@@ -286,10 +286,42 @@ def _types(column: pa.Array) -> dict[int, Types]:
 
 
 def _to_microseconds(column: pa.Array) -> pa.Array:
-    """Of timestamps what a ``datetime`` holds, also where pandas is not installed."""
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return column
+    """Of times what Python's types hold, also where pandas is not installed."""
+    wanted = _microseconds(column.type)
+    return column if wanted == column.type else column.cast(wanted, safe=False)
+
+
+def _microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds where it has nanoseconds, at any depth."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_microseconds(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_microseconds(kind.value_type)))
+    if getattr(kind, "unit", "") != "ns":
+        return kind
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+
+
+def sub_microseconds(column: pa.Array) -> int:
+    """How many values of a column, at any depth, Python's types cut to microseconds."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return sum(sub_microseconds(_flat(part)) for part in column.flatten())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return sub_microseconds(column.flatten())
+    if getattr(kind, "unit", "") != "ns":
+        return 0
+    numbers = column.drop_null().view(pa.int64()).to_numpy(zero_copy_only=False)
+    return int((numbers % 1000 != 0).sum())
+
+
+def has_nanoseconds(kind: pa.DataType) -> bool:
+    """Whether values of the type may be finer than Python's types."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return getattr(kind, "unit", "") == "ns" or any(map(has_nanoseconds, inner))
 
 
 def _objects(column: pa.Array, name: Any) -> list[dict[str, Any]]:
@@ -340,7 +372,10 @@ def _dense_from_arrow(column: pa.Array, place: VectorPlace) -> DenseColumn:
     present = lengths > 0 if mask is None else mask & (lengths > 0)
     widths = np.unique(lengths[present])
     if len(widths) > 1:
-        raise CorruptDataError(f"column {place.column!r} holds vectors of {widths.tolist()} components")
+        raise CorruptDataError(
+            f"column {place.column!r} holds vectors of {widths.tolist()[:5]} components; if it holds other "
+            "numbers, name the column of the vectors with ?vector="
+        )
     width = int(widths[0]) if len(widths) else place.dim or 0
     values = np.zeros((len(column), width), dtype=place.dtype.numpy)
     values[present] = _components(column.flatten(), place, None).reshape(-1, width or 1)
@@ -390,6 +425,8 @@ __all__ = [
     "batch_from_arrow",
     "batch_to_arrow",
     "column_name",
+    "has_nanoseconds",
     "layout_of",
     "schema_from_arrow",
+    "sub_microseconds",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from vecferry.model.foreign import ID_NAMES, METADATA_NAMES, TEXT_NAMES, VECTOR_
 from vecferry.model.schema import CollectionSchema, DType, Kind, VectorField
 
 KEY = b"vecferry"
+PANDAS_INDEX = "__index_level_0__"
+"""What pandas calls an index without a name; it is the id where no other column is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class VectorPlace:
 
     @property
     def field(self) -> VectorField:
-        return VectorField(name=self.name, kind=self.kind, dim=self.dim, dtype=self.dtype)
+        return VectorField(
+            name=self.name, kind=self.kind, dim=self.dim, dtype=self.dtype, metric_declared=False
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,12 @@ def schema_from_arrow(arrow: pa.Schema) -> CollectionSchema | None:
         raise CorruptDataError(f"the vecferry metadata of this table cannot be read: {error}") from error
 
 
-def layout_of(arrow: pa.Schema, **names: str | None) -> Layout:
+def layout_of(arrow: pa.Schema, *, lists: Collection[str] = (), **names: str | None) -> Layout:
     """What each column is: by its own metadata, else by name and type.
 
     Args:
+        lists: columns of numbers that are metadata, since their lengths differ. With ``vector`` given
+            every other column of numbers is.
         names: ``id``, ``text``, ``vector``, ``metadata``: the columns to take, instead of guessing.
 
     Raises:
@@ -88,7 +94,7 @@ def layout_of(arrow: pa.Schema, **names: str | None) -> Layout:
     for role, name in names.items():
         if name is not None and name not in arrow.names:
             raise ConfigurationError(f"no column is called {name!r} (the {role}); there are {arrow.names}")
-    return _foreign_layout(arrow, names)
+    return _foreign_layout(arrow, names, lists)
 
 
 def _own_layout(roles: Mapping[str, Mapping[str, Any]]) -> Layout:
@@ -105,21 +111,23 @@ def _own_layout(roles: Mapping[str, Mapping[str, Any]]) -> Layout:
     return Layout(**{"id": None, **places}, vectors=tuple(vectors), own=True)
 
 
-def _foreign_layout(arrow: pa.Schema, names: Mapping[str, str | None]) -> Layout:
+def _foreign_layout(arrow: pa.Schema, names: Mapping[str, str | None], lists: Collection[str]) -> Layout:
     left = list(arrow.names)
-    id_ = _pick(left, names.get("id"), ID_NAMES)
+    id_ = _pick(left, names.get("id"), (*ID_NAMES, PANDAS_INDEX))
     text = _pick(left, names.get("text"), [n for n in TEXT_NAMES if _is_text(arrow, n)])
     json_names = [n for n in METADATA_NAMES if _is_text(arrow, n) or _is_object(arrow, n)]
     metadata = _pick(left, names.get("metadata"), json_names)
     types = _pick(left, None, ["_vecferry"] if metadata else [])
     sure = (names.get("vector"), *VECTOR_NAMES)
-    places = [p for name in left if (p := _vector_place(arrow.field(name), integers=name in sure))]
+    given = names.get("vector")
+    candidates = [name for name in left if name not in lists and given in (None, name)]
+    places = [p for name in candidates if (p := _vector_place(arrow.field(name), integers=name in sure))]
     for place in places:
         left.remove(place.column)
-    main = names.get("vector") or next((n for n in VECTOR_NAMES if n in {p.column for p in places}), None)
+    main = given or next((n for n in VECTOR_NAMES if n in {p.column for p in places}), None)
     if main is None and len(places) == 1:
         main = places[0].column
-    if names.get("vector") and main not in {place.column for place in places}:
+    if given and main not in {place.column for place in places}:
         raise ConfigurationError(f"column {main!r} is {arrow.field(main).type}, not a list of numbers")
     return Layout(
         id=id_,

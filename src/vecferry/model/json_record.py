@@ -198,6 +198,8 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> Jso
             del record[name]  # as tools write that give every row every key
     vectors = record.pop("vectors") if isinstance(record.get("vectors"), dict) else {}
     sparse = record.pop("sparse_vectors") if isinstance(record.get("sparse_vectors"), dict) else {}
+    if isinstance(record.get("payload"), dict) and "id" in record and not envelope:
+        _open_point(record, vectors, sparse)
     vector = pop_part(record, names.get("vector"), VECTOR_NAMES, list)
     if vector is not None:
         vectors[""] = vector
@@ -211,6 +213,23 @@ def load_row(line: bytes, names: Mapping[str, str | None], fallback: int) -> Jso
         vectors,
         sparse,
     )
+
+
+def _open_point(record: dict[str, Any], vectors: dict[str, Any], sparse: dict[str, Any]) -> None:
+    """A point as Qdrant dumps it: ``{"id", "vector": […] or {name: …}, "payload": {…}}``."""
+    named = record.get("vector")
+    for name, value in dict(named).items() if isinstance(named, dict) else ():
+        side = sparse if isinstance(value, dict) and value.keys() == {"indices", "values"} else vectors
+        side[name] = value
+    if isinstance(named, dict):
+        del record["vector"]
+    payload = record.pop("payload")
+    text = pop_part(payload, None, TEXT_NAMES, str)
+    if text is not None:
+        record.setdefault("text", text)
+    nested = payload.get("metadata")
+    whole = isinstance(nested, dict) and len(payload) == 1
+    record["metadata"] = nested if whole else payload
 
 
 def _vector_key(line: bytes) -> str | None:

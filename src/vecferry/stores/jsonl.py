@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from vecferry.errors import ConfigurationError, CorruptDataError
+from vecferry.core.wall import reading_foreign
+from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, SchemaMismatchError
 from vecferry.model import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
 from vecferry.model.json_column import JsonColumn, Unkeepable
 from vecferry.model.json_record import (
@@ -37,6 +38,7 @@ from vecferry.model.json_record import (
 from vecferry.model.vectors import Array
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.stores.kit.checks import filtered, kind_of
+from vecferry.stores.kit.documents import DocumentLines, document_lines
 from vecferry.stores.kit.files import FileStore, Pending
 from vecferry.stores.kit.lines import align, line_number, lines, open_lines
 
@@ -75,6 +77,8 @@ class JsonlStore(FileStore):
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._skip_bad = on_bad_line == "skip"
         self._counted: tuple[Any, int] | None = None
+        self._known: tuple[Any, list[CollectionSchema | None]] | None = None
+        self._documents: dict[Any, DocumentLines | None] = {}
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> JsonlStore:
@@ -84,9 +88,9 @@ class JsonlStore(FileStore):
 
     def describe(self) -> CollectionSchema:
         known = self._schema()
-        sample = next(self._batches(self._spans(None, None), known, Fields.ALL, 256), None)
+        sample = next(self._batches(self._spans(None, None), Fields.ALL, 256), None)
         batch = sample[0] if sample else RecordBatch(ids=[])
-        schema = known or schema_of(batch)
+        schema = known or _undeclared(schema_of(batch))
         kind = kind_of(batch) if len(batch) else schema.id_type
         types = {key: type_name(v) for row in batch.metadata_list for key, v in row.items()}
         return schema.model_copy(
@@ -94,22 +98,70 @@ class JsonlStore(FileStore):
                 "name": schema.name or self.path.name.split(".")[0],
                 "count": self.count(),
                 "id_type": schema.id_type if known else kind,
-                "ids_unique": known is not None,
+                "ids_unique": False,  # measured by whoever asks
                 "metadata_types": schema.metadata_types or types,
                 "has_text": schema.has_text if known else any(t is not None for t in batch.text_list),
             }
         )
 
     def _schema(self) -> CollectionSchema | None:
-        """What the first line says; ``None`` in a foreign file."""
-        for path in self.files():
-            for _, line in lines(path):
-                try:
-                    envelope, _ = header_of(line)
-                    return CollectionSchema(**envelope["schema"]) if "schema" in envelope else None
-                except (ValueError, TypeError):
-                    return None  # the scan tells what is wrong with the line
-        return None
+        """What the first lines say; ``None`` if all files are foreign.
+
+        Raises:
+            SchemaMismatchError: if the files do not belong to one collection.
+        """
+        stamp = self._stamp()
+        if self._known is None or self._known[0] != stamp:
+            self._known = stamp, [_schema_of_file(path) for path in self._paths()]
+        said = [(path, s) for path, s in zip(self.files(), self._known[1], strict=True) if s is not None]
+        if not said:
+            return None
+        path, schema = said[0]
+        for other, found in said[1:]:
+            if found.fields != schema.fields:
+                raise SchemaMismatchError(
+                    f"{other} holds {_said(found)} where {path} holds {_said(schema)}; read them one by one"
+                )
+        kinds = {s.id_type for _, s in said}
+        return schema.model_copy(
+            update={
+                "metadata_types": {key: name for _, s in said for key, name in s.metadata_types.items()},
+                "has_text": any(s.has_text for _, s in said),
+                "id_type": kinds.pop() if len(kinds) == 1 else "mixed",
+            }
+        )
+
+    def _is_foreign(self, file: int) -> bool:
+        if self._known is None:
+            self._schema()
+        return self._known is None or self._known[1][file] is None
+
+    # -- documents of JSON --------------------------------------------------------------------
+
+    def files(self) -> list[Path]:
+        """The data files; JSON documents where there are no lines."""
+        try:
+            return super().files()
+        except NotFoundError:
+            found = sorted(self.path.glob("*.json")) if self.path.is_dir() else []
+            if not found:
+                raise
+            return found
+
+    def _paths(self) -> list[Path]:
+        """The files of lines: the data files, or what was made of the JSON documents among them."""
+        return [self._lines_of(path) for path in self.files()]
+
+    def _lines_of(self, path: Path) -> Path:
+        if path.name.endswith(self.suffixes):
+            return path
+        found = path.stat()
+        key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+        if key not in self._documents:
+            with reading_foreign(path):
+                self._documents[key] = document_lines(path)
+        made = self._documents[key]
+        return path if made is None else made.path
 
     def count(self) -> int:
         """Counted once as long as the files stay."""
@@ -118,13 +170,13 @@ class JsonlStore(FileStore):
             if self._skip_bad:  # which lines are records shows when they are read
                 count = sum(len(batch) for batch, _ in self._located(_COUNT_BATCH, Fields.ALL))
             else:
-                count = sum(_count(path) for path in self.files())
+                count = sum(_count(path) for path in self._paths())
             self._counted = stamp, count
         return self._counted[1]
 
     def partitions(self, want: int) -> Sequence[Partition]:
         """Byte ranges that begin and end with a line; a gzipped file is one range."""
-        files = self.files()
+        files = self._paths()
         sizes = [path.stat().st_size for path in files]
         share = max(sum(sizes) // max(want, 1), 1)
         groups: list[list[list[int]]] = [[]]
@@ -150,7 +202,7 @@ class JsonlStore(FileStore):
         """A cursor is ``[number of the file, byte offset of the next line]``."""
         spans = self._spans(partition, after)
         read = fields if where is None else Fields(fields.vectors, fields.text, metadata=True)
-        for batch, _ in self._batches(spans, self._schema(), read, batch_size):
+        for batch, _ in self._batches(spans, read, batch_size):
             yield batch if where is None else filtered(batch, where, fields)
 
     def _spans(
@@ -167,12 +219,12 @@ class JsonlStore(FileStore):
         return [(i, start, stop) for i, start, stop in left if stop is None or start < stop]
 
     def _batches(
-        self, spans: Sequence[Any], schema: CollectionSchema | None, fields: Fields, size: int
+        self, spans: Sequence[Any], fields: Fields, size: int
     ) -> Iterator[tuple[RecordBatch, Array]]:
         """Batches with their cursors set, and the position of each row."""
         held: list[_Line] = []
         held_bytes = 0
-        paths = self.files()
+        paths, schema = self._paths(), self._schema()
         for at, start, stop in spans:
             for offset, line in lines(paths[at], start, stop):
                 held.append((at, offset, line))
@@ -188,7 +240,7 @@ class JsonlStore(FileStore):
     ) -> tuple[RecordBatch, Array]:
         rows, kept = [], []
         for entry in held:
-            row = self._row(paths, entry, foreign=schema is None)
+            row = self._row(paths, entry)
             if row is None:
                 continue
             if not self._skip_bad:  # else a bad vector tells that the line is bad
@@ -235,29 +287,31 @@ class JsonlStore(FileStore):
         except Unkeepable as error:
             raise self._complaint(paths, kept[error.row], error) from error
 
-    def _row(self, paths: Sequence[Path], entry: _Line, *, foreign: bool) -> JsonRecord | None:
+    def _row(self, paths: Sequence[Path], entry: _Line) -> JsonRecord | None:
         try:
-            return load_row(entry[2], self._names if foreign else {}, _position(entry))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            names = self._names if self._is_foreign(entry[0]) else {}
+            return load_row(entry[2], names, _position(entry))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if self._skip_bad:
                 return None
             raise self._complaint(paths, entry, error) from error
 
     def _complaint(self, paths: Sequence[Path], entry: _Line, reason: Exception) -> CorruptDataError:
         at, offset, _ = entry
+        what = "line" if paths[at] == self.files()[at] else "record"
         or_skip = "" if isinstance(reason, BadRow) and reason.relative else " or pass on_bad_line='skip'"
         return CorruptDataError(
-            f"{paths[at]} line {line_number(paths[at], offset)} is not a record: {reason}; "
-            f"repair the line{or_skip}"
+            f"{self.files()[at]} {what} {line_number(paths[at], offset)} is not a record: {reason}; "
+            f"repair the {what}{or_skip}"
         )
 
     # -- what the common part asks for --------------------------------------------------------
 
     def _located(self, batch_size: int, fields: Fields) -> Iterator[tuple[RecordBatch, Array]]:
-        yield from self._batches(self._spans(None, None), self._schema(), fields, batch_size)
+        yield from self._batches(self._spans(None, None), fields, batch_size)
 
     def _at(self, positions: Array, fields: Fields) -> RecordBatch:
-        paths, schema = self.files(), self._schema()
+        paths, schema = self._paths(), self._schema()
         order = np.argsort(positions, kind="stable")
         held: list[_Line] = []
         handle: IO[bytes] | None = None
@@ -309,18 +363,18 @@ class JsonlStore(FileStore):
                     yield line
 
     def _old_lines(self, pending: Pending) -> Iterator[bytes]:
-        paths, foreign = self.files(), self._schema() is None
+        paths = self._paths()
         found = (
             (at, offset, line)
             for at, start, stop in self._spans(None, None)
             for offset, line in lines(paths[at], start, stop)
         )
         while held := list(islice(found, 1024)):
-            read = [(entry, self._row(paths, entry, foreign=foreign)) for entry in held]
+            read = [(entry, self._row(paths, entry)) for entry in held]
             rows = [(entry, row) for entry, row in read if row is not None]
             stays = pending.stays([row.id for _, row in rows])
             for entry, row in compress(rows, stays):
-                yield self._kept(entry, row, named=foreign and any(self._names.values()))
+                yield self._kept(entry, row, named=self._is_foreign(entry[0]) and any(self._names.values()))
 
     def _kept(self, entry: _Line, row: JsonRecord, *, named: bool) -> bytes:
         """The line as it is, unless what it says hangs on its place in the file or on an option."""
@@ -333,6 +387,31 @@ class JsonlStore(FileStore):
 
     def _twin(self, path: Path) -> JsonlStore:
         return JsonlStore(path)
+
+
+def _schema_of_file(path: Path) -> CollectionSchema | None:
+    """What the first line says; ``None`` in a foreign file."""
+    for _, line in lines(path):
+        try:
+            envelope, _ = header_of(line)
+            return CollectionSchema(**envelope["schema"]) if "schema" in envelope else None
+        except (ValueError, TypeError, RecursionError):
+            return None  # the scan tells what is wrong with the line
+    return None
+
+
+def _said(schema: CollectionSchema) -> str:
+    fields = ", ".join(
+        f"{f.name or 'vector'}: {f.dim} d {f.dtype} {f.metric}" + (f" of {f.space}" if f.space else "")
+        for f in schema.fields
+    )
+    return fields or "no vectors"
+
+
+def _undeclared(schema: CollectionSchema) -> CollectionSchema:
+    """A foreign file states no metric."""
+    fields = tuple(field.model_copy(update={"metric_declared": False}) for field in schema.fields)
+    return schema.model_copy(update={"fields": fields})
 
 
 def _position(line: _Line) -> int:

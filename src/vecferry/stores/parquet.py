@@ -9,13 +9,21 @@ key-value metadata. Foreign files are read by the names and types of their colum
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vecferry.errors import ConfigurationError, CorruptDataError, MissingDependencyError
-from vecferry.model import CollectionSchema, Loss, RecordBatch, Where, type_name
+from vecferry.core.wall import reading_foreign
+from vecferry.errors import (
+    ConfigurationError,
+    CorruptDataError,
+    MissingDependencyError,
+    SchemaMismatchError,
+)
+from vecferry.model import CollectionSchema, Kind, Loss, RecordBatch, Where, type_name
+from vecferry.model.foreign import VECTOR_NAMES
 from vecferry.model.vectors import Array
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.stores.kit.checks import filtered, kind_of
@@ -23,12 +31,14 @@ from vecferry.stores.kit.files import FileStore, Pending
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from vecferry.model.arrow import Layout
 else:
     try:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
     except ImportError as error:  # pragma: no cover
         raise MissingDependencyError("parquet:", "parquet") from error
@@ -37,13 +47,17 @@ from vecferry.model.arrow import (
     arrow_schema,
     batch_from_arrow,
     batch_to_arrow,
+    has_nanoseconds,
     layout_of,
     schema_from_arrow,
+    sub_microseconds,
 )
 
 GROUP_BYTES = 16 << 20
 """About the size of a row group before compression; what is read and written at a time."""
 GROUPS_PER_PART = 16
+_FIRST_ROWS = 4096
+_UNFOLDED = 64 << 20  # bytes of text a batch
 _BUFFER = 1 << 20  # bytes read at a time, a column
 _COMPRESSIONS = ("zstd", "snappy", "lz4", "gzip", "none")
 _WIDE = ("double", "int32", "int64")
@@ -80,6 +94,7 @@ class ParquetStore(FileStore):
             )
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._compression = compression
+        self._looked: tuple[Any, _Look] | None = None
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> ParquetStore:
@@ -88,11 +103,10 @@ class ParquetStore(FileStore):
     # -- source -------------------------------------------------------------------------------
 
     def describe(self) -> CollectionSchema:
-        files = self.files()
-        with self._open(files[0]) as first:
-            arrow = first.schema_arrow
-            layout = self._layout(arrow)
-            known = schema_from_arrow(arrow) if layout.own else None
+        look = self._look()
+        with self._open(self.files()[0]) as first:
+            layout = self._layout(first.schema_arrow)
+            known = schema_from_arrow(first.schema_arrow) if layout.own else None
             sample = next(self._read(first, 0, layout, Fields.ALL, 256), None)
         schema = known or self._guess(layout, sample)
         types = schema.metadata_types or (_metadata_types(sample) if sample is not None else {})
@@ -101,11 +115,62 @@ class ParquetStore(FileStore):
                 "name": schema.name or self.path.stem,
                 "count": self.count(),
                 "id_type": layout.id_kind,
-                "ids_unique": layout.own,
+                "ids_unique": layout.id is None,  # row numbers; all else is measured by whoever asks
                 "metadata_types": types,
-                "losses": () if layout.own else _losses(arrow, layout),
+                "losses": look.losses,
             }
         )
+
+    def _look(self) -> _Look:
+        """What all files say of themselves, looked up once as long as they stay.
+
+        Raises:
+            SchemaMismatchError: if two files do not belong to one collection.
+        """
+        stamp = self._stamp()
+        if self._looked is None or self._looked[0] != stamp:
+            self._looked = None
+            lists: set[str] = set()
+            for path in self.files():
+                with self._open(path) as file, reading_foreign(path):
+                    lists |= set(self._ragged(file))
+            self._looked = stamp, _Look(frozenset(lists))
+            self._looked = stamp, _Look(frozenset(lists), self._compare_files())
+        return self._looked[1]
+
+    def _ragged(self, file: pq.ParquetFile) -> Iterator[str]:
+        """Columns of float lists of differing lengths: they are no vectors, unless their name says so."""
+        for place in layout_of(file.schema_arrow, lists=(), **self._names).vectors:
+            sure = place.column in VECTOR_NAMES or place.column == self._names["vector"]
+            if sure or place.dim or place.kind is not Kind.DENSE or place.field.name == "":
+                continue
+            if _is_ragged(file, place.column):
+                yield place.column
+
+    def _compare_files(self) -> tuple[Loss, ...]:
+        """The losses of all files, after a look at whether they fit each other."""
+        first: tuple[Path, Any] | None = None
+        losses: dict[str, Loss] = {}
+        for path in self.files():
+            with self._open(path) as file, reading_foreign(path):
+                arrow = file.schema_arrow
+                layout = self._layout(arrow)
+                own = schema_from_arrow(arrow) if layout.own else None
+                fields = own.fields if own else tuple(place.field for place in layout.vectors)
+                says = {"id": layout.id, "text": layout.text, "vectors": fields}
+                if first is None:
+                    first = path, says
+                for part, value in says.items():
+                    if value != first[1][part]:
+                        raise SchemaMismatchError(
+                            f"{path} has another {part} than {first[0]} ({_said(value)}, not "
+                            f"{_said(first[1][part])}); read them one by one, or name the columns"
+                        )
+                for loss in () if layout.own else _losses(file, layout):
+                    before = losses.get(loss.detail)
+                    count = (loss.count or 0) + ((before.count or 0) if before else 0)
+                    losses[loss.detail] = loss.model_copy(update={"count": count or None})
+        return tuple(losses.values())
 
     def _guess(self, layout: Layout, sample: RecordBatch | None) -> CollectionSchema:
         fields = []
@@ -194,7 +259,8 @@ class ParquetStore(FileStore):
         self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
     ) -> Iterator[RecordBatch]:
         for batch in self._arrow(file, group, layout, fields, size):
-            yield batch_from_arrow(batch, layout)
+            for piece in _unfolded(batch):
+                yield batch_from_arrow(piece, layout)
 
     def _arrow(
         self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
@@ -206,21 +272,39 @@ class ParquetStore(FileStore):
         # Row numbers alone need some column to count.
         columns = columns or file.schema_arrow.names[:1]
         try:
-            yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+            batches = file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise CorruptDataError(
-                f"row group {group} of {self.url} cannot be read: {error}; restore the file"
-            ) from error
+            raise self._damaged(group, error) from error
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError, MemoryError) as error:
+                raise self._damaged(group, error) from error
+            if batch is None:
+                return
+            yield batch
+
+    def _damaged(self, group: int, error: Exception) -> CorruptDataError:
+        return CorruptDataError(
+            f"row group {group} of {self.url} cannot be read: {error}; restore the file"
+        )
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
             # A row group of a foreign file may be larger than memory: read its columns piece by piece.
-            return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+            folded = _folded_columns(file)
+            if not folded:
+                return file
+            file.close()
+            # What a dictionary unfolds to is bounded by `_unfolded`, not by the size of the file.
+            return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, read_dictionary=folded)
+        except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise CorruptDataError(f"{path} is not a whole Parquet file: {error}; restore it") from error
 
     def _layout(self, arrow: pa.Schema) -> Layout:
-        return layout_of(arrow, **self._names)
+        lists = self._look().lists if self._looked is None else self._looked[1].lists
+        return layout_of(arrow, lists=lists, **self._names)
 
     def _files_and_groups(self) -> Iterator[tuple[Path, list[int]]]:
         for path in self.files():
@@ -378,14 +462,93 @@ def _metadata_types(sample: RecordBatch) -> dict[str, str]:
     return {key: type_name(value) for row in sample.metadata_list for key, value in row.items()}
 
 
-def _losses(arrow: pa.Schema, layout: Layout) -> tuple[Loss, ...]:
-    found = (
-        (name, p.column)
-        for p in layout.vectors
-        for name in _WIDE
-        if name in str(arrow.field(p.column).type)
-    )
-    for name, column in found:
-        detail = f"{name.replace('double', 'float64')} in {column!r} is read as float32"
-        return (Loss(kind="vector", detail=detail, where="source"),)
-    return ()
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the files of a collection say of themselves.
+
+    Attributes:
+        lists: columns of numbers that are metadata, since their lengths differ.
+        losses: what is not read as it is.
+    """
+
+    lists: frozenset[str]
+    losses: tuple[Loss, ...] = ()
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return repr(value)
+    return ", ".join(f"{f.name or 'vector'}: {f.dim} d {f.dtype} {f.metric}" for f in value) or "none"
+
+
+def _is_ragged(file: pq.ParquetFile, column: str) -> bool:
+    """Told from the numbers of values in the file's footer, and from the first rows."""
+    about = file.metadata
+    shares: set[float] = set()
+    for group in range(about.num_row_groups):
+        row_group = about.row_group(group)
+        for at in range(row_group.num_columns):
+            chunk = row_group.column(at)
+            if chunk.path_in_schema.split(".")[0] == column and row_group.num_rows:
+                shares.add(chunk.num_values / row_group.num_rows)
+    if len(shares) > 1:
+        return True
+    for batch in file.iter_batches(_FIRST_ROWS, columns=[column], use_threads=False):
+        lengths = batch.column(0).value_lengths().drop_null().unique()
+        return len(lengths) > 1
+    return False
+
+
+def _folded_columns(file: pq.ParquetFile) -> list[str]:
+    """Text columns of which a small dictionary may unfold to very much."""
+    if (file.schema_arrow.metadata or {}).get(b"vecferry"):
+        return []
+    about = file.metadata
+    found: set[str] = set()
+    for group in range(about.num_row_groups):
+        row_group = about.row_group(group)
+        for at in range(row_group.num_columns):
+            chunk = row_group.column(at)
+            if any("DICTIONARY" in name for name in chunk.encodings) and "." not in chunk.path_in_schema:
+                found.add(chunk.path_in_schema)
+    kinds = {field.name: field.type for field in file.schema_arrow}
+    texts = (pa.types.is_string, pa.types.is_binary)
+    return sorted(name for name in found if name in kinds and any(is_(kinds[name]) for is_ in texts))
+
+
+def _unfolded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces that stay small when their dictionaries are unfolded."""
+    sizes = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and len(column.dictionary):
+            lengths = pc.binary_length(column.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+            codes = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            sizes += lengths.astype(np.int64)[codes]
+    if not len(sizes) or int(sizes.sum()) <= _UNFOLDED:
+        yield batch
+        return
+    start = 0
+    while start < len(sizes):
+        stop = start + max(int(np.searchsorted(np.cumsum(sizes[start:]), _UNFOLDED, side="right")), 1)
+        yield batch.slice(start, stop - start)
+        start = stop
+
+
+def _losses(file: pq.ParquetFile, layout: Layout) -> Iterator[Loss]:
+    """What a foreign file holds and is not read as it is."""
+    arrow = file.schema_arrow
+    for place in layout.vectors:
+        for name in _WIDE:
+            if name in str(arrow.field(place.column).type):
+                wide = name.replace("double", "float64")
+                detail = f"{wide} in {place.column!r} is read as float32"
+                yield Loss(kind="vector", detail=detail, count=file.metadata.num_rows, where="source")
+    beside = [name for name in (layout.metadata, *layout.extra) if name is not None]
+    for name in beside:
+        if not has_nanoseconds(arrow.field(name).type):
+            continue
+        batches = file.iter_batches(_FIRST_ROWS, columns=[name], use_threads=False)
+        count = sum(sub_microseconds(batch.column(0)) for batch in batches)
+        if count:
+            detail = f"values of {name!r} are finer than a microsecond, to which they are cut"
+            yield Loss(kind="metadata", detail=detail, count=count, where="source")

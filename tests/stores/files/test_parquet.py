@@ -185,7 +185,7 @@ def test_a_foreign_file_with_named_columns(tmp_path: Path) -> None:
     url = StoreURL.parse(f"parquet:{tmp_path}/f.parquet?id=n&vector=b&text=s")
     store = ParquetStore.from_url(url, **url.options)
     records = [record for batch in store.scan() for record in batch.records()]
-    assert [(r.id, r.text, r.vectors[""].tolist(), r.vectors["a"].tolist()) for r in records] == [
+    assert [(r.id, r.text, r.vectors[""].tolist(), r.metadata["a"]) for r in records] == [
         (5, "x", [3.0], [1.0]),
         (6, "y", [4.0], [2.0]),
     ]

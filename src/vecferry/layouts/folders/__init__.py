@@ -5,6 +5,7 @@ Knows no index format: vectors are the business of the store that reads and writ
 
 from vecferry.layouts.folders.entries import Entry, LineFile, Numbering, Sidecar, encode_lines
 from vecferry.layouts.folders.found import CARD, INDEX_NAME, NAMES, Found, find
+from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.langchain import write_langchain
 from vecferry.layouts.folders.llamaindex import DOCSTORE, VECTORS, others_in, read_simple
 from vecferry.layouts.folders.llamaindex_write import write_llamaindex, write_simple_vectors
@@ -21,6 +22,7 @@ __all__ = [
     "VECTORS",
     "Entry",
     "Found",
+    "JsonWalk",
     "LineFile",
     "Numbering",
     "Sidecar",

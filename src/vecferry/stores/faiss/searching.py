@@ -31,6 +31,7 @@ def search(
     *,
     ef_search: int | None = None,
     nprobe: int | None = None,
+    exact: bool = False,
 ) -> list[list[VectorRecord]]:
     """For each query at most ``k`` records, best first.
 
@@ -43,7 +44,7 @@ def search(
         return [[] for _ in vectors]
     queries = np.stack([np.asarray(v, np.uint8 if snapshot.index.bits else np.float32) for v in vectors])
     whole = snapshot.is_whole and snapshot.index.index is not None and not snapshot.index.bits
-    if not whole or where is not None:
+    if exact or not whole or where is not None:
         found = _exact(snapshot, queries, k, where)
     else:
         found = _approximate(snapshot, queries, k, ef_search, nprobe)

@@ -42,6 +42,7 @@ from vecferry.stores.faiss.stage import Plan, Stage
 from vecferry.stores.faiss.wishing import Wish, look_at
 from vecferry.stores.kit.checks import field_named
 from vecferry.stores.kit.staging import StagingRoom, fsync_tree
+from vecferry.stores.kit.stamps import stamp_of_files
 
 _DIRECT = "direct"
 _COPY_BLOCK = 4096
@@ -116,6 +117,16 @@ class FaissStore:
 
     def count(self) -> int:
         return len(self._open())
+
+    def stamp(self) -> dict[str, Any]:
+        """What tells one state of the folder from another; see `vecferry.ports.Stamped`."""
+        return stamp_of_files(self._open().found.files())
+
+    def search_exact(
+        self, vectors: Sequence[Any], k: int = 10, *, field: str = ""
+    ) -> list[list[VectorRecord]]:
+        """As `search_many`, over the stored vectors instead of the index."""
+        return search(self._searched(field), vectors, k, None, Fields.ALL, exact=True)
 
     def partitions(self, want: int) -> Sequence[Partition]:
         n = self.count()
@@ -352,8 +363,9 @@ class FaissStore:
         self._room.sweep()
 
     def _clear_empty_target(self) -> None:
-        if self.target.is_dir() and not any(self.target.iterdir()):
-            self.target.rmdir()
+        place = self._room.target  # where a symbolic link leads
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def _yes(option: str, value: bool | str) -> bool:

@@ -44,6 +44,7 @@ from vecferry.stores.kit.append_log import ID_KINDS, AppendLog
 from vecferry.stores.kit.checks import check_columns, check_query, field_named, kind_of, score_batch
 from vecferry.stores.kit.keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores.kit.staging import StagingRoom
+from vecferry.stores.kit.stamps import stamp_of_files
 
 _SEARCH_BATCH = _INDEX_BATCH = 4096
 
@@ -67,6 +68,7 @@ class FileStore(ABC):
         self._writing: CollectionSchema | None = None
         self._index: tuple[Any, KeyIndex] | None = None
         self._dropped = keys_of([])
+        self._as_folder: bool | None = None
         self._front: FileStore | None = None
 
     # -- what a format must say ---------------------------------------------------------------
@@ -116,6 +118,8 @@ class FileStore(ABC):
     @property
     def is_folder(self) -> bool:
         """Whether the target is, or would be, a folder."""
+        if self._as_folder is not None:
+            return self._as_folder
         return self.path.is_dir() or (not self.path.exists() and not self.path.name.endswith(self.suffixes))
 
     def files(self) -> list[Path]:
@@ -149,6 +153,10 @@ class FileStore(ABC):
                 f"{self.url} also holds {names}, which no collection needs and a swap would take away; "
                 "name another folder or move these files"
             )
+
+    def stamp(self) -> dict[str, Any]:
+        """What tells one state of the files from another; see `vecferry.ports.Stamped`."""
+        return stamp_of_files(self.files())
 
     def _stamp(self) -> Any:
         return [(str(p), s.st_size, s.st_mtime_ns, s.st_ino) for p in self.files() for s in (p.stat(),)]
@@ -332,7 +340,7 @@ class FileStore(ABC):
     def shadow(self, tag: str) -> Self:
         """The store of the version under construction."""
         store = self._twin(self.room.begin(tag))
-        store._front = self
+        store._front, store._as_folder = self, self.is_folder
         return store
 
     def publish(self, tag: str) -> Version:
