@@ -65,8 +65,12 @@ def _are_lines(path: Path) -> bool:
     whole = first.startswith(b"{") and first.endswith(b"}")
     if not whole:  # a line longer than the head, or a document over several lines
         return not (first.endswith((b"{", b"[", b",")) or (line_feed and not first.endswith(b"}")))
-    outline = JsonWalk(path).outline(_MOST_KEYS) if not rest.strip() else None
-    return outline is None or (_main(outline) is None and not _is_result(outline))
+    if rest.strip():
+        return True
+    outline = JsonWalk(path).outline(_MOST_KEYS)
+    if outline is not None and (_main(outline) is not None or _is_result(outline)):
+        return False
+    return not _is_mapping(path)
 
 
 def _is_mapping(path: Path) -> bool:
