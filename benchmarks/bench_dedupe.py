@@ -21,7 +21,7 @@ from common import Side, compare
 
 import vecferry as vf
 from vecferry.dedupe import Dedupe, DedupeStage
-from vecferry.dedupe.ledger import KeyLedger
+from vecferry.dedupe.exact import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
 from vecferry.ports import InFlightBatch, Partition
 

@@ -9,7 +9,7 @@ import pytest
 import vecferry as vf
 from dedupe.runs import begin, record, run
 from vecferry.dedupe import Dedupe, similar
-from vecferry.dedupe.ledger import KeyLedger
+from vecferry.dedupe.exact import KeyLedger
 from vecferry.model import DenseColumn, RecordBatch
 from vecferry.ports import InFlightBatch, Partition
 
@@ -100,7 +100,7 @@ def test_planted_copies_of_real_texts_are_found_by_minhash(tmp_path):
 
 
 def test_the_ledger_is_a_map_of_first_appearances(monkeypatch):
-    monkeypatch.setattr("vecferry.dedupe.ledger._SMALLEST_CAP", 64)
+    monkeypatch.setattr("vecferry.dedupe.exact._SMALLEST_CAP", 64)
     random = np.random.default_rng(1)
     ledger, known = KeyLedger(memory_keys=300), {}
     for _ in range(60):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vecferry.dedupe.nearby import Nearby
+from vecferry.dedupe.similar import Nearby
 
 
 def unit(values):

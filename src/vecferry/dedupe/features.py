@@ -4,61 +4,43 @@
 |---|---|
 | id, text, metadata, vector | BLAKE2b-128 of the value, as two uint64 |
 | similar | the vector at unit length, float32 ``(dim,)`` |
-| minhash | 128 MinHash values of the text's word 3-shingles, uint32 |
+| minhash | 128 MinHash values of the text's shingles, uint32 |
 
 BLAKE2b: RFC 7693. With 128 bits, two different values among 10⁹ share a key with probability 10⁻²¹.
-MinHash: A. Broder, "On the resemblance and containment of documents", 1997.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import lru_cache
 from hashlib import blake2b
 from math import isnan
 from typing import Any
 
 import numpy as np
-import orjson
 
+from vecferry.dedupe.exact import ExactMatcher
+from vecferry.dedupe.matchers import Features, Matcher
+from vecferry.dedupe.minhash import MinHashMatcher, signatures
 from vecferry.dedupe.rules import Dedupe, metadata_keys
-from vecferry.errors import ConfigurationError, MissingDependencyError, SchemaMismatchError
-from vecferry.model import DenseColumn, MultiColumn, RecordBatch, SparseVector, encode_id
+from vecferry.dedupe.similar import SimilarMatcher
+from vecferry.errors import ConfigurationError, SchemaMismatchError
+from vecferry.model import Column, DenseColumn, RecordBatch, SparseVector
+from vecferry.model.canonical import canonical_value
 from vecferry.model.filters import lookup
 from vecferry.model.vectors import Array
 
-PERMUTATIONS = 128
-_SHINGLE = 3
-_NO_TIME = np.iinfo(np.int64).min
+NO_TIME = np.iinfo(np.int64).min
 _LAST_TIME = np.iinfo(np.int64).max - 1
-_WORD = re.compile(r"\w+")
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14
-_JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """Rows of one rule: ``values`` ``(n, width)``, ``has`` bool ``(n,)``, ``group`` uint64 ``(n,)``.
-
-    Rows without ``has`` hold zeros and take no part. ``group`` is ``None`` without ``within``.
-    """
-
-    values: Array
-    has: Array
-    group: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, rows: Array) -> Features:
-        """The given rows."""
-        group = None if self.group is None else self.group[rows]
-        return Features(self.values[rows], self.has[rows], group)
+def matcher_for(rule: Dedupe, memory_keys: int) -> Matcher:
+    """The matcher that decides ``rule``."""
+    if rule.threshold is None:
+        return ExactMatcher(memory_keys)
+    return SimilarMatcher(rule.threshold) if rule.by == "similar" else MinHashMatcher(rule.threshold)
 
 
 def dtype_of(rule: Dedupe) -> str:
@@ -72,21 +54,25 @@ def features(rule: Dedupe, batch: RecordBatch) -> Features:
     Raises:
         SchemaMismatchError: if the vector field the rule names is not there.
     """
+    tokens: list[bytes] | None = None
+    if rule.by == "id":
+        return Features(id_keys(batch), np.ones(len(batch), np.bool_))
     if rule.by == "similar":
         values, has = _unit_vectors(rule, batch)
     elif rule.by == "minhash":
-        values, has = _signatures(batch.text_list)
+        values, has, tokens = signatures(batch.text_list)
     else:
         values, has = _hashed(_messages(rule, batch))
     if rule.within is None:
-        return Features(values, has)
+        return Features(values, has, None, tokens)
     keys, known = _hashed(_values_of(metadata_keys(rule.within, "within"), batch))
-    return Features(values, has & known, keys[:, 0].copy())
+    return Features(values, has & known, keys[:, 0].copy(), tokens)
 
 
 def id_keys(batch: RecordBatch) -> Array:
-    """uint64 ``(n, 2)``: BLAKE2b-128 of the typed ids."""
-    return _hashed(_id_messages(batch))[0]
+    """uint64 ``(n, 2)``: `vecferry.model.id_key` of each id."""
+    keys: Array = batch.ids.keys.view("<u8").reshape(-1, 2)
+    return keys
 
 
 def times(rule: Dedupe, batch: RecordBatch) -> Array:
@@ -117,13 +103,7 @@ def _hashed(messages: Iterable[bytes | None]) -> tuple[Array, Array]:
     return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2), has
 
 
-def _id_messages(batch: RecordBatch) -> list[bytes | None]:
-    return [encode_id(id_).encode("utf-8", "surrogatepass") for id_ in batch.id_list]
-
-
 def _messages(rule: Dedupe, batch: RecordBatch) -> Iterable[bytes | None]:
-    if rule.by == "id":
-        return _id_messages(batch)
     if rule.by == "vector":
         return _vector_bytes(rule, batch)
     if rule.keys:
@@ -146,25 +126,12 @@ def _lacking(value: Any) -> bool:
 
 
 def _canonical(values: list[Any]) -> bytes:
-    try:
-        raw = orjson.dumps(values, default=_plain, option=_JSON)
-        if b"null" not in raw:
-            return raw
-        # orjson writes infinities and NaN as it writes None.
-        return json.dumps(values, default=_plain, sort_keys=True).encode()
-    except TypeError:  # integers beyond 64 bits, lone surrogates
-        return repr(values).encode("utf-8", "surrogatepass")
+    """Values with their types; two times of one instant are equal."""
+    moments = [v.astimezone(UTC) if isinstance(v, datetime) and v.tzinfo else v for v in values]
+    return canonical_value(moments)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime) and value.tzinfo:
-        value = value.astimezone(UTC)
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    return [type(value).__name__, repr(value)]
-
-
-def _column(rule: Dedupe, batch: RecordBatch) -> Any:
+def _column(rule: Dedupe, batch: RecordBatch) -> Column | None:
     """The column the rule compares; ``None`` where no record of the batch has any vector."""
     columns = dict(batch.columns())
     if not columns:
@@ -210,7 +177,7 @@ def _unit_vectors(rule: Dedupe, batch: RecordBatch) -> tuple[Array, Array]:
     column = _column(rule, batch)
     if column is None:
         return np.empty((len(batch), 0), np.float32), np.zeros(len(batch), np.bool_)
-    if not isinstance(column, DenseColumn) or isinstance(column, MultiColumn):
+    if not isinstance(column, DenseColumn):
         raise ConfigurationError(f"by='similar' compares dense vectors; field {rule.field!r} holds others")
     values = column.values.astype(np.float32)
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
@@ -220,51 +187,16 @@ def _unit_vectors(rule: Dedupe, batch: RecordBatch) -> tuple[Array, Array]:
     return values, has
 
 
-def _signatures(texts: Sequence[str | None]) -> tuple[Array, Array]:
-    words_of = [_WORD.findall(normal_form(text)) if text else [] for text in texts]
-    has = np.array([bool(words) for words in words_of], dtype=np.bool_)
-    values = np.zeros((len(texts), PERMUTATIONS), dtype=np.uint32)
-    for row, words in enumerate(words_of):
-        if words:
-            values[row] = _signature(words)
-    return values, has
-
-
-def _signature(words: list[str]) -> Array:
-    count = max(1, len(words) - _SHINGLE + 1)
-    shingles = {" ".join(words[i : i + _SHINGLE]) for i in range(count)}
-    made = sketch()
-    made.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles])
-    return np.asarray(made.hashvalues)
-
-
-def sketch(signature: Array | None = None) -> Any:
-    """datasketch's ``MinHash``, empty or of a signature."""
-    made = _empty_sketch().copy()
-    if signature is not None:
-        made.hashvalues = signature.astype(made.hashvalues.dtype)
-    return made
-
-
-@lru_cache(maxsize=1)
-def _empty_sketch() -> Any:
-    try:
-        from datasketch import MinHash
-    except ImportError:
-        raise MissingDependencyError('Dedupe(by="minhash")', "dedupe") from None
-    return MinHash(num_perm=PERMUTATIONS, seed=1)
-
-
 # -- times ------------------------------------------------------------------------------------
 
 
 def _microseconds(value: Any) -> int:
     try:
         moment = _moment(value)
-        stamp = _NO_TIME if moment is None else round(moment * 1_000_000)
+        stamp = NO_TIME if moment is None else round(moment * 1_000_000)
     except (TypeError, ValueError, OverflowError, OSError):
-        return _NO_TIME
-    return stamp if abs(stamp) <= _LAST_TIME else _NO_TIME
+        return NO_TIME
+    return stamp if abs(stamp) <= _LAST_TIME else NO_TIME
 
 
 def _moment(value: Any) -> float | None:
@@ -290,6 +222,3 @@ def _moment(value: Any) -> float | None:
     if abs(number) >= _MICROSECONDS:
         return number / 1_000_000
     return number / 1_000 if abs(number) >= _MILLISECONDS else number
-
-
-__all__ = ["PERMUTATIONS", "Features", "dtype_of", "features", "id_keys", "normal_form", "sketch", "times"]

@@ -1,36 +1,58 @@
-"""`FirstPass`: look at everything, then decide rule by rule.
+"""A look at the whole source before its second reading, for rules that cannot decide record by record.
 
-It keeps 16 to 40 bytes a record and exact rule (the vector or the signature for the others) in temporary
-files, decides with bounded memory, and leaves one file for `Decisions`.
+`FirstPass` takes everything in and decides rule by rule, in an SQLite file that sorts on disk; `Decisions`
+applies what that file says to the second reading. Records are told apart by id and by how often that id
+had come before. A record that the first pass never saw passes.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vecferry.dedupe.decisions import TABLES, pack, tags_of, unpack
-from vecferry.dedupe.features import Features, dtype_of, features, id_keys, times
-from vecferry.dedupe.ledger import first_of_equals
-from vecferry.dedupe.log import packed_ids, packed_texts
-from vecferry.dedupe.matchers import matcher_for
-from vecferry.dedupe.merge import union
+from vecferry.core.state import StateFile
+from vecferry.dedupe.features import NO_TIME, features, matcher_for, times
+from vecferry.dedupe.log import Removal, shown, unpacked
 from vecferry.dedupe.rules import Dedupe
 from vecferry.dedupe.similar import SimilarMatcher
-from vecferry.dedupe.spill import Rows
 from vecferry.errors import ConfigurationError
-from vecferry.model import RecordBatch, VectorRecord
+from vecferry.model import (
+    RecordBatch,
+    VectorRecord,
+    decode_id,
+    dump_json,
+    encode_id,
+    from_json,
+    parse_json,
+    to_json,
+)
 from vecferry.model.vectors import Array
 
-_BUCKET = 4_000_000
-_CHUNK = 100_000
-_NO_TIME = np.iinfo(np.int64).min
-_LAST_OF_ALL = np.iinfo(np.int64).max
-_NONE = np.empty(0, dtype=np.int64)
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    row INTEGER PRIMARY KEY, key BLOB NOT NULL, id BLOB NOT NULL, text BLOB NOT NULL, whole BLOB,
+    gone INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS features (
+    rule INTEGER, row INTEGER, value BLOB NOT NULL, part BLOB, tokens BLOB, stamp INTEGER,
+    PRIMARY KEY (rule, row)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pairs (
+    rule INTEGER NOT NULL, row INTEGER NOT NULL, kept INTEGER NOT NULL, score REAL
+);
+CREATE TABLE IF NOT EXISTS merged (row INTEGER PRIMARY KEY, metadata BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS repeated (number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS decided (
+    key BLOB, occurrence INTEGER, gone INTEGER NOT NULL, metadata BLOB, PRIMARY KEY (key, occurrence)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_RANKS = {"last": "-row", "newest": "stamp IS NULL, -stamp, row", "oldest": "stamp IS NULL, stamp, row"}
+_BATCH = 1024
 
 
 class FirstPass:
@@ -44,148 +66,113 @@ class FirstPass:
         self._rules, self._memory_keys, self._path = rules, memory_keys, path
         self._part = path.with_suffix(".part")
         self._part.unlink(missing_ok=True)
-        self._file = sqlite3.connect(self._part, check_same_thread=False)
         # The file is thrown away unless it is renamed, so nothing needs to be synced before.
-        self._file.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + TABLES)
+        self._file = StateFile(self._part, _TABLES, what="the first pass", durability="scratch")
+        self._file.connection.execute("BEGIN")
         self._count = self._pinned = 0
-        self._keys = Rows(np.uint64, 2)
-        self._values: dict[int, Rows] = {}
-        self._has = [Rows(np.bool_, 1) for _ in rules]
-        self._groups = [Rows(np.uint64, 1) for _ in rules]
-        self._times = [Rows(np.int64, 1) for _ in rules]
         self._stored = any(rule.needs_records for rule in rules)
 
     def add(self, batch: RecordBatch, *, pinned: bool = False) -> None:
         """Take in one batch. ``pinned`` ones come first and always stay: they lie in the target."""
-        if not len(batch):
-            return
-        every = np.arange(len(batch))
-        self._keys.append(id_keys(batch))
-        self._file.execute(
-            "INSERT INTO ids VALUES (?,?,?)",
-            (self._count, packed_ids(batch, every), packed_texts(batch, every)),
-        )
+        rows = np.arange(len(batch))
+        whole = [_pack(record) for record in batch.records()] if self._stored else [None] * len(batch)
+        ids, texts = map(_blob, batch.ids.encoded()), map(_blob, shown(batch, rows))
+        known = zip((rows + self._count).tolist(), _keys(batch), ids, texts, whole, strict=True)
+        self._many("INSERT INTO records (row, key, id, text, whole) VALUES (?,?,?,?,?)", known)
         for number, rule in enumerate(self._rules):
             self._take_in(number, rule, batch, pinned=pinned)
-        if self._stored:
-            rows = enumerate(batch.records(), self._count)
-            self._file.executemany("INSERT INTO records VALUES (?,?)", ((n, pack(r)) for n, r in rows))
         self._count += len(batch)
         self._pinned += len(batch) if pinned else 0
 
     def _take_in(self, number: int, rule: Dedupe, batch: RecordBatch, *, pinned: bool) -> None:
-        found = features(rule, batch)
-        has = found.has & (rule.against_target or not pinned)
-        width = found.values.shape[1]
-        if number not in self._values and width:
-            self._values[number] = Rows(dtype_of(rule), width)
-            self._values[number].append(np.zeros((self._count, width), dtype_of(rule)))
-        if number in self._values:  # batches without any vector have rows of width 0
-            rows = self._values[number]
-            rows.append(found.values if width else np.zeros((len(batch), rows.width), rows.dtype))
-        self._has[number].append(has[:, None])
-        if found.group is not None:
-            self._groups[number].append(found.group[:, None])
+        stamps: list[int | None] = [None] * len(batch)
         if rule.keep in ("newest", "oldest"):
-            stamps = times(rule, batch)
-            unreadable = int((stamps == _NO_TIME).sum())
-            self._note("unreadable_times", unreadable)
-            self._times[number].append(stamps[:, None])
+            found_times = times(rule, batch)
+            stamps = [None if stamp == NO_TIME else stamp for stamp in found_times.tolist()]
+            self._note("unreadable_times", stamps.count(None))
+        if pinned and not rule.against_target:
+            return
+        found = features(rule, batch)
+        width = found.values.shape[1] * found.values.itemsize
+        raw = found.values.tobytes()
+        for row in np.flatnonzero(found.has).tolist():
+            part = None if found.group is None else found.group[row].tobytes()
+            tokens = None if found.tokens is None else found.tokens[row]
+            value = raw[row * width : (row + 1) * width]
+            self._run(
+                "INSERT INTO features VALUES (?,?,?,?,?,?)",
+                (number, self._count + row, value, part, tokens, stamps[row]),
+            )
+
+    def _run(self, query: str, values: Sequence[Any] = ()) -> Any:
+        return self._file.connection.execute(query, values)
+
+    def _many(self, query: str, rows: Any) -> None:
+        self._file.connection.executemany(query, rows)
 
     def _note(self, key: str, value: int) -> None:
-        self._file.execute(
-            "INSERT INTO notes VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value",
-            (key, value),
+        query = (
+            "INSERT INTO notes VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value = value + excluded.value"
         )
+        self._run(query, (key, value))
 
     # -- deciding -----------------------------------------------------------------------------
 
     def resolve(self) -> None:
         """Decide rule by rule, and leave the file."""
-        alive = np.ones(self._count, dtype=np.bool_)
-        occurrence = self._occurrences()
         for number, rule in enumerate(self._rules):
-            if number not in self._values:
-                continue
-            removed, kept, scores = self._resolve(number, rule, alive)
-            ours = removed >= self._pinned
-            removed, kept = removed[ours], kept[ours]
-            alive[removed] = False
-            self._write_pairs(number, removed, kept, occurrence, None if scores is None else scores[ours])
+            if rule.near:
+                self._resolve_near(number, rule)
+            elif callable(rule.keep):
+                self._resolve_chosen(number, rule)
+            else:
+                self._resolve_exact(number, rule)
+            self._run(
+                "UPDATE records SET gone = 1 FROM pairs p WHERE p.row = records.row AND p.rule = ?",
+                (number,),
+            )
             if rule.merge:
-                self._merge(removed, kept, occurrence)
-        self._file.execute("DROP TABLE records")
-        self._file.commit()
+                self._merge(number)
+        self._conclude()
+        self._run("COMMIT")
         self._file.close()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._part.replace(self._path)
 
-    def _resolve(self, number: int, rule: Dedupe, alive: Array) -> tuple[Array, Array, Array | None]:
-        rows = np.flatnonzero(alive & self._has[number].view()[:, 0])
-        if rule.near:
-            return self._resolve_near(number, rule, rows)
-        removed, kept = [], []
-        for part in self._buckets(number, rows):
-            keys = self._values[number].take(part)
-            gone, stays = self._equals(number, rule, part, keys)
-            removed.append(gone)
-            kept.append(stays)
-        return np.concatenate([*removed, _NONE]), np.concatenate([*kept, _NONE]), None
+    def _ranked(self, rule: Dedupe, wanted: str, order: str = "") -> str:
+        """Rows that are left, those of the target first and then the best: the first of equals stays."""
+        rank = _RANKS.get(rule.keep, "row") if isinstance(rule.keep, str) else "row"
+        best = f"row >= {self._pinned}, CASE WHEN row < {self._pinned} THEN row END, {rank}"
+        source = "FROM features JOIN records USING (row) WHERE rule = ? AND NOT gone"
+        return f"SELECT {wanted.format(best=best)} {source} ORDER BY {order}{best}"
 
-    def _buckets(self, number: int, rows: Array) -> Iterator[Array]:
-        """Shares of the rows such that equal keys are in one share."""
-        shares = max(1, -(-len(rows) // _BUCKET))
-        if shares == 1:
-            yield rows
-            return
-        bucket = (self._values[number].view()[:, 1] % np.uint64(shares))[rows]
-        for share in range(shares):
-            yield rows[bucket == share]
+    def _resolve_exact(self, number: int, rule: Dedupe) -> None:
+        heads = (
+            "row, first_value(row) OVER (PARTITION BY value ORDER BY {best}) AS head, "
+            "row_number() OVER (ORDER BY value, {best}) AS place"
+        )
+        query = (
+            f"INSERT INTO pairs SELECT ?, row, head, NULL FROM ({self._ranked(rule, heads)}) "  # noqa: S608
+            f"WHERE row <> head AND row >= {self._pinned} ORDER BY place"
+        )
+        self._run(query, (number, number))
 
-    def _rank(self, number: int, rule: Dedupe, rows: Array) -> Array:
-        """Who comes first is kept: lower is better; equals in the order of the source."""
-        if rule.keep == "last":
-            rank = -rows
-        elif rule.keep in ("newest", "oldest"):
-            stamps = self._times[number].view()[rows, 0]
-            known = np.where(stamps == _NO_TIME, 0, stamps)
-            rank = np.where(stamps == _NO_TIME, _LAST_OF_ALL, -known if rule.keep == "newest" else known)
-        else:
-            rank = rows.copy()
-        pinned = rows < self._pinned
-        rank[pinned] = np.iinfo(np.int64).min + rows[pinned]
-        return rank
-
-    def _equals(self, number: int, rule: Dedupe, rows: Array, keys: Array) -> tuple[Array, Array]:
-        """Losers and their winners among rows with equal keys."""
-        order = np.lexsort((rows, self._rank(number, rule, rows), keys[:, 1], keys[:, 0]))
-        ordered = keys[order]
-        starts = np.ones(len(order), dtype=np.bool_)
-        starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-        heads = np.flatnonzero(starts)[np.cumsum(starts) - 1]
-        losers = np.flatnonzero(~starts)
-        removed, kept = rows[order[losers]], rows[order[heads[losers]]]
-        return self._chosen(rule, removed, kept) if callable(rule.keep) else (removed, kept)
-
-    def _chosen(self, rule: Dedupe, removed: Array, kept: Array) -> tuple[Array, Array]:
+    def _resolve_chosen(self, number: int, rule: Dedupe) -> None:
         """Let the user's function choose within each cluster; what lies in the target stays."""
-        assert callable(rule.keep)
-        clusters: dict[int, list[int]] = defaultdict(list)
-        for gone, stays in zip(removed.tolist(), kept.tolist(), strict=True):
-            clusters[stays].append(gone)
-        losers, winners = [], []
-        for head, others in clusters.items():
-            members = sorted([head, *others])
-            best = head if head < self._pinned else self._choose(rule, members)
-            losers += [row for row in members if row != best]
-            winners += [best] * (len(members) - 1)
-        return np.array(losers, dtype=np.int64), np.array(winners, dtype=np.int64)
+        ranked = self._run(self._ranked(rule, "value, row", "value, "), (number,))
+        for _, equals in groupby(ranked, key=lambda found: found[0]):
+            rows = sorted(row for _, row in equals)
+            if len(rows) == 1:
+                continue
+            best = rows[0] if rows[0] < self._pinned else self._choose(rule, rows)
+            pairs = [(number, row, best) for row in rows if row != best and row >= self._pinned]
+            self._many("INSERT INTO pairs VALUES (?,?,?,NULL)", pairs)
 
-    def _choose(self, rule: Dedupe, members: list[int]) -> int:
+    def _choose(self, rule: Dedupe, rows: list[int]) -> int:
         assert callable(rule.keep)
-        records = [self._record(row) for row in members]
+        records = [self._record(row) for row in rows]
         chosen = rule.keep(records)
-        for row, record in zip(members, records, strict=True):
+        for row, record in zip(rows, records, strict=True):
             if record is chosen:
                 return row
         raise ConfigurationError(
@@ -193,83 +180,164 @@ class FirstPass:
             f"for {records[0].id!r} it returned {type(chosen).__name__}"
         )
 
-    def _resolve_near(self, number: int, rule: Dedupe, rows: Array) -> tuple[Array, Array, Array]:
+    def _resolve_near(self, number: int, rule: Dedupe) -> None:
         """As the stream would, but best first: the winner of a cluster is met before the others."""
-        rows = rows[np.argsort(self._rank(number, rule, rows), kind="stable")]
         matcher = matcher_for(rule, self._memory_keys)
-        groups = self._groups[number]
-        kept_rows = Rows(np.int64, 1)
-        removed, kept, scores = [], [], []
-        for start in range(0, len(rows), 1024):
-            part = rows[start : start + 1024]
-            group = groups.take(part)[:, 0] if len(groups) else None
-            found = Features(self._values[number].take(part), np.ones(len(part), np.bool_), group)
-            verdicts = matcher.match(found)
-            kept_rows.append(part[verdicts.new][:, None])
-            gone = np.flatnonzero(verdicts.entries >= 0)
-            removed.append(part[gone])
-            kept.append(kept_rows.take(verdicts.entries[gone])[:, 0])
+        kept: list[int] = []
+        ranked = self._run(self._ranked(rule, "row, value, part, tokens"), (number,))
+        while found := ranked.fetchmany(_BATCH):
+            rows, values, parts, tokens = zip(*found, strict=True)
+            group = None if rule.within is None else b"".join(parts)
+            texts = None if tokens[0] is None else b"\n".join(tokens)
+            verdicts = matcher.match(unpacked(rule, len(rows), b"".join(values), group, texts))
             assert verdicts.scores is not None
-            scores.append(verdicts.scores[gone])
+            kept += [rows[row] for row in verdicts.new.tolist()]
+            gone = [
+                row for row in np.flatnonzero(verdicts.entries >= 0).tolist() if rows[row] >= self._pinned
+            ]
+            pairs = [(number, rows[i], kept[verdicts.entries[i]], float(verdicts.scores[i])) for i in gone]
+            self._many("INSERT INTO pairs VALUES (?,?,?,?)", pairs)
         if isinstance(matcher, SimilarMatcher):
-            found_all, due = matcher.sample
-            self._note(f"recall_found_{number}", found_all)
-            self._note(f"recall_due_{number}", due)
-        return (
-            np.concatenate([*removed, _NONE]),
-            np.concatenate([*kept, _NONE]),
-            np.concatenate([*scores, np.empty(0, np.float32)]),
-        )
+            for name, count in zip(("found", "due"), matcher.sample, strict=True):
+                self._note(f"recall_{name}_{number}", count)
 
-    # -- writing down -------------------------------------------------------------------------
-
-    def _occurrences(self) -> Array:
-        """How often the id of each record of the source came before; ids that repeat are written down."""
-        count = np.zeros(self._count, dtype=np.int64)
-        keys = self._keys.view()[self._pinned :]
-        rows = np.arange(len(keys))
-        shares = max(1, -(-len(keys) // _BUCKET))
-        for share in range(shares):
-            part = rows if shares == 1 else rows[keys[:, 1] % np.uint64(shares) == share]
-            heads, group = first_of_equals(keys[part])
-            order = np.argsort(group, kind="stable")
-            starts = np.searchsorted(group[order], np.arange(len(heads)))
-            place = np.empty(len(part), dtype=np.int64)
-            place[order] = np.arange(len(part)) - starts[group[order]]
-            count[part + self._pinned] = place
-            again = np.bincount(group, minlength=len(heads)) > 1
-            if again.any():
-                values = np.ascontiguousarray(keys[part[heads[again]]]).tobytes()
-                self._file.execute("INSERT INTO repeated VALUES (?)", (values,))
-        return count
-
-    def _write_pairs(
-        self, number: int, removed: Array, kept: Array, occurrence: Array, scores: Array | None
-    ) -> None:
-        for start in range(0, len(removed), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            tags = tags_of(self._keys.take(removed[part]), occurrence[removed[part]])
-            alike = None if scores is None else scores[part].astype(np.float32).tobytes()
-            values = (number, removed[part].tobytes(), kept[part].tobytes(), tags.tobytes(), alike)
-            self._file.execute("INSERT INTO pairs VALUES (?,?,?,?,?)", values)
-
-    def _merge(self, removed: Array, kept: Array, occurrence: Array) -> None:
+    def _merge(self, number: int) -> None:
         """Give each winner in the source the metadata of its losers, in the order of the source."""
-        order = np.lexsort((removed, kept))
-        clusters: dict[int, list[int]] = defaultdict(list)
-        for row in order.tolist():
-            clusters[int(kept[row])].append(int(removed[row]))
-        for winner, losers in clusters.items():
-            if winner < self._pinned:
-                continue
+        query = "SELECT kept, row FROM pairs WHERE rule = ? AND kept >= ? ORDER BY kept, row"
+        clusters = self._run(query, (number, self._pinned)).fetchall()
+        for winner, losers in groupby(clusters, key=lambda pair: pair[0]):
             record = self._record(winner)
-            metadata = union(record.metadata, [self._record(row).metadata for row in losers])
-            packed = pack(record.replace(metadata=metadata))
-            self._file.execute("UPDATE records SET record = ? WHERE row = ?", (packed, winner))
-            one = np.array([winner])
-            tag = tags_of(self._keys.take(one), occurrence[one]).tobytes()
-            self._file.execute("INSERT OR REPLACE INTO merged VALUES (?,?)", (tag, packed))
+            metadata = union(record.metadata, [self._record(row).metadata for _, row in losers])
+            self._run(
+                "UPDATE records SET whole = ? WHERE row = ?",
+                (_pack(record.replace(metadata=metadata)), winner),
+            )
+            self._run("INSERT OR REPLACE INTO merged VALUES (?, ?)", (winner, dump_json(to_json(metadata))))
 
     def _record(self, row: int) -> VectorRecord:
-        query = "SELECT record FROM records WHERE row = ?"
-        return unpack(self._file.execute(query, (row,)).fetchone()[0])
+        id_, text, body, types = parse_json(
+            self._run("SELECT whole FROM records WHERE row = ?", (row,)).fetchone()[0]
+        )
+        return VectorRecord(id=decode_id(id_), text=text, metadata=from_json(body, types))
+
+    def _conclude(self) -> None:
+        """Write what `Decisions` looks up, by id and how often that came before in the source."""
+        ours = f"FROM records WHERE row >= {self._pinned}"
+        self._run(
+            f"INSERT INTO repeated (key) SELECT key {ours} GROUP BY key HAVING COUNT(*) > 1 ORDER BY key"
+        )
+        again = "row_number() OVER (PARTITION BY key ORDER BY row) - 1 AS occurrence"
+        self._run(
+            "INSERT INTO decided SELECT key, occurrence, gone, metadata "  # noqa: S608
+            f"FROM (SELECT row, key, gone, {again} {ours}) LEFT JOIN merged USING (row) "
+            "WHERE gone OR metadata IS NOT NULL"
+        )
+        for leftover in ("features", "merged"):
+            self._run(f"DROP TABLE {leftover}")
+        self._run("UPDATE records SET whole = NULL WHERE whole IS NOT NULL")
+
+
+class Decisions:
+    """What a first pass decided, applied to the second reading. Counts, so made anew for each reading."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = StateFile(path, what="the dedupe decisions", read_only=True)
+        self._seen: dict[int, int] = {}
+        self._repeats = bool(self._file.value("SELECT EXISTS (SELECT 1 FROM repeated)"))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def apply(self, batch: RecordBatch) -> tuple[RecordBatch, Array, Array]:
+        """The batch with merged metadata, the rows that stay, and what `count` wants after a restart."""
+        keys = _keys(batch)
+        unique = list(dict.fromkeys(keys))
+        decided: dict[Any, tuple[Any, Any]] = {}
+        query = "SELECT key, occurrence, gone, metadata FROM decided WHERE key IN ({})"
+        for key, occurrence, gone, metadata in self._file.chosen(query, unique):
+            decided[key, occurrence] = (gone, metadata)
+        numbers: Mapping[Any, Any] = {}
+        if self._repeats:
+            query = "SELECT key, number FROM repeated WHERE key IN ({})"
+            numbers = dict(self._file.chosen(query, unique))  # type: ignore[arg-type]
+        keep: list[int] = []
+        repeats: list[int] = []
+        merged: dict[int, bytes] = {}
+        for row, key in enumerate(keys):
+            number = numbers.get(key)
+            occurrence = 0 if number is None else self._seen.get(number, 0)
+            if number is not None:
+                self._seen[number] = occurrence + 1
+                repeats.append(number)
+            gone, metadata = decided.get((key, occurrence), (0, None))
+            if not gone:
+                keep.append(row)
+                if metadata is not None:
+                    merged[row] = metadata
+        return self._merged(batch, merged), np.array(keep, np.int64), np.array(repeats, np.int64)
+
+    def count(self, repeats: Array) -> None:
+        """Records of these repeated ids went by in an earlier run."""
+        for number in repeats.tolist():
+            self._seen[number] = self._seen.get(number, 0) + 1
+
+    @staticmethod
+    def _merged(batch: RecordBatch, merged: Mapping[int, bytes]) -> RecordBatch:
+        if not merged:
+            return batch
+        metadata = list(batch.metadata_list)
+        for row, raw in merged.items():
+            metadata[row] = union(metadata[row], [from_json(*parse_json(raw))])
+        return batch.replace(metadata=metadata)
+
+    def notes(self) -> dict[str, int]:
+        """Counts that the report shows."""
+        return dict(self._file.rows("SELECT key, value FROM notes"))  # type: ignore[arg-type]
+
+    def removals(self) -> Iterator[Removal]:
+        """Everything that was decided against, rule by rule."""
+        query = (
+            "SELECT p.rule, gone.id, kept.id, p.score, gone.text, kept.text FROM pairs p "
+            "JOIN records gone ON gone.row = p.row JOIN records kept ON kept.row = p.kept ORDER BY p.rowid"
+        )
+        for rule, gone, kept, score, text, kept_text in self._file.connection.execute(query):
+            yield Removal(rule, _text(gone), _text(kept), score, _text(text), _text(kept_text))
+
+
+def union(kept: Mapping[str, Any], removed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metadata of the kept record, completed. Its own values stay; lists are joined without repeats.
+
+    >>> union({"lang": "en", "tags": ["a"]}, [{"lang": "de", "tags": ["b", "a"], "page": 3}])
+    {'lang': 'en', 'tags': ['a', 'b'], 'page': 3}
+    """
+    result = dict(kept)
+    for other in removed:
+        for key, value in other.items():
+            have = result.get(key)
+            if isinstance(have, list) and isinstance(value, list):
+                result[key] = joined = list(have)
+                for item in value:
+                    if item not in joined:
+                        joined.append(item)
+            elif have is None:
+                result[key] = value
+    return result
+
+
+def _keys(batch: RecordBatch) -> list[bytes]:
+    raw = batch.ids.keys.tobytes()
+    return [raw[at : at + 16] for at in range(0, len(raw), 16)]
+
+
+def _pack(record: VectorRecord) -> bytes:
+    return dump_json([encode_id(record.id), record.text, *to_json(record.metadata)])
+
+
+def _blob(text: str) -> bytes:
+    """Text as SQLite takes it, which refuses halves of surrogate pairs."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogatepass")

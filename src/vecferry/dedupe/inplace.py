@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from vecferry.connecting import Collection, connect
+from vecferry.dedupe.exact import KeyLedger
 from vecferry.dedupe.features import id_keys
-from vecferry.dedupe.ledger import KeyLedger
 from vecferry.dedupe.report import DedupeReport
 from vecferry.dedupe.rules import Dedupe, fields_for, rules_of
 from vecferry.dedupe.stage import DedupeStage
 from vecferry.errors import ConfigurationError, PlanError, SchemaMismatchError, UnsupportedError
-from vecferry.model import RecordId, decode_id
+from vecferry.model import RecordId, decode_id, parse_json
 from vecferry.ports import (
     Deletable,
     Fetchable,
@@ -196,7 +194,7 @@ def _removed_ids(audit: Path) -> Iterator[list[RecordId]]:
     with audit.open("rb") as file:
         ids: list[RecordId] = []
         for line in file:
-            ids.append(decode_id(orjson.loads(line)["removed"]))
+            ids.append(decode_id(parse_json(line)["removed"]))
             if len(ids) == _DELETE:
                 yield ids
                 ids = []

@@ -7,18 +7,17 @@ that the memory is as old as the cursor at every instant.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import orjson
 
-from vecferry.dedupe.features import Features, dtype_of
-from vecferry.dedupe.matchers import Verdicts
+from vecferry.dedupe.features import dtype_of
+from vecferry.dedupe.matchers import Features, Verdicts
 from vecferry.dedupe.rules import Dedupe
-from vecferry.model import RecordBatch, encode_id
+from vecferry.model import RecordBatch, dump_json, parse_json
 from vecferry.model.vectors import Array
 
 SNIPPET = 120
@@ -28,7 +27,7 @@ _SNIPPETS_OF = 50_000
 _TABLES = """
 CREATE TABLE IF NOT EXISTS dedupe_kept (
     stage TEXT NOT NULL, rule INTEGER NOT NULL, first INTEGER NOT NULL, n INTEGER NOT NULL,
-    features BLOB NOT NULL, groups BLOB, ids BLOB NOT NULL, texts BLOB, notes BLOB NOT NULL
+    features BLOB NOT NULL, groups BLOB, ids BLOB NOT NULL, texts BLOB, notes BLOB NOT NULL, tokens BLOB
 );
 CREATE INDEX IF NOT EXISTS dedupe_kept_first ON dedupe_kept (stage, rule, first);
 CREATE TABLE IF NOT EXISTS dedupe_removed (
@@ -59,25 +58,14 @@ def create(connection: sqlite3.Connection) -> None:
     """Make the tables if they are not there."""
     for statement in filter(str.strip, _TABLES.split(";")):
         connection.execute(statement)
+    if "tokens" not in {row[1] for row in connection.execute("PRAGMA table_info(dedupe_kept)")}:
+        connection.execute("ALTER TABLE dedupe_kept ADD COLUMN tokens BLOB")  # a job of an earlier version
 
 
-def packed_ids(batch: RecordBatch, rows: Array) -> bytes:
-    """The typed ids of some rows as JSON."""
-    ids = batch.id_list
-    return _packed([encode_id(ids[row]) for row in rows.tolist()])
-
-
-def packed_texts(batch: RecordBatch, rows: Array) -> bytes:
-    """The beginnings of some rows' texts as JSON."""
+def shown(batch: RecordBatch, rows: Array) -> list[str]:
+    """The beginnings of some rows' texts."""
     texts = batch.text_list
-    return _packed([(texts[row] or "")[:SNIPPET] for row in rows.tolist()])
-
-
-def _packed(texts: list[str]) -> bytes:
-    try:
-        return orjson.dumps(texts)
-    except TypeError:  # lone surrogates, which JSON cannot hold
-        return orjson.dumps([text.encode("utf-8", "backslashreplace").decode() for text in texts])
+    return [(texts[row] or "")[:SNIPPET] for row in rows.tolist()]
 
 
 class Entry:
@@ -86,23 +74,25 @@ class Entry:
     def __init__(
         self, stage: str, rule: int, first: int, batch: RecordBatch, features: Features, verdicts: Verdicts
     ) -> None:
-        new = verdicts.new
-        groups = None if features.group is None else features.group[new].tobytes()
-        texts = packed_texts(batch, new) if first < _SNIPPETS_OF else None
+        new, gone = verdicts.new, np.flatnonzero(verdicts.entries >= 0)
+        kept = features.take(new)
         self._kept = (
-            stage, rule, first, len(new), features.values[new].tobytes(), groups,
-            packed_ids(batch, new), texts, orjson.dumps(verdicts.notes),
+            stage, rule, first, len(new), kept.values.tobytes(),
+            None if kept.group is None else kept.group.tobytes(),
+            dump_json(batch.ids.take(new).encoded()),
+            dump_json(shown(batch, new)) if first < _SNIPPETS_OF else None,
+            dump_json(verdicts.notes),
+            None if kept.tokens is None else _lines(kept.tokens),
         )  # fmt: skip
         self._removed = None
-        gone = np.flatnonzero(verdicts.entries >= 0)
         if len(gone):
             scores = None if verdicts.scores is None else verdicts.scores[gone].tobytes()
-            ids, shown = packed_ids(batch, gone), packed_texts(batch, gone)
-            self._removed = (stage, rule, ids, shown, verdicts.entries[gone].tobytes(), scores)
+            ids, texts = dump_json(batch.ids.take(gone).encoded()), dump_json(shown(batch, gone))
+            self._removed = (stage, rule, ids, texts, verdicts.entries[gone].tobytes(), scores)
 
     def __call__(self, connection: sqlite3.Connection) -> None:
         """Write the rows."""
-        connection.execute("INSERT INTO dedupe_kept VALUES (?,?,?,?,?,?,?,?,?)", self._kept)
+        connection.execute("INSERT INTO dedupe_kept VALUES (?,?,?,?,?,?,?,?,?,?)", self._kept)
         if self._removed:
             connection.execute("INSERT INTO dedupe_removed VALUES (?,?,?,?,?,?)", self._removed)
 
@@ -111,12 +101,24 @@ def kept_features(
     connection: sqlite3.Connection, stage: str, number: int, rule: Dedupe
 ) -> Iterator[tuple[Features, dict[str, Any]]]:
     """What was kept, inflight by inflight in order, with the notes."""
-    query = "SELECT n, features, groups, notes FROM dedupe_kept WHERE stage = ? AND rule = ? ORDER BY rowid"
-    for n, raw, groups, notes in connection.execute(query, (stage, number)):
-        group = None if groups is None else np.frombuffer(groups, np.uint64)
-        values = np.frombuffer(raw, dtype_of(rule))
-        values = values.reshape(n, -1) if n else values.reshape(0, 0)
-        yield Features(values, np.ones(n, np.bool_), group), orjson.loads(notes)
+    columns = "n, features, groups, notes, tokens"
+    query = f"SELECT {columns} FROM dedupe_kept WHERE stage = ? AND rule = ? ORDER BY rowid"  # noqa: S608
+    for n, raw, groups, notes, tokens in connection.execute(query, (stage, number)):
+        yield unpacked(rule, n, raw, groups, tokens), parse_json(notes)
+
+
+def unpacked(rule: Dedupe, n: int, raw: bytes, groups: bytes | None, tokens: bytes | None) -> Features:
+    """Features of ``n`` comparable rows from the bytes of their columns."""
+    values = np.frombuffer(raw, dtype_of(rule))
+    values = values.reshape(n, -1) if n else values.reshape(0, 0)
+    group = None if groups is None else np.frombuffer(groups, np.uint64)
+    texts = None if tokens is None else tokens.split(b"\n")
+    return Features(values, np.ones(n, np.bool_), group, texts)
+
+
+def _lines(tokens: Sequence[bytes]) -> bytes:
+    """Tokens hold no line feed, being what stands between white space."""
+    return b"\n".join(tokens)
 
 
 def removals(
@@ -133,15 +135,9 @@ def removals(
 
     @lru_cache(maxsize=512)
     def kept(low: bool, first: int) -> tuple[list[str], list[str]]:
-        row = (
-            sides[low]
-            .execute(
-                "SELECT ids, texts FROM dedupe_kept WHERE stage = ? AND rule = ? AND first = ? AND n > 0",
-                (stage, rule, first),
-            )
-            .fetchone()
-        )
-        return orjson.loads(row[0]), orjson.loads(row[1]) if row[1] else []
+        query = "SELECT ids, texts FROM dedupe_kept WHERE stage = ? AND rule = ? AND first = ? AND n > 0"
+        row = sides[low].execute(query, (stage, rule, first)).fetchone()
+        return parse_json(row[0]), parse_json(row[1]) if row[1] else []
 
     query = (
         "SELECT ids, texts, entries, scores FROM dedupe_removed WHERE stage = ? AND rule = ? ORDER BY rowid"
@@ -150,12 +146,12 @@ def removals(
         alike = [None] * len(entries) if scores is None else np.frombuffer(scores, np.float32).tolist()
         numbers = np.frombuffer(entries, np.int64).tolist()
         for removed, text, entry, score in zip(
-            orjson.loads(ids), orjson.loads(texts), numbers, alike, strict=False
+            parse_json(ids), parse_json(texts), numbers, alike, strict=False
         ):
             low = entry < seeded
             first = int(starts[low][np.searchsorted(starts[low], entry, side="right") - 1])
-            names, shown = kept(low, first)
-            kept_text = shown[entry - first] if shown else None
+            names, snippets = kept(low, first)
+            kept_text = snippets[entry - first] if snippets else None
             yield Removal(rule, removed, names[entry - first], score, text, kept_text)
 
 

@@ -1,4 +1,4 @@
-"""What decides a rule, record by record in order, with memory of all that was kept."""
+"""What a rule looks at, and what decides it, record by record in order, with memory of all it kept."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vecferry.dedupe.features import Features
-from vecferry.dedupe.ledger import KeyLedger
-from vecferry.dedupe.rules import Dedupe
 from vecferry.model.vectors import Array
 
 NEW, APART = -1, -2
 """Verdicts: kept and remembered; and not comparable (kept, not remembered)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Rows of one rule: ``values`` ``(n, width)``, ``has`` bool ``(n,)``, ``group`` uint64 ``(n,)``.
+
+    Rows without ``has`` hold zeros and take no part. ``group`` is ``None`` without ``within``. ``tokens``
+    are the texts themselves where a rule must see them to be sure, else ``None``.
+    """
+
+    values: Array
+    has: Array
+    group: Array | None = None
+    tokens: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: Array) -> Features:
+        """The given rows."""
+        group = None if self.group is None else self.group[rows]
+        tokens = None if self.tokens is None else [self.tokens[row] for row in rows.tolist()]
+        return Features(self.values[rows], self.has[rows], group, tokens)
 
 
 @dataclass(slots=True)
@@ -46,22 +66,6 @@ class Matcher(Protocol):
         ...
 
 
-class ExactMatcher:
-    """Equal keys, through a `KeyLedger`."""
-
-    def __init__(self, memory_keys: int) -> None:
-        self.ledger = KeyLedger(memory_keys)
-
-    def match(self, features: Features) -> Verdicts:
-        entries = np.full(len(features), APART, dtype=np.int64)
-        rows = np.flatnonzero(features.has)
-        entries[rows] = self.ledger.match(features.values[rows])
-        return Verdicts(entries, np.flatnonzero(entries == NEW))
-
-    def load(self, features: Features, notes: dict[str, Any]) -> None:
-        self.ledger.add(features.values)
-
-
 def by_group(features: Features) -> Iterator[tuple[int, Array]]:
     """Each group among the comparable rows, with its rows in order."""
     rows = np.flatnonzero(features.has)
@@ -74,13 +78,3 @@ def by_group(features: Features) -> Iterator[tuple[int, Array]]:
     order = np.argsort(groups, kind="stable")
     names, starts = np.unique(groups[order], return_index=True)
     yield from zip(names.tolist(), np.split(rows[order], starts[1:]), strict=True)
-
-
-def matcher_for(rule: Dedupe, memory_keys: int) -> Matcher:
-    """The matcher that decides ``rule``."""
-    from vecferry.dedupe.minhash import MinHashMatcher
-    from vecferry.dedupe.similar import SimilarMatcher
-
-    if rule.threshold is None:
-        return ExactMatcher(memory_keys)
-    return SimilarMatcher(rule.threshold) if rule.by == "similar" else MinHashMatcher(rule.threshold)

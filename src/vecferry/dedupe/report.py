@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from vecferry.core.durable import replacing
 from vecferry.dedupe.log import Removal
 from vecferry.dedupe.rules import Dedupe
-from vecferry.model import decode_id
+from vecferry.model import decode_id, dump_json
 
 _EXAMPLES = 3
 _CHARACTERS_A_TOKEN = 4
@@ -138,15 +136,11 @@ def summary(
 def audit_file(path: Path, rules: Sequence[Dedupe], removals: Iterable[Removal]) -> int:
     """Write the audit; see `DedupeStage.write_audit`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     lines = 0
-    with part.open("wb") as file:
+    with replacing(path) as file:
         for removal in removals:
             file.write(_line(rules[removal.rule], removal))
             lines += 1
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
     return lines
 
 
@@ -159,7 +153,7 @@ def _line(rule: Dedupe, removal: Removal) -> bytes:
     }
     if removal.score is not None:
         values["score"] = round(removal.score, 6)
-    return orjson.dumps(values) + b"\n"
+    return dump_json(values) + b"\n"
 
 
 def _example(removal: Removal) -> Example:

@@ -25,9 +25,9 @@ class Dedupe:
     Args:
         by: ``"id"``; ``"text"``; ``"metadata:KEY[,KEY…]"`` (equal values of all keys);
             ``"vector"`` (equal bit for bit); ``"similar"`` (cosine of the vectors at least
-            ``threshold``); ``"minhash"`` (Jaccard similarity of the texts' word 3-shingles, estimated
-            from MinHash signatures, at least ``threshold``). A record that lacks what a rule looks at
-            is never a duplicate by that rule.
+            ``threshold``); ``"minhash"`` (Jaccard similarity of the texts' shingles, found by MinHash
+            signatures and then computed, at least ``threshold``, and a difference in more than signs,
+            marks or digits). A record that lacks what a rule looks at is never a duplicate by that rule.
         keep: ``"first"`` or ``"last"`` in the order of the source, ``"newest"`` or ``"oldest"`` by
             ``timestamp``, or a callable that takes the records of one cluster (without vectors, in the
             order of the source) and returns the one to keep. Everything but ``"first"`` needs a first

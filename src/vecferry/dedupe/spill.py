@@ -1,8 +1,9 @@
-"""`Rows`: a growing matrix in a temporary file, so that memory stays bounded by the batch."""
+"""What grows, in temporary files, so that memory stays bounded by the batch."""
 
 from __future__ import annotations
 
 import tempfile
+from array import array
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,21 @@ class Rows:
         if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
             return np.asarray(self.view()[int(rows[0]) : int(rows[-1]) + 1])
         return self.take(rows)
+
+
+class Blobs:
+    """As `Rows`, of bytes of any lengths; 8 bytes a row stay in memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="vecferry-blobs-")  # noqa: SIM115
+        self._ends = array("q", [0])
+
+    def append(self, value: bytes) -> None:
+        """Add a row."""
+        self._file.seek(self._ends[-1])
+        self._file.write(value)
+        self._ends.append(self._ends[-1] + len(value))
+
+    def __getitem__(self, row: int) -> bytes:
+        self._file.seek(self._ends[row])
+        return self._file.read(self._ends[row + 1] - self._ends[row])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
+from vecferry.dedupe.matchers import APART, NEW, Features, Verdicts
 from vecferry.model.vectors import Array
 
 _SMALLEST_CAP = 1 << 20
@@ -116,6 +117,22 @@ class KeyLedger:
         if self._count <= self.memory_keys:
             return run
         return _Run(*(_on_disk(column) for column in (run.high, run.low, run.entry)))
+
+
+class ExactMatcher:
+    """Equal keys, through a `KeyLedger`."""
+
+    def __init__(self, memory_keys: int) -> None:
+        self.ledger = KeyLedger(memory_keys)
+
+    def match(self, features: Features) -> Verdicts:
+        entries = np.full(len(features), APART, dtype=np.int64)
+        rows = np.flatnonzero(features.has)
+        entries[rows] = self.ledger.match(features.values[rows])
+        return Verdicts(entries, np.flatnonzero(entries == NEW))
+
+    def load(self, features: Features, notes: dict[str, Any]) -> None:
+        self.ledger.add(features.values)
 
 
 def first_of_equals(keys: Array) -> tuple[Array, Array]:
