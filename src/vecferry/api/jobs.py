@@ -118,11 +118,16 @@ def forget_job(job: str | Path) -> bool:
     return jobs.forget_job(job_folder(job))
 
 
-def publish_job(job: str | Path) -> Version:
+def publish_job(job: str | Path, *, replace: bool = False) -> Version:
     """Swap in the target of a job that was run with ``publish="manual"`` and verified without difference.
+
+    Args:
+        replace: also where somebody else has made the collection since a job that was to create it began.
+            What is there is kept as a version.
 
     Raises:
         JobError: if the job did not come so far.
+        TargetExistsError: without ``replace``.
     """
     found = show_job(job)
     if found.get("stage") != "publish" or not found.get("verified"):
@@ -132,6 +137,7 @@ def publish_job(job: str | Path) -> Version:
     with jobs.JobFile(job_folder(job)) as state, _goal(found, None) as target:
         publishable(target)
         mode = WriteMode((state.get("settings") or {}).get("mode", WriteMode.REPLACE))
+        mode = WriteMode.REPLACE if replace else mode
         version = swap_in(target, str(state.get("tag")), mode, state.folder.name)
         state.advance(jobs.JobState.DONE)
         return version

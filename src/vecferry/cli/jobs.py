@@ -117,10 +117,16 @@ def prune(
         emit({"deleted": tags} if as_json else f"deleted: {', '.join(tags) or 'nothing'}", as_json=as_json)
 
 
-def publish(job: JobName, as_json: AsJson = False) -> None:
+def publish(
+    job: JobName,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also over what somebody else has made there since.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Swap in the verified target of a job that was run with --publish manual."""
     with errors_as_text(as_json=as_json):
-        version = api.publish_job(job)
+        version = api.publish_job(job, replace=replace)
         emit({"live": version.tag} if as_json else f"published: {version.tag}", as_json=as_json)
 
 

@@ -72,7 +72,9 @@ def backup_url(place: str, now: datetime | None = None) -> str:
     """A URL as it is; a folder gets a timestamped JSON Lines file."""
     if _is_url(place):
         return place
-    return f"jsonl:{Path(place) / f'backup-{now or datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl'}"
+    name = f"backup-{now or datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    names = (f"{name}.jsonl", *(f"{name}-{n}.jsonl" for n in range(2, 1000)))
+    return f"jsonl:{next(path for path in map(Path(place).joinpath, names) if not path.exists())}"
 
 
 def repeatable(call: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def swap_in(target: Collection, tag: str, mode: WriteMode, job: str) -> Version:
         raise TargetExistsError(
             f"{target.url} was made by somebody else while job {job} ran; its own work is kept as "
             f"version {tag}: "
-            f"swap it in with vecferry publish {job}, or drop it with vecferry jobs forget {job}"
+            f"swap it in with vecferry publish {job} --replace, or drop it with vecferry jobs forget {job}"
         )
     version: Version = store.publish(tag)
     return version
