@@ -25,6 +25,8 @@ from vecferry.model import DenseColumn, IdColumn, RecordId, SparseVector
 from vecferry.model.vectors import Array, Column
 
 BUCKETS = 256
+_EXACT = 1 << 20
+"""So many numbers below 2³² add up exactly as float64, in which `numpy.bincount` sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def hash_vectors(column: Column | None, keys: Array, dtype: str) -> Array:
 def _hash_matrix(heads: Array, values: Array) -> Array:
     body = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False)).view(np.uint8)
     flat = np.concatenate([heads, body], axis=1)
-    step, data = flat.shape[1], memoryview(flat.tobytes())
+    step, data = flat.shape[1], flat.data.cast("B")
     return _hashes([data[at : at + step] for at in range(0, len(data), step)])
 
 
@@ -132,7 +134,11 @@ class Digest:
     def add(self, hashes: Array, buckets: Array) -> None:
         """Add hashes of 16 bytes each; limbs are kept apart, so that 2³² of them do not overflow."""
         limbs = np.ascontiguousarray(hashes).view("<u4").reshape(-1, 4)
-        np.add.at(self._sums, buckets, limbs)
+        for low in range(0, len(limbs), _EXACT):
+            some = slice(low, low + _EXACT)
+            for i in range(4):
+                sums = np.bincount(buckets[some], limbs[some, i], minlength=BUCKETS)
+                self._sums[:, i] += sums.astype(np.uint64)
         self._counts += np.bincount(buckets, minlength=BUCKETS)
 
     @property
