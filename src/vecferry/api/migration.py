@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vecferry.api.inspection import Inspection, inspect_collection
 from vecferry.connecting import Collection, borrowed, connect
-from vecferry.errors import SchemaMismatchError
+from vecferry.errors import ConfigurationError, SchemaMismatchError
 from vecferry.model import CollectionSchema, RecordBatch, VectorField
 from vecferry.pipeline.endpoints import Endpoint, repeatable
 from vecferry.pipeline.job import Progressing
@@ -23,7 +24,7 @@ from vecferry.pipeline.stages import ConformToSchema
 from vecferry.pipeline.stream import Reading, batch_size_for, flow
 from vecferry.ports import Fields, OnProgress, ShouldStop, Sink, Stage, ignore_progress, never_stop
 from vecferry.reporting import Report
-from vecferry.verifying import Verification, compare
+from vecferry.verifying import Receipt, Verification, compare
 
 
 @takes(RunSettings)
@@ -71,9 +72,10 @@ def plan(source: Any, target: Any, **options: Any) -> Plan:
 
 
 def verify(
-    source: Any,
-    target: Any,
+    source: Any = None,
+    target: Any = None,
     *,
+    receipt: str | Path | Receipt | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: ShouldStop = never_stop,
     where: Any = None,
@@ -84,6 +86,9 @@ def verify(
     """Compare two collections record by record: ids, texts, metadata, vectors, search results.
 
     Args:
+        source, target: URLs, collections from `connect`, or adapter objects.
+        receipt: hold the target (the only collection given) against the receipt of an earlier verification
+            instead of a source: what was equal then is equal now, or the buckets that differ are named.
         where: compare only the records of the source that pass this filter; others are no difference.
         fields: as in `migrate`.
         workers: threads that read the target at once, where it comes in another order than the source. The
@@ -93,6 +98,10 @@ def verify(
     Raises:
         SchemaMismatchError: if the target lacks one of the vector fields.
     """
+    if receipt is not None:
+        return _hold(receipt, source, target, workers, on_progress, should_stop)
+    if source is None or target is None:
+        raise ConfigurationError("verify() compares a source and a target, or a target and receipt=FILE")
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         found, have = origin.describe(), goal.describe()
         names = shared_fields(found, have, fields)
@@ -110,6 +119,7 @@ def verify(
             wanted,
             goal.store,
             allow_extra=where is not None,
+            reference=origin.store,
             directions=_without_lengths(origin.store, found, names),
             workers=workers,
             on_progress=on_progress,
@@ -118,6 +128,21 @@ def verify(
         )
     notes = (*proof.notes, *_said_otherwise(found, have, names))
     return proof.model_copy(update={"notes": notes})
+
+
+def _hold(
+    receipt: str | Path | Receipt,
+    source: Any,
+    target: Any,
+    workers: int,
+    on_progress: Callable[[int], None],
+    should_stop: ShouldStop,
+) -> Verification:
+    if (source is None) == (target is None):
+        raise ConfigurationError("a receipt stands for the source: give the target alone beside receipt=")
+    kept = receipt if isinstance(receipt, Receipt) else Receipt.read(receipt)
+    with borrowed(partial(connect, source if target is None else target)) as goal:
+        return kept.hold(goal.store, workers=workers, on_progress=on_progress, should_stop=should_stop)
 
 
 def inspect(target: Any, *, sample: int | None = SAMPLE) -> Inspection:

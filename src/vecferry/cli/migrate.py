@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -26,6 +27,14 @@ from vecferry.model import parse_where
 
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Where to read, such as faiss:./kb")]
 To = Annotated[str, typer.Argument(metavar="TARGET", help="Where to write, such as qdrant://host/kb")]
+OptionalTo = Annotated[
+    str | None,
+    typer.Argument(metavar="TARGET", help="What is held against it; with --receipt the only collection."),
+]
+ReceiptFile = Annotated[
+    Path | None,
+    typer.Option("--receipt", help="Hold a collection against this receipt of a job, without its source."),
+]
 Filter = Annotated[
     str | None, typer.Option("--where", help="Only these records: \"lang == 'en' and page >= 3\".")
 ]
@@ -126,17 +135,19 @@ def plan(source: From, target: To, as_json: AsJson = False, *, options: dict[str
 
 def verify(
     source: From,
-    target: To,
+    target: OptionalTo = None,
+    receipt: ReceiptFile = None,
     where: Filter = None,
     field: FieldNames = None,
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two collections record by record. Exit status 1 on any difference."""
+    """Compare two collections record by record, or one with a receipt. Exit status 1 on any difference."""
     with errors_as_text(as_json=as_json), graceful_stop() as stop:
         proof = vf.verify(
             source,
             target,
+            receipt=receipt,
             where=parse_where(where) if where else None,
             fields=field_names(field),
             workers=workers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -89,7 +90,7 @@ from vecferry.ports import (
 )
 from vecferry.reporting import Report
 from vecferry.reporting.logs import job_log
-from vecferry.verifying import Verification, compare
+from vecferry.verifying import End, Receipt, Verification, Verifier, compare
 
 log = logging.getLogger("vecferry.job")
 
@@ -367,6 +368,7 @@ class Run:
         self.notes: list[str] = []
         self._sink: Any = None
         self._answer: Report | None = None
+        self._account: Verifier | None = None
         store = target.store
         self._builds_shadow = isinstance(store, Publishable) and store.stages(self.mode)
         self.resumed = self._begin_or_resume()
@@ -462,8 +464,7 @@ class Run:
             "stamps": {"begin": _as_json(stamp_of(self.source))},
         }
         (file.folder / "quarantine.jsonl").unlink(missing_ok=True)
-        for left in file.folder.glob("verify.sqlite*"):
-            left.unlink()
+        shutil.rmtree(file.folder / "verify", ignore_errors=True)
         file.begin(identity, fixed, parts)
         log.info("job %s begins: %s → %s", file.folder.name, self.source.url, self.target.url)
 
@@ -662,7 +663,9 @@ class Run:
             state=file.get("verifying"),
             on_state=lambda value: file.put(verifying=value),
             state_every=SAVED_EVERY,
-            spool_path=file.folder / "verify.sqlite",
+            folder=file.folder / "verify",
+            reference=self.source.store,
+            on_account=self._keep_account,
         )
 
     def _settle(self) -> None:
@@ -672,6 +675,33 @@ class Run:
             with self._clock.time("index"):
                 if self._patiently("settle", view.settle) is None:
                     self.notes.append("the target is still building its index")
+
+    def _keep_account(self, account: Verifier) -> None:
+        self._account = account
+
+    def _write_receipt(self, proof: Verification | None) -> None:
+        """Beside the report: by it the target can be held later, without the source.
+
+        After an upsert the target may hold more than was compared, and its sums are not those of the proof.
+        """
+        path = self.file.folder / "receipt.json"
+        if self._account is None or proof is None or not proof.ok or self.mode is WriteMode.UPSERT:
+            path.unlink(missing_ok=True)
+            return
+        counters = self.counters
+        counts = {"read": counters.read, "written": counters.written, "rejected": counters.rejected}
+        Receipt.of(
+            proof,
+            self._account,
+            End(url=self.look.source, collection=self.look.inputs.source_schema),
+            End(url=self.target.url, collection=self.look.inputs.target_schema),
+            counts={
+                **counts,
+                "dropped": sum(counters.dropped.values()),
+                "added": sum(counters.added.values()),
+            },
+            losses=self.look.inputs.losses,
+        ).write(path)
 
     def _view(self) -> Any:
         """The target as the verification reads it: the shadow as long as it is not published."""
@@ -709,6 +739,8 @@ class Run:
         file, counters = self.file, self.counters
         counters.seconds = self._clock.seconds
         quarantine = file.folder / "quarantine.jsonl"
+        if self.look.folder:
+            self._write_receipt(verification)
         report = Report(
             source=self.look.source,
             target=self.target.url,

@@ -4,6 +4,7 @@ from vecferry.model.canonical import canonical_rows
 from vecferry.model.equality import EXACT, LOSSY, Tolerance, tolerance_of
 from vecferry.verifying.comparing import compare
 from vecferry.verifying.digest import Digest
+from vecferry.verifying.receipt import End, Receipt
 from vecferry.verifying.result import Difference, FieldProof, SearchProof, Verification
 from vecferry.verifying.verifier import Verifier
 
@@ -12,7 +13,9 @@ __all__ = [
     "LOSSY",
     "Difference",
     "Digest",
+    "End",
     "FieldProof",
+    "Receipt",
     "SearchProof",
     "Tolerance",
     "Verification",

@@ -36,7 +36,7 @@ from vecferry.model.vectors import Array
 from vecferry.ports import Fetchable, Fields, Searchable, ShouldStop, Sink, Source, never_stop
 from vecferry.verifying import reading
 from vecferry.verifying.digest import key_halves
-from vecferry.verifying.hash_join import KEY_FIELDS, HashIndex, Runs
+from vecferry.verifying.hash_join import KEY_FIELDS, HashIndex, Runs, add_keys
 from vecferry.verifying.reading import Reader, Share, side_by_side
 from vecferry.verifying.result import Verification
 from vecferry.verifying.search import SearchCheck
@@ -74,7 +74,7 @@ def compare(
     on_state: Callable[[dict[str, Any]], None] | None = None,
     state_every: float = 0.0,
     folder: Path | None = None,
-    spool_path: Path | None = None,
+    on_account: Callable[[Verifier], None] = lambda _: None,
 ) -> Verification:
     """Compare the records that ``expected()`` yields with those of ``target``.
 
@@ -103,7 +103,7 @@ def compare(
         state_every: seconds between two such points.
         folder: for the files of a hash join, removed at the end. A hash join goes on only with the same
             folder; by default it is a temporary one.
-        spool_path: the former way to name the folder: ``verify`` beside that file.
+        on_account: told the account of it at its end, from which a `Receipt` is made.
 
     Raises:
         ConfigurationError: for an unknown strategy, or no worker.
@@ -119,13 +119,11 @@ def compare(
     if workers < 1:
         raise ConfigurationError(f"workers={workers}: at least one thread has to read")
     rules = _rules(expected_schema, target, fields, directions, tolerance or {})
-    if folder is None and spool_path is not None:
-        folder = spool_path.parent / "verify"
     with ExitStack() as stack:
         if folder is None:
             made = tempfile.TemporaryDirectory(prefix="vecferry-verify-", ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(made))
-        return _Comparison(
+        comparison = _Comparison(
             expected=expected,
             schema=expected_schema,
             target=target,
@@ -141,7 +139,10 @@ def compare(
             on_state=on_state,
             state_every=state_every,
             folder=folder,
-        ).run(strategy, state)
+        )
+        result = comparison.run(strategy, state)
+        on_account(comparison.verifier)
+        return result
 
 
 class _Comparison:
@@ -263,7 +264,7 @@ class _Comparison:
             for batch in stream:
                 passed = min(skip, len(batch))
                 skip -= passed
-                _add_keys(runs, key_halves(batch.ids[:passed]))
+                add_keys(runs, key_halves(batch.ids[:passed]))
                 if passed < len(batch):
                     yield batch.slice(passed, len(batch))
 
@@ -321,7 +322,7 @@ class _Comparison:
                 if a is None or b is None or a.ids != b.ids:
                     raise _OutOfStep
                 self.check.observe(a)
-                _add_keys(runs, self.verifier.pair(a, b).keys)
+                add_keys(runs, self.verifier.pair(a, b).keys)
                 stopped = self._stop(len(a))
                 # The cursor of the target stands behind the batch that `b` is the end of.
                 if self.on_state is not None and b.cursor is not None and self._due():
@@ -397,7 +398,7 @@ class _Comparison:
                 share = shares[number]
                 self.verifier.share = number
                 new = self.verifier.look_up(batch, index, share.rows, allow_extra=self.allow_extra)
-                _add_keys(surplus, new)
+                add_keys(surplus, new)
                 share.cursor, share.rows = batch.cursor, share.rows + len(batch)
                 self._stop(0)
                 if self.on_state is not None and self._due():
@@ -460,7 +461,7 @@ class _Comparison:
         with closing(expected), closing(self.reader.fetched(asked)) as answers:
             for batch, found in answers:
                 self.check.observe(batch)
-                _add_keys(runs, key_halves(batch.ids))
+                add_keys(runs, key_halves(batch.ids))
                 self._match(batch, found)
                 self._stop(len(batch))
                 if self.on_state is not None and self._due():
@@ -509,14 +510,6 @@ def _evenly(stream: Iterator[RecordBatch], size: int) -> Iterator[RecordBatch]:
             held = [whole.slice(size, len(whole))] if len(whole) > size else []
     if held:
         yield RecordBatch.concat(held)
-
-
-def _add_keys(runs: Runs, keys: Array) -> None:
-    if len(keys):
-        entries = np.zeros(len(keys), KEY_FIELDS)
-        entries["k0"], entries["k1"] = keys[:, 0], keys[:, 1]
-        entries["row"] = len(runs) + np.arange(len(keys))
-        runs.add(entries)
 
 
 def _rules(

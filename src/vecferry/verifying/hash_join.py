@@ -101,6 +101,15 @@ class Runs:
         return count, rows.tolist()
 
 
+def add_keys(runs: Runs, keys: Array) -> None:
+    """Add records that are nothing but keys ``(n, 2)``."""
+    if len(keys):
+        entries = np.zeros(len(keys), KEY_FIELDS)
+        entries["k0"], entries["k1"] = keys[:, 0], keys[:, 1]
+        entries["row"] = len(runs) + np.arange(len(keys))
+        runs.add(entries)
+
+
 def _by_key(records: Array) -> Array:
     records = records[np.argsort(records["k0"], kind="stable")]
     k0, k1 = records["k0"], records["k1"]

@@ -138,12 +138,13 @@ class Verification(_Frozen):
             f"{self.different_count:,} different" if self.different_count else "",
             f"{self.collided_count:,} under the id of another" if self.collided_count else "",
             "searches find something else" if self._search_fails() else "",
+            f"{len(self.buckets)} of 256 buckets of documents differ" if self.strategy == "receipt" else "",
         ]
         return ", ".join(part for part in parts if part) or "the digests differ"
 
     def _search_fails(self) -> bool:
         counts = (self.missing_count, self.extra_count, self.doubled_count, self.different_count)
-        return not (any(counts) or self.collided_count or self.ok)
+        return self.strategy != "receipt" and not (any(counts) or self.collided_count or self.ok)
 
     def __str__(self) -> str:
         lines = [f"verified ({self.strategy}, {self.seconds:.1f} s): {self.summary}"]

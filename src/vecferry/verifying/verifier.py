@@ -145,6 +145,10 @@ class Verifier:
         self._name("doubled", batch.id_list)
         self._add(self.found, batch)
 
+    def count_found(self, batch: RecordBatch) -> None:
+        """Add records of the target to its sums, compared with nothing."""
+        self._add(self.found, batch)
+
     def _add(self, sums: _Sums, batch: RecordBatch) -> tuple[KeyedIds, Array, dict[str, Array]]:
         ids = keyed(batch.ids)
         docs = self._hashes(batch)
