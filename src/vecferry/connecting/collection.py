@@ -173,8 +173,7 @@ class Collection:
 
     def _schema_for(self, sink: Sink, batch: RecordBatch) -> CollectionSchema:
         if sink.exists() and isinstance(sink, Source):
-            # What the records bring is theirs to say: the target's own keys are not claimed to be known.
-            return sink.describe().model_copy(update={"metadata_types": {}})
+            return sink.describe()
         return schema_of(batch)
 
     def _able(self, ability: Any, verb: str) -> Any:

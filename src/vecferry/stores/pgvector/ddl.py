@@ -16,7 +16,12 @@ from vecferry.model import CollectionSchema, DType, Kind, VectorField
 from vecferry.ports import WriteMode, check_fits
 from vecferry.stores.pgvector import frameworks
 from vecferry.stores.pgvector.frameworks import Place
-from vecferry.stores.pgvector.introspection import TableMetadata, as_sql, write_metadata
+from vecferry.stores.pgvector.introspection import (
+    TableMetadata,
+    as_sql,
+    look_at_texts,
+    write_metadata,
+)
 from vecferry.stores.pgvector.mapping import map_table, open_place
 from vecferry.stores.pgvector.options import Options, names
 from vecferry.stores.pgvector.server import EXTENSION_HINT, TableName
@@ -198,7 +203,9 @@ def _adopt(
     url: str,
 ) -> bool:
     """Check an existing table against the schema and record the spaces it did not know yet."""
-    table = measured(connection, map_table(open_place(connection, place, place.table), options, place))
+    relation = open_place(connection, place, place.table)
+    relation = look_at_texts(connection, relation, options.vector_columns.values())
+    table = measured(connection, map_table(relation, options, place))
     filled = has_rows(connection, table)
     if mode is WriteMode.CREATE and filled:
         raise TargetExistsError(f'{url} holds records; pass mode="upsert" or mode="replace"')

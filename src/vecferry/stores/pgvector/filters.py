@@ -8,7 +8,7 @@ of different types do not compare. Every condition is true or false, never NULL,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -21,13 +21,12 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.selectable import AliasedReturnsRows
 
-from vecferry.errors import ConfigurationError
-from vecferry.model import ENVELOPE, Where, check_where, to_json
+from vecferry.model import ENVELOPE, to_json
+from vecferry.model.filters import FilterVisitor, WhyNothing, tree_of
 from vecferry.stores.pgvector.introspection import PgColumn, as_sql
 from vecferry.stores.pgvector.table import Table
 
 _SIGNS = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_NEGATED = {"$ne": "$eq", "$nin": "$in"}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": lambda a, b: a == b,
     "$gt": lambda a, b: a > b,
@@ -84,54 +83,52 @@ def conditions(table: Table, where: Any, params: dict[str, Any]) -> list[Any]:
         # SQLAlchemy joins text as it is: an OR in it would swallow the conditions beside it.
         bound = Grouping(bound) if isinstance(bound, sa.TextClause) else bound
         return [rebound(bound, table.clause)]
-    return [_portable(table, check_where(where))]
+    return [_AsSql(table).visit(tree_of(where))]
 
 
 # -- portable filters -----------------------------------------------------------------------------
 
 
-def _portable(table: Table, where: Where) -> Any:
-    parts = [_one(table, key, condition) for key, condition in where.items()]
-    return sa.and_(sa.true(), *parts)
+class _AsSql(FilterVisitor[Any]):
+    """Every condition is true or false, never NULL."""
 
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.document = _as_jsonb(table, table.json) if table.json else None
 
-def _one(table: Table, key: str, condition: Any) -> Any:
-    if key == "$and":
-        return sa.and_(sa.true(), *(_portable(table, part) for part in condition))
-    if key == "$or":
-        return sa.or_(sa.false(), *(_portable(table, part) for part in condition))
-    if key == "$not":
-        return sa.not_(_portable(table, condition))
-    operators = condition if isinstance(condition, Mapping) else {"$eq": condition}
-    return sa.and_(sa.true(), *(_compare(table, key, name, value) for name, value in operators.items()))
+    def all_of(self, parts: list[Any]) -> Any:
+        return sa.and_(sa.true(), *parts)
 
+    def any_of(self, parts: list[Any]) -> Any:
+        return sa.or_(sa.false(), *parts)
 
-def _compare(table: Table, key: str, name: str, operand: Any) -> Any:
-    if name in _NEGATED:
-        return sa.not_(_compare(table, key, _NEGATED[name], operand))
-    if name == "$in":
-        if not isinstance(operand, list | tuple | set | frozenset):
-            raise ConfigurationError(f"$in of {key!r} takes a list")
-        return sa.or_(sa.false(), *(_compare(table, key, "$eq", option) for option in operand))
-    parts = []
-    column = _column_of(table, key)
-    if column is not None:
-        parts.append(_in_column(table.clause.c[column.name], column, name, operand))
-    if table.json:
-        parts.append(_in_json(_as_jsonb(table, table.json), key, name, operand))
-    if not parts:  # no such key anywhere
-        return sa.true() if (name, bool(operand)) == ("$exists", False) else sa.false()
-    if name == "$exists" and not operand:
-        return sa.and_(*parts)
-    return sa.or_(*parts)
+    def negation(self, part: Any) -> Any:
+        return sa.not_(part)
+
+    def compare(self, key: str, operator: str, operand: Any) -> Any:
+        return self.any_of(self._places(key, operator, operand))
+
+    def exists(self, key: str, wanted: bool) -> Any:
+        found = self.any_of(self._places(key, "$exists", True))
+        return found if wanted else sa.not_(found)
+
+    def _places(self, key: str, name: str, operand: Any) -> list[Any]:
+        """The condition on the column of the key, and on the json column."""
+        column, found = _column_of(self.table, key), []
+        if column is not None:
+            found.append(_in_column(self.table.clause.c[column.name], column, name, operand))
+        if self.document is not None:
+            found.append(_in_json(self.document, key, name, operand))
+        return found
 
 
 def _column_of(table: Table, key: str) -> PgColumn | None:
-    """The column a key of a filter names: metadata with a column of its own, or a column of the key."""
+    """The column that a key names: of metadata, or in a table of the application, of its key or text."""
     if key in table.typed:
         return table.columns[table.typed[key]]
-    own = key in table.columns and key in (*table.id, *table.key) and not table.by_place
-    return table.columns[key] if own and not table.coded_ids else None
+    if table.made or table.by_place or key not in (*table.id, *table.key, table.text):
+        return None
+    return table.columns[key]
 
 
 def _as_jsonb(table: Table, name: str) -> Any:
@@ -141,7 +138,7 @@ def _as_jsonb(table: Table, name: str) -> Any:
 
 def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
     if name == "$exists":
-        return clause.is_not(None) if operand else clause.is_(None)
+        return clause.is_not(None)
     if column.is_json:
         return _in_value(
             sa.type_coerce(clause, JSONB) if column.type == "jsonb" else sa.cast(clause, JSONB),
@@ -220,61 +217,36 @@ def _in_json(document: Any, key: str, name: str, operand: Any) -> Any:
 # -- filters that cannot match ---------------------------------------------------------------------
 
 
-def why_nothing_matches(connection: psycopg.Connection[Any], table: Table, where: Where) -> str:
-    """Why no row at all can pass a filter; empty if one may."""
-    for key, condition in where.items():
-        if key == "$not":
-            continue
-        if key == "$and":
-            reasons = [why_nothing_matches(connection, table, part) for part in condition]
-            reason = next(filter(None, reasons), "")
-        elif key == "$or":
-            reasons = [why_nothing_matches(connection, table, part) for part in condition]
-            reason = reasons[0] if reasons and all(reasons) else ""
-        else:
-            operators = condition if isinstance(condition, Mapping) else {"$eq": condition}
-            found = (_why(connection, table, key, name, value) for name, value in operators.items())
-            reason = next(filter(None, found), "")
-        if reason:
-            return reason
-    return ""
+class WhyNoRow(WhyNothing):
+    """Looks at the columns, and where a key has none, at the types of its JSON values."""
 
+    def __init__(self, connection: psycopg.Connection[Any], table: Table) -> None:
+        self.connection, self.table = connection, table
 
-def _why(connection: psycopg.Connection[Any], table: Table, key: str, name: str, operand: Any) -> str:
-    if name in _NEGATED or (name == "$exists" and not operand):
-        return ""
-    options = list(operand) if name == "$in" and isinstance(operand, list | tuple | set) else [operand]
-    if not options:
-        return f"no value is in the empty list of {key!r}"
-    column = _column_of(table, key)
-    if column is not None and column.name not in table.ours:
-        if name == "$exists" or column.is_json or column.category == "A":
+    def why(self, key: str, options: Sequence[Any]) -> str:
+        column = _column_of(self.table, key)
+        if column is None:
+            if not self.table.json:
+                known = ", ".join(sorted(self.table.typed)) or "none"
+                return f"no column is called {key!r}; there are {known}"
+            return self._in_json(key, options)
+        if column.name in self.table.ours or column.is_json or column.category == "A":
             return ""
-        if any(_comparable(option, column) is not None for option in options):
+        if not options or any(_comparable(option, column) is not None for option in options):
             return ""
         return f"column {column.name!r} is {column.sql_type}, which never compares with {options[0]!r}"
-    if column is not None:
-        return ""
-    if not table.json:
-        return f"no column is called {key!r}; there are {', '.join(sorted(table.typed)) or 'none'}"
-    return _why_not_in_json(connection, table, key, name, options)
 
-
-def _why_not_in_json(
-    connection: psycopg.Connection[Any], table: Table, key: str, name: str, options: list[Any]
-) -> str:
-    document = _as_jsonb(table, table.json or "")
-    value = sa.func.coalesce(_Place(document, [key]).value, _Place(document, key.split(".")).value)
-    kind = sa.func.jsonb_typeof(value)
-    query = sa.select(kind).where(value.is_not(None), *table.own_rows()).group_by(kind)
-    kinds = {row[0] for row in connection.execute(*as_sql(query))}
-    if not kinds:
-        return f"no record has the key {key!r}"
-    if name == "$exists" or "array" in kinds or any(kinds & _kinds_of(option) for option in options):
-        return ""
-    return (
-        f"{key!r} holds JSON of type {', '.join(sorted(kinds))}, which never compares with {options[0]!r}"
-    )
+    def _in_json(self, key: str, options: Sequence[Any]) -> str:
+        document = _as_jsonb(self.table, self.table.json or "")
+        value = sa.func.coalesce(_Place(document, [key]).value, _Place(document, key.split(".")).value)
+        kind = sa.func.jsonb_typeof(value)
+        query = sa.select(kind).where(value.is_not(None), *self.table.own_rows()).group_by(kind)
+        kinds = {row[0] for row in self.connection.execute(*as_sql(query))}
+        if not kinds:
+            return f"no record has the key {key!r}"
+        if not options or "array" in kinds or any(kinds & _kinds_of(option) for option in options):
+            return ""
+        return f"{key!r} holds {' or '.join(sorted(kinds))}, which never compares with {options[0]!r}"
 
 
 def _kinds_of(operand: Any) -> set[str]:
@@ -336,7 +308,7 @@ def _exists(document: Any, path: str) -> Any:
 def _in_value(value: Any, name: str, operand: Any, place: _Place | None = None) -> Any:
     """The comparison on a jsonb value that may be NULL (missing)."""
     if name == "$exists":
-        return value.is_not(None) if operand else value.is_(None)
+        return value.is_not(None)
     if isinstance(operand, int | float | Decimal) and not isinstance(operand, bool):
         return _in_number(value, name, operand, place)
     if isinstance(operand, tuple(_ISO)):

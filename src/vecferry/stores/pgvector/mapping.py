@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from vecferry.errors import NotFoundError, SchemaMismatchError
+from vecferry.model.foreign import METADATA_NAMES, TEXT_NAMES
 from vecferry.stores.pgvector.frameworks import Place, framework_table, recognise
 from vecferry.stores.pgvector.introspection import (
     DERIVED_TYPES,
@@ -20,8 +21,6 @@ from vecferry.stores.pgvector.options import Options, names
 from vecferry.stores.pgvector.server import TableName
 from vecferry.stores.pgvector.table import PLACE, Table
 
-TEXT_NAMES = ("text", "content", "document", "page_content", "body", "chunk", "chunk_text")
-JSON_NAMES = ("metadata", "meta", "metadata_", "cmetadata", "langchain_metadata", "payload", "attributes")
 _ARRAYS = frozenset({"float4", "float8", "numeric", "int2", "int4", "int8"})
 
 
@@ -155,7 +154,7 @@ def _json(relation: Relation, options: Options) -> str | None:
     if options.metadata not in (None, "columns"):
         return options.metadata or None
     columns = relation.columns
-    found = (n for n in JSON_NAMES if n in columns and columns[n].is_json and not columns[n].held_as)
+    found = (n for n in METADATA_NAMES if n in columns and columns[n].is_json and not columns[n].held_as)
     return next(found, None)
 
 

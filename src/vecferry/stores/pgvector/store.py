@@ -25,8 +25,8 @@ from vecferry.model import (
     RecordId,
     VectorRecord,
     Where,
-    check_where,
 )
+from vecferry.model.filters import tree_of
 from vecferry.ports import (
     Capabilities,
     Changes,
@@ -46,10 +46,12 @@ from vecferry.stores.pgvector.options import Options
 from vecferry.stores.pgvector.reading import RowReader, Snapshot, begin_read
 from vecferry.stores.pgvector.server import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.table import (
+    VENDOR,
     Table,
     advance_sequence,
     check_unique,
     find_partitions,
+    known_columns,
     measured,
     rows_of_others,
 )
@@ -95,7 +97,7 @@ class PgVectorStore:
         self._writer: TableWriter | None = None
         self._straight = self._key_checked = False
         self._replacement: PgVectorStore | None = None
-        self._schema: CollectionSchema | None = None
+        self._known: set[str] = set()
         self._live: TableName | None = None  # of a shadow: the table in whose place it will be
 
     @classmethod
@@ -122,7 +124,13 @@ class PgVectorStore:
             if others:
                 detail = f"rows of other collections in {table.shown} stay where they are"
                 losses = [Loss(kind="rows", detail=detail, count=others, reversible=True, where="source")]
-        return schema.model_copy(update={"count": self.count(), "losses": (*schema.losses, *losses)})
+        columns = {"of": self.url, "columns": sorted(table.typed)}
+        changes = {
+            "count": self.count(),
+            "losses": (*schema.losses, *losses),
+            "settings": {**schema.settings, VENDOR: columns},
+        }
+        return schema.model_copy(update=changes)
 
     def count(self) -> int:
         table = self._look()
@@ -201,7 +209,7 @@ class PgVectorStore:
             return
         self._replacement = None
         self._forget()
-        self._schema = schema
+        self._known = known_columns(schema, self.url)
         with self._server.raw() as connection:
             connection.autocommit = False
             ddl.ensure_extension(connection)
@@ -374,7 +382,7 @@ class PgVectorStore:
             return
         table = self._look()
         with self._server.raw() as connection:
-            reason = filters.why_nothing_matches(connection, table, check_where(where))
+            reason = filters.WhyNoRow(connection, table).visit(tree_of(where))
             connection.commit()
         if reason:
             raise PlanError(f"{self.url}: the filter matches nothing: {reason}; correct where=")
@@ -384,7 +392,7 @@ class PgVectorStore:
         table = self._existing()
         if table is None:
             return Kept()
-        known = set(schema.metadata_types)
+        known = known_columns(schema, self.url)
         own = {key for key, name in table.typed.items() if table.keeps(name, known) or name in table.id}
         ours = table.ours
         text = table.text is not None and table.text not in ours and table.layout == "plain"
@@ -495,7 +503,7 @@ class PgVectorStore:
                 raise NotFoundError(f"{self.url} was not prepared; call prepare() first") from error
             if not table.relation.is_table:
                 raise SchemaMismatchError(f"{self.name} is a view; write to a table")
-            self._writer = TableWriter(self._server, table, self._schema, straight=self._straight)
+            self._writer = TableWriter(self._server, table, self._known, straight=self._straight)
         return self._writer
 
     def _close_writer(self) -> None:

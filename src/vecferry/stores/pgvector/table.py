@@ -27,6 +27,8 @@ from vecferry.stores.pgvector.introspection import (
 )
 from vecferry.stores.pgvector.server import Server, TableName
 
+VENDOR = "pgvector"
+"""The key of a schema's settings under which a table says which metadata has columns."""
 PLACE = "ctid"
 """The system column that names a row's place: the key of a table that has none."""
 
@@ -146,7 +148,7 @@ class Table:
     def keeps(self, name: str, known: set[str]) -> bool:
         """Whether an update leaves a typed column as it is when the record brings no value for it.
 
-        ``known`` are the metadata keys that the source's schema names: there no value is a value, too.
+        ``known`` are keys that have a column in the source: there no value is a value, too.
         """
         column = self.columns[name]
         return column.defaulted or not column.writable or (name not in self.ours | known)
@@ -273,6 +275,12 @@ class Table:
                 )
             )
         return losses
+
+
+def known_columns(schema: CollectionSchema, url: str) -> set[str]:
+    """The metadata keys that have columns in a source of this kind, if that is another than ``url``."""
+    noted = schema.settings.get(VENDOR) or {}
+    return set(noted.get("columns", ())) if noted.get("of") != url else set()
 
 
 # -- indexes --------------------------------------------------------------------------------------

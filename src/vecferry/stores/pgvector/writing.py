@@ -23,7 +23,6 @@ from psycopg.adapt import PyFormat, Transformer
 from vecferry.errors import RejectedRecord, SchemaMismatchError
 from vecferry.model import (
     ENVELOPE,
-    CollectionSchema,
     DenseColumn,
     JsonColumn,
     Kind,
@@ -81,17 +80,14 @@ class TableWriter:
     """Upserts batches into one table over one connection of its own.
 
     Args:
-        schema: of what will be written; its metadata keys are known to the source.
+        known: metadata keys that have columns in the source.
         straight: whether the table is new, so that most keys will be new.
     """
 
-    def __init__(
-        self, server: Server, table: Table, schema: CollectionSchema | None, *, straight: bool
-    ) -> None:
+    def __init__(self, server: Server, table: Table, known: Collection[str], *, straight: bool) -> None:
         assert table.name is not None
         self.table = table
         self._server, self._name = server, table.name
-        known = set(schema.metadata_types) if schema is not None else set()
         self._encoder = RowEncoder(table, known)
         merge = Merge(table, self._encoder.as_text)
         self._merge_sql = merge
@@ -341,7 +337,7 @@ class RowEncoder:
     """Encodes batches as rows of one table.
 
     Args:
-        known: metadata keys that the source's schema names: a record without one has no value there.
+        known: metadata keys that have columns in the source: a record without one has no value there.
     """
 
     def __init__(self, table: Table, known: Collection[str] = ()) -> None:
@@ -564,7 +560,7 @@ class RowEncoder:
         """The value for a typed column; one that would change in it stays in the json column."""
         if self._goes(row.get(key), column):
             return row.pop(key)
-        if not self.table.json and column.nullable and row.get(key) is None:
+        if not self.table.json and row.get(key) is None:
             row.pop(key, None)
         return None
 
