@@ -218,9 +218,9 @@ class Migration:
         ):
             return None
         same = stored.get("settings") == _as_json(self._identity(source.url, target.url))
-        if not same or stored.get("target_stamp") != _as_json(stamp_of(target)):
+        if not same or stored.get("target_stamp") != _as_json(stamp_of(target, self.settings.retry)):
             return None
-        if (stored.get("stamps") or {}).get("verdict") != _as_json(stamp_of(source)):
+        if (stored.get("stamps") or {}).get("verdict") != _as_json(stamp_of(source, self.settings.retry)):
             return None
         schema = CollectionSchema(**stored["schema"])
         inputs = PlanInputs(
@@ -282,7 +282,8 @@ class Migration:
         """``look`` if it still says how things are; else both sides are looked at anew."""
         if look is not None:
             stored = peek_job(look.folder) if look.folder else {}
-            if look.inputs.stamp == stamp_of(source) and look.updated == stored.get("updated"):
+            now = stamp_of(source, self.settings.retry)
+            if look.inputs.stamp == now and look.updated == stored.get("updated"):
                 return look
         refuse_one_place(source, target)
         return self._look(source, target)
@@ -370,7 +371,9 @@ class Run:
         self._answer: Report | None = None
         self._account: Verifier | None = None
         store = target.store
-        self._builds_shadow = isinstance(store, Publishable) and store.stages(self.mode)
+        self._builds_shadow = isinstance(store, Publishable) and self._patiently(
+            "stages", lambda: store.stages(self.mode)
+        )
         self.resumed = self._begin_or_resume()
         self.counters = file.counters
         self._clock = _Clock(self.counters.seconds)
@@ -461,7 +464,7 @@ class Run:
             "losses": [loss.model_dump(mode="json") for loss in inputs.losses],
             "total": total,
             "counters": vars(Counters()),
-            "stamps": {"begin": _as_json(stamp_of(self.source))},
+            "stamps": {"begin": self._stamp(self.source)},
         }
         (file.folder / "quarantine.jsonl").unlink(missing_ok=True)
         shutil.rmtree(file.folder / "verify", ignore_errors=True)
@@ -475,7 +478,7 @@ class Run:
             JobChangedError: naming what has changed.
         """
         stamps = self.file.get("stamps") or {}
-        before, now = stamps.get("begin"), _as_json(stamp_of(self.source))
+        before, now = stamps.get("begin"), self._stamp(self.source)
         if not before or before == now:
             return
         job, change = self.file.folder.name, describe_change(before, now)
@@ -514,16 +517,16 @@ class Run:
         known = now.get("kind") == (stamps.get("verdict") or {}).get("kind") == "files"
         if not stored or not known or now != self.file.get("target_stamp"):
             return None
-        return stored_report(stored) if stamps["verdict"] == _as_json(stamp_of(self.source)) else None
+        return stored_report(stored) if stamps["verdict"] == self._stamp(self.source) else None
 
     def _target_stamp(self) -> dict[str, Any]:
         """Of what was verified: the shadow as long as it is not published."""
         store = self.target.store
         if not self._builds_shadow or self._tag in live_tags(store):
-            return stamp_of(self.target)
+            return stamp_of(self.target, self.settings.retry)
         view = store.shadow(self._tag)
         try:
-            return stamp_of(Collection(view, self.target.url))
+            return stamp_of(Collection(view, self.target.url), self.settings.retry)
         finally:
             view.close()
 
@@ -640,7 +643,10 @@ class Run:
             raise JobStopped("stopped while verifying; run the same call again to go on")
         self._settle()
         proof, faults = reconcile(proof, self.counters, upserted=upserted)
-        stamps = {**(file.get("stamps") or {}), "verdict": _as_json(stamp_of(self.source))}
+        stamps = {
+            **(file.get("stamps") or {}),
+            "verdict": self._stamp(self.source),
+        }
         found, notes = source_faults(stamps, self.counters, filtered=self.settings.where is not None)
         self.faults = [*faults, *found]
         self.notes += notes
@@ -775,6 +781,9 @@ class Run:
         return report
 
     # -- helpers ------------------------------------------------------------------------------
+
+    def _stamp(self, collection: Collection) -> Any:
+        return _as_json(stamp_of(collection, self.settings.retry))
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
         """Call again after a passing fault. All that is called here is idempotent."""

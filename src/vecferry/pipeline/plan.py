@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vecferry.connecting import Collection
+from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     LossRefusedError,
     NotFoundError,
@@ -245,7 +246,7 @@ def build_plan(
         PlanError: when the call cannot work as written; the message names the next move.
     """
     reader, sink = _able(source, Source, "be read"), _able(target, Sink, "be written")
-    stamp = stamp_of(source)
+    stamp = stamp_of(source, settings.retry)
     found = declare_space(settings.retry.call(reader.describe), space)
     capabilities: Capabilities = settings.retry.call(sink.capabilities)
     names, wanted = _map(found, capabilities, settings, embedded)
@@ -283,15 +284,15 @@ def build_plan(
     )
 
 
-def stamp_of(collection: Collection) -> dict[str, Any]:
+def stamp_of(collection: Collection, retry: RetryPolicy) -> dict[str, Any]:
     """What tells this state of a collection from another, as far as its store can say; its count at
     least.
     """
     store = collection.store
     if isinstance(store, Stamped):
-        return dict(store.stamp())
+        return dict(retry.call(store.stamp))
     try:
-        return {"kind": "store", "count": store.count()}
+        return {"kind": "store", "count": retry.call(store.count)}
     except NotFoundError:
         return {"kind": "store", "absent": True}
 

@@ -109,7 +109,10 @@ def test_a_table_of_the_application_keeps_its_shape(both: Any) -> None:
     assert both.sql(SHAPE) == before
     assert both.sql("select sku from cheap") == [("x",)]
     both.sql("insert into prod (sku, embedding) values ('w', '[5,6]')")
-    assert store.prune() == ["next", "third"]
+    assert [(v.tag, v.published) for v in store.versions()] == [
+        *(("third", True), ("next", True), ("original", True), ("bad", False))
+    ]
+    assert store.prune() == ["next", "third", "bad"], "what was never live, too"
     assert both.sql(SHAPE) == before
     both.sql("insert into prod (sku, embedding) values ('v', '[5,6]')")
     assert both.sql("select count(*) from prod") == [(3,)]

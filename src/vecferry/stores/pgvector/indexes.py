@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,47 @@ _MIB = 2**20
 _PROGRESS = (
     "SELECT blocks_done, blocks_total, tuples_done, phase FROM pg_stat_progress_create_index WHERE pid = %s"
 )
+
+
+class Builds:
+    """Index builds that go on in the background of this process, by the table they are on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, tuple[threading.Thread, list[BaseException]]] = {}
+
+    def start(self, key: str, job: Callable[[], None]) -> None:
+        """Run ``job`` beside the caller; the process does not end before it."""
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - told by `wait`
+                failed.append(error)
+
+        thread = threading.Thread(target=run, name=f"index on {key}")
+        with self._lock:
+            self._running[key] = thread, failed
+        thread.start()
+
+    def wait(self, key: str, seconds: float | None = None) -> bool:
+        """Wait for the build on a table; false if it goes on after ``seconds``. Raises what it raised."""
+        with self._lock:
+            thread, failed = self._running.get(key, (None, []))
+        if thread is None:
+            return True
+        thread.join(seconds)
+        if thread.is_alive():
+            return False
+        with self._lock:
+            self._running.pop(key, None)
+        if failed:
+            raise failed[0]
+        return True
+
+
+BUILDS = Builds()
 
 
 def build(server: Server, table: Table, schema: CollectionSchema, options: Options) -> None:

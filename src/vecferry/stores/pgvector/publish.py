@@ -27,6 +27,7 @@ from vecferry.stores.pgvector.introspection import (
     write_metadata,
 )
 from vecferry.stores.pgvector.server import Server, TableName
+from vecferry.stores.pgvector.writing import lock_name
 
 _MARK = "__vf_"
 _ORIGINAL = "original"
@@ -76,11 +77,16 @@ def drop(connection: psycopg.Connection[Any], table: TableName) -> None:
     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table.quoted))
 
 
-def note_mode(connection: psycopg.Connection[Any], shadow: TableName, mode: WriteMode) -> None:
-    """Record in which mode a shadow was begun."""
+def note_shadow(connection: psycopg.Connection[Any], shadow: TableName, mode: WriteMode, tag: str) -> None:
+    """Record whose a shadow is: the tag of its job, in which mode and when it was begun."""
     metadata = read_metadata(connection, shadow)
     if metadata is not None:
-        write_metadata(connection, shadow, metadata.model_copy(update={"mode": mode.value}))
+        changes = {
+            "mode": mode.value,
+            "tag": tag,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_metadata(connection, shadow, metadata.model_copy(update=changes))
 
 
 def is_begun(server: Server, table: TableName) -> bool:
@@ -128,21 +134,18 @@ def discard(server: Server, table: TableName, tag: str) -> None:
 
 
 def versions(server: Server, table: TableName) -> list[Version]:
-    """Published tables, newest first, with the server's estimate of their rows."""
+    """Published tables, newest first, and behind them those that were built and never live."""
     with server.raw() as connection:
         table = qualified(connection, table)
-        found = [
-            (metadata, name)
-            for metadata, name in _all(connection, table)
-            if metadata.serial or name == table.name
-        ]
-        found.sort(key=lambda item: -item[0].serial)
+        found = _all(connection, table)
+        found.sort(key=lambda item: (-item[0].serial, item[1] != table.name, item[1]))
         return [
             Version(
                 metadata.tag or _ORIGINAL,
                 name == table.name,
                 metadata.created,
                 _count(connection, table.sibling(name)),
+                published=bool(metadata.serial) or name == table.name,
             )
             for metadata, name in found
         ]
@@ -165,13 +168,18 @@ def rollback(server: Server, table: TableName) -> Version:
 
 
 def prune(server: Server, table: TableName, keep: int) -> list[str]:
-    """Drop all but the live version and ``keep`` before it; one that was rolled back goes first."""
+    """Drop all but the live version and ``keep`` before it; one that was rolled back goes first.
+
+    What was built and never live goes, too, unless somebody is writing to it.
+    """
     with server.raw() as connection:
         table = _begin(connection, table)
         live = (read_metadata(connection, table) or TableMetadata()).serial
         others = [(m, n) for m, n in _all(connection, table) if n != table.name and m.serial]
         others.sort(key=lambda item: (item[0].serial < live, item[0].serial))
         gone = sorted(others[: max(len(others) - keep, 0)], key=lambda item: item[0].serial)
+        begun = [(m, n) for m, n in _all(connection, table) if n != table.name and not m.serial]
+        gone += [(m, n) for m, n in begun if not _is_written(connection, table.sibling(n))]
         for _, name in gone:
             drop(connection, table.sibling(name))
         connection.commit()
@@ -232,6 +240,13 @@ def _check_free(connection: psycopg.Connection[Any], table: TableName) -> None:
 def _rename(connection: psycopg.Connection[Any], table: TableName, name: str) -> None:
     statement = sql.SQL("ALTER TABLE {} RENAME TO {}")
     connection.execute(statement.format(table.quoted, sql.Identifier(name)))
+
+
+def _is_written(connection: psycopg.Connection[Any], shadow: TableName) -> bool:
+    """Whether a writer is connected; no other begins as long as this transaction lasts."""
+    query = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
+    row = connection.execute(query, [lock_name(shadow)]).fetchone()
+    return not (row and row[0])
 
 
 def _count(connection: psycopg.Connection[Any], table: TableName) -> int:

@@ -56,6 +56,7 @@ class Query:
     field: str
     conditions: Sequence[Any]
     options: Options
+    exact: bool = False
 
 
 def search(server: Server, table: Table, schema: CollectionSchema, query: Query) -> list[VectorRecord]:
@@ -80,9 +81,14 @@ def search(server: Server, table: Table, schema: CollectionSchema, query: Query)
     )
     if field.kind is Kind.DENSE and field.dim is None:  # vectors of another dimension have no distance
         hits = hits.where(sa.func.vector_dims(clause) == len(query.vector))
-    hits = _nearest(hits, table, field, column, text, exact, query.k)
+    if query.exact:
+        hits = hits.order_by(exact).limit(query.k)
+    else:
+        hits = _nearest(hits, table, field, column, text, exact, query.k)
     with server.raw() as connection:
         begin_read(connection)
+        if query.exact:
+            connection.execute("SET LOCAL enable_indexscan = off")
         _tune(connection, table, column.name, query.options)
         return _records(connection, reader, hits, field.metric)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from vecferry.errors import (
     PlanError,
     SchemaMismatchError,
     UnsupportedError,
+    VecferryError,
 )
 from vecferry.model import (
     CollectionSchema,
@@ -99,6 +102,7 @@ class PgVectorStore:
         self._replacement: PgVectorStore | None = None
         self._known: set[str] = set()
         self._live: TableName | None = None  # of a shadow: the table in whose place it will be
+        self._tag = ""
 
     @classmethod
     def from_url(cls, url: StoreURL, *, engine: sa.Engine | None = None, **options: Any) -> PgVectorStore:
@@ -222,7 +226,7 @@ class PgVectorStore:
             else:
                 self._straight = ddl.prepare(connection, table, schema, mode, self.options, self.url)
             if self._live is not None and mode is not WriteMode.RESUME:
-                publish.note_mode(connection, table, mode)
+                publish.note_shadow(connection, table, mode, self._tag)
             connection.commit()
 
     def _to_be_like(self, connection: Any) -> Table | None:
@@ -276,9 +280,33 @@ class PgVectorStore:
         table = self._look(afresh=True)
         if wrote:
             advance_sequence(self._server, table)
+        self._forget()
+        if self._live is None:
+            self._build_indexes()
+        else:  # nobody searches it yet: the proof reads meanwhile, and `settle` or `publish` waits
+            again = PgVectorStore(self._server, table.name, self.options)
+            again._live = self._live
+            indexes.BUILDS.start(self._build_key, again._build_indexes)
+
+    def _build_indexes(self) -> None:
+        """Those that are missing. Idempotent."""
+        table = self._look(afresh=True)
         options = self._with_indexes_of_live(table)
         indexes.build(self._server, table, table.schema(self.name), options)
         self._forget()
+
+    @property
+    def _build_key(self) -> str:
+        return f"{self._server.url} {self._table}"
+
+    def settle(self, seconds: float | None = None) -> float | None:
+        """Wait until the indexes of a table under construction are complete."""
+        begun = time.monotonic()
+        if not indexes.BUILDS.wait(self._build_key, seconds):
+            return None
+        if self._live is not None:
+            self._build_indexes()
+        return time.monotonic() - begun
 
     def _with_indexes_of_live(self, table: Table) -> Options:
         """The indexes of the table that is replaced, and how to build those that do not fit any more."""
@@ -296,6 +324,32 @@ class PgVectorStore:
         if not anew or self.options.index:
             return self.options
         return replace(self.options, index=next(iter(anew.values())))
+
+    def writers(self, want: int) -> Sequence[TableWriter]:
+        """Further writers of the prepared table, each with a connection of its own."""
+        if self._replacement is not None:
+            return self._replacement.writers(want)
+        table = self._table_writer().table
+        if self._live is not None and (table.text is None or table.json is None):
+            return []  # a place for texts or metadata may have to be made
+        more = [TableWriter(self._server, table, self._known, straight=self._straight) for _ in range(want)]
+        self._snapshot.release()
+        return more
+
+    def stamp(self) -> dict[str, Any]:
+        """Count and newest transaction of the rows: whoever adds, changes or deletes one changes it."""
+        if self._table is not None and not self.exists():
+            return {"kind": "store", "absent": True}
+        table = self._look()
+        newest: list[Any] = []
+        if table.relation.is_table:
+            newest = [sa.func.max(sa.literal_column("xmin::text::bigint"))]
+        query = sa.select(sa.func.count(), *newest).select_from(table.clause)
+        with self._server.raw() as connection:
+            statement, values = as_sql(query.where(*self._conditions(None)))
+            row: Sequence[Any] = connection.execute(statement, values).fetchone() or (0, None)
+            connection.commit()
+        return {"kind": "store", "count": row[0], **({"transaction": row[1]} if newest else {})}
 
     def close(self) -> None:
         self._close_writer()
@@ -327,6 +381,7 @@ class PgVectorStore:
             probes: of an IVFFlat index.
             iterative_scan: ``strict_order`` or ``relaxed_order``: goes on until ``k`` rows pass the filter.
         """
+        indexes.BUILDS.wait(self._build_key)  # what is searched is the index
         table = self._look()
         mine = self.options
         options = replace(
@@ -338,6 +393,15 @@ class PgVectorStore:
         schema = table.schema(self.name)
         query = searching.Query(vector, k, field, self._conditions(where), options)
         return searching.search(self._server, table, schema, query)
+
+    def search_exact(
+        self, vectors: Sequence[Any], k: int = 10, *, field: str = ""
+    ) -> list[list[VectorRecord]]:
+        """See `vecferry.ports.ExactSearchable`: every row is looked at."""
+        table = self._look()
+        schema, conditions = table.schema(self.name), self._conditions(None)
+        queries = [searching.Query(v, k, field, conditions, self.options, exact=True) for v in vectors]
+        return [searching.search(self._server, table, schema, query) for query in queries]
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         self._writable()
@@ -354,16 +418,21 @@ class PgVectorStore:
     def shadow(self, tag: str) -> PgVectorStore:
         own = self._own_table()
         shadow = PgVectorStore(self._server, publish.shadow_name(own, tag), self.options)
-        shadow._live = own
+        shadow._live, shadow._tag = own, tag
         return shadow
 
     def publish(self, tag: str) -> Version:
         self._forget()
+        shadow = self.shadow(tag)
+        if shadow.exists():
+            shadow.settle()
         version = publish.publish(self._server, self._own_table(), tag)
         advance_sequence(self._server, self._look())
         return version
 
     def discard(self, tag: str) -> None:
+        with suppress(VecferryError):
+            indexes.BUILDS.wait(self.shadow(tag)._build_key)
         publish.discard(self._server, self._own_table(), tag)
 
     def versions(self) -> list[Version]:

@@ -38,7 +38,7 @@ from vecferry.stores.pgvector.ddl import MAX_SPARSE_DIM
 from vecferry.stores.pgvector.frameworks import CODECS
 from vecferry.stores.pgvector.introspection import VECTOR_TYPES, PgColumn
 from vecferry.stores.pgvector.reading import code_id, uncode_id
-from vecferry.stores.pgvector.server import Server, translated
+from vecferry.stores.pgvector.server import Server, TableName, translated
 from vecferry.stores.pgvector.table import Table
 from vecferry.stores.pgvector.wire import (
     Cells,
@@ -197,6 +197,11 @@ class TableWriter:
             self._staged = ()
             self._connection = self._server.connect()
             self._connection.autocommit = False
+            # As long as the session lives, others know that the table is being written.
+            self._connection.execute(
+                "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))", [lock_name(self._name)]
+            )
+            self._connection.commit()
         return self._connection
 
     def _rollback(self) -> None:
@@ -206,6 +211,11 @@ class TableWriter:
                 self._connection.rollback()
                 return
             self.close()
+
+
+def lock_name(table: TableName) -> str:
+    """Of the advisory lock that a writer shares with others."""
+    return f"vecferry writes {table.name}"
 
 
 class Merge:
