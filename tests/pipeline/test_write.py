@@ -60,6 +60,27 @@ def test_every_row_is_written_once_or_rejected_alone(bad: set[int], most: int, n
     assert max(sink.sizes, default=0) <= most
 
 
+class Answering(Picky):
+    """A sink that answers for each record of a request."""
+
+    def write(self, batch: RecordBatch) -> WriteReceipt:
+        good = [i for i in batch.id_list if i not in self.bad]
+        self.rows += good  # type: ignore[arg-type]
+        refused = tuple((i, f"no place for {i}") for i in batch.id_list if i in self.bad)
+        return WriteReceipt(len(good), refused=refused)
+
+
+def test_records_that_a_target_refuses_by_themselves_are_rejected() -> None:
+    sink = Answering({3, 7})
+    writer = Writer(sink, FAST)  # type: ignore[arg-type]
+    rejections = writer.write(batch(10))
+    assert [(r.batch.id_list, r.reason) for r in rejections] == [
+        ([3], "no place for 3"),
+        ([7], "no place for 7"),
+    ]
+    assert writer.written == 8 and sink.rows == [0, 1, 2, 4, 5, 6, 8, 9]
+
+
 def test_the_order_of_rows_is_kept() -> None:
     sink = Picky({7}, 10)
     Writer(sink, FAST).write(batch(40))  # type: ignore[arg-type]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vecferry.core.registry import find
-from vecferry.errors import PlanError, SchemaMismatchError, UnsupportedError
+from vecferry.errors import PlanError, RejectedRecord, SchemaMismatchError, UnsupportedError
 from vecferry.model import (
     CollectionSchema,
+    QueryVector,
     RecordBatch,
     RecordId,
     SparseVector,
@@ -27,6 +28,7 @@ from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Partition, Source
 
 _WRITE_CHUNK = 1024
+T = TypeVar("T")
 
 
 class Collection:
@@ -41,7 +43,7 @@ class Collection:
     """
 
     def __init__(self, store: Any, url: str = "") -> None:
-        self.store = store
+        self.store: Any = store
         self.url = url or getattr(store, "url", "") or type(store).__name__
 
     def __repr__(self) -> str:
@@ -67,13 +69,11 @@ class Collection:
 
     def describe(self) -> CollectionSchema:
         """Fields, dimensions, metric, layout, count."""
-        source: Source = self._able(Source, "be read")
-        return source.describe()
+        return self.able(Source, "be read").describe()
 
     def count(self) -> int:
         """The exact number of records."""
-        source: Source = self._able(Source, "be read")
-        return source.count()
+        return self.able(Source, "be read").count()
 
     def __len__(self) -> int:
         return self.count()
@@ -88,8 +88,7 @@ class Collection:
         where: Where | None = None,
     ) -> Iterator[RecordBatch]:
         """All records in batches; see `vecferry.ports.Source.scan`."""
-        source: Source = self._able(Source, "be read")
-        return source.scan(
+        return self.able(Source, "be read").scan(
             partition=partition, after=after, batch_size=batch_size, fields=fields, where=where
         )
 
@@ -100,11 +99,11 @@ class Collection:
 
     def fetch(self, ids: Sequence[RecordId]) -> list[VectorRecord]:
         """The records with these ids, in this order; unknown ids are left out."""
-        return list(self._able(Fetchable, "fetch by id").fetch([check_id(id_) for id_ in ids]).records())
+        return list(self.able(Fetchable, "fetch by id").fetch([check_id(id_) for id_ in ids]).records())
 
     def search(
         self,
-        query: Any,
+        query: QueryVector | VectorRecord | str,
         k: int = 10,
         where: Where | None = None,
         *,
@@ -127,7 +126,7 @@ class Collection:
                     "(vecferry search … --embed MODEL) and search with the vector"
                 )
             return self.store.search_text(query, k, where=where)
-        searchable: Any = self._able(Searchable, "search")
+        searchable: Any = self.able(Searchable, "search")
         vector = _query_vector(query, field)
         hits: list[VectorRecord] = searchable.search(vector, max(k, 0), field=field, where=where, **options)
         return hits
@@ -154,20 +153,23 @@ class Collection:
             schema: needed only when the collection is new and its metric or space matters; else it is
                 taken from the first records, with the cosine metric.
         """
-        sink: Sink = self._able(Sink, "be written")
+        sink = self.able(Sink, "be written")
         written = 0
         for batch in _batches(records, schema):
             if not written:
                 sink.prepare(schema or self._schema_for(sink, batch), WriteMode.UPSERT)
-            written += sink.write(batch).written
+            receipt = sink.write(batch)
+            if receipt.refused:
+                ids, reasons = zip(*receipt.refused, strict=True)
+                raise RejectedRecord(f"{self.url} refused {ids[:3]!r}: {reasons[0]}", ids=ids)
+            written += receipt.written
         if written:
             sink.finish()
         return written
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Delete by id and return how many there were."""
-        deletable: Deletable = self._able(Deletable, "delete")
-        return deletable.delete([check_id(id_) for id_ in ids])
+        return self.able(Deletable, "delete").delete([check_id(id_) for id_ in ids])
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -176,7 +178,12 @@ class Collection:
             return sink.describe()
         return schema_of(batch)
 
-    def _able(self, ability: Any, verb: str) -> Any:
+    def able(self, ability: type[T], verb: str) -> T:
+        """The store, as one that has an ability (a protocol of `vecferry.ports`).
+
+        Raises:
+            UnsupportedError: if it cannot ``verb``.
+        """
         if not isinstance(self.store, ability):
             raise UnsupportedError(
                 f"{self.url} cannot {verb}; migrate it to a store that can, such as memory: or faiss:"
@@ -184,12 +191,12 @@ class Collection:
         return self.store
 
 
-def _query_vector(query: Any, field: str) -> Any:
+def _query_vector(query: QueryVector | VectorRecord, field: str) -> QueryVector:
     if isinstance(query, SparseVector):
         return query
     if not isinstance(query, VectorRecord):
         return np.asarray(query)
-    found = query.sparse_vectors.get(field, query.vectors.get(field))
+    found: QueryVector | None = query.sparse_vectors.get(field, query.vectors.get(field))
     found = query.vector if found is None and not field else found
     if found is None:
         raise SchemaMismatchError(f"the record {query.id!r} has no vector {field!r} to search with")

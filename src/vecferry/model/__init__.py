@@ -15,11 +15,12 @@ from vecferry.model.json_column import JsonColumn
 from vecferry.model.record import VectorRecord
 from vecferry.model.schema import CollectionSchema, DType, Kind, Loss, Metric, VectorField
 from vecferry.model.space import EmbeddingSpace, probe_cosine, same_model, signature
-from vecferry.model.typed import ENVELOPE, dump_json, from_json, parse_json, to_json, type_name
+from vecferry.model.typed import ENVELOPE, Json, dump_json, from_json, parse_json, to_json, type_name
 from vecferry.model.vectors import (
     Column,
     DenseColumn,
     MultiColumn,
+    QueryVector,
     RaggedColumn,
     SparseColumn,
     SparseVector,
@@ -34,11 +35,13 @@ __all__ = [
     "EmbeddingSpace",
     "FilterVisitor",
     "IdColumn",
+    "Json",
     "JsonColumn",
     "Kind",
     "Loss",
     "Metric",
     "MultiColumn",
+    "QueryVector",
     "RaggedColumn",
     "RecordBatch",
     "RecordId",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -48,6 +49,9 @@ class Kind(StrEnum):
     MULTI = "multi"
 
 
+_SHOWN = 5
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -81,7 +85,10 @@ class VectorField(_Frozen):
 
 
 class Loss(_Frozen):
-    """Something that does not survive a crossing, or survives only in another form.
+    """Something that does not survive a migration, or survives only in another form.
+
+    The one way in which a reader says what it saw and does not carry (`CollectionSchema.losses`) and a
+    writer what it changes (`Capabilities.losses`). The plan prints each, with a count and an example.
 
     ``kind`` is one of ``vector`` (precision), ``magnitude``, ``metric``, ``id``, ``metadata``,
     ``index``, ``text``, ``field``. ``reversible`` says that the original is kept with the record
@@ -94,6 +101,21 @@ class Loss(_Frozen):
     example: str | None = None
     reversible: bool = False
     where: str = "target"
+
+    @classmethod
+    def not_carried(
+        cls, what: str, found: Sequence[str], *, kind: str = "metadata", hint: str = ""
+    ) -> tuple[Loss, ...]:
+        """What a reader saw and does not carry: one loss that names some; none if nothing was ``found``.
+
+        >>> str(*Loss.not_carried("columns", ["a", "b"]))
+        '2 × columns are not carried, e.g. a, b'
+        """
+        if not found:
+            return ()
+        shown = ", ".join(found[:_SHOWN]) + ("" if len(found) <= _SHOWN else ", …")
+        detail = f"{what} are not carried{hint}"
+        return (cls(kind=kind, detail=detail, count=len(found), example=shown, where="source"),)
 
     def __str__(self) -> str:
         count = "" if self.count is None else f"{self.count:,} × "

@@ -293,6 +293,10 @@ class MultiColumn(RaggedColumn):
 Column: TypeAlias = DenseColumn | SparseColumn | MultiColumn
 
 
+QueryVector: TypeAlias = NDArray[Any] | Sequence[float] | Sequence[Sequence[float]] | SparseVector
+"""What is searched with: ``(dim,)``, ``(m, dim)`` for a multi-vector, or a sparse vector."""
+
+
 def _join_masks(columns: Sequence[_Masked]) -> Mask | None:
     if all(column.mask is None for column in columns):
         return None

@@ -29,7 +29,7 @@ from vecferry.errors import (
     TimedOutError,
     VecferryError,
 )
-from vecferry.model import CollectionSchema, RecordBatch, Where
+from vecferry.model import CollectionSchema, RecordBatch, Where, encode_id
 from vecferry.pipeline.job import Counters, JobFile, Progressing, add_counts
 from vecferry.pipeline.quarantine import Quarantine
 from vecferry.ports import (
@@ -238,6 +238,10 @@ class Writer:
         backoff.reset()
         self.written += receipt.written
         self.bytes += receipt.bytes or piece.nbytes
+        reasons = {encode_id(id_): reason for id_, reason in receipt.refused}
+        for row, id_ in enumerate(piece.ids.encoded() if reasons else ()):
+            if id_ in reasons:
+                rejections.append(Rejection(piece.take([row]), "write", reasons[id_]))
         self._grow()
         return []
 
@@ -349,7 +353,7 @@ class Checkpointer:
             return
         if self._partial and isinstance(self.sink, Rewindable):
             return
-        values = {"quarantine_length": self.quarantine.sync()}
+        values: dict[str, Any] = {"quarantine_length": self.quarantine.sync()}
         if isinstance(self.sink, Rewindable):
             values["mark"] = self.sink.mark()
         self.file.commit(self.counters, cursors=self._cursors, done=self._done, hooks=self._hooks, **values)

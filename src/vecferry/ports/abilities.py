@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from vecferry.model import CollectionSchema, Loss, RecordBatch, RecordId, VectorRecord, Where
+from vecferry.model import (
+    CollectionSchema,
+    Json,
+    Loss,
+    QueryVector,
+    RecordBatch,
+    RecordId,
+    VectorRecord,
+    Where,
+)
 from vecferry.model.vectors import Array
 from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Source
@@ -34,12 +43,12 @@ class Searchable(Protocol):
     """Finds the nearest records to a vector."""
 
     def search(
-        self, vector: Any, k: int = 10, *, field: str = "", where: Where | None = None
+        self, vector: QueryVector, k: int = 10, *, field: str = "", where: Where | None = None
     ) -> list[VectorRecord]:
         """At most ``k`` records, best first, ``score`` set (higher is better, see `VectorRecord`).
 
         Args:
-            vector: ``(dim,)`` array, ``(m, dim)`` for a multi field, `SparseVector` for a sparse one.
+            vector: of the kind of the field.
 
         Raises:
             SchemaMismatchError: if the dimension is not that of the field.
@@ -53,7 +62,7 @@ class BatchSearchable(Searchable, Protocol):
 
     def search_many(
         self,
-        vectors: Sequence[Any],
+        vectors: Sequence[QueryVector],
         k: int = 10,
         *,
         field: str = "",
@@ -69,7 +78,7 @@ class ExactSearchable(Searchable, Protocol):
     """Has an approximate index, and can search without it."""
 
     def search_exact(
-        self, vectors: Sequence[Any], k: int = 10, *, field: str = ""
+        self, vectors: Sequence[QueryVector], k: int = 10, *, field: str = ""
     ) -> list[list[VectorRecord]]:
         """What `search` would return for each of ``vectors`` if the index were exact; only the ids and
         scores count."""
@@ -102,7 +111,7 @@ class Rewindable(Protocol):
     the records the cursor stands behind.
     """
 
-    def mark(self) -> Any:
+    def mark(self) -> Json:
         """Make all that was written durable (fsync) and name this point, as a JSON value."""
         ...
 
@@ -175,7 +184,7 @@ class Publishable(Protocol):
         ...
 
     def publish(self, tag: str) -> Version:
-        """Let the shadow be the collection, atomically; the previous one is kept. Twice is as once."""
+        """Let the shadow be the collection, atomically; the previous one is kept. Idempotent."""
         ...
 
     def discard(self, tag: str) -> None:
@@ -272,7 +281,7 @@ class ChangeTracking(Protocol):
     """Tells what was added, changed and deleted since a cursor."""
 
     def track(self) -> Cursor:
-        """Begin to track (install what is needed) and return where the log stands now. Twice is as once."""
+        """Begin to track (install what is needed) and return where the log stands now. Idempotent."""
         ...
 
     def changes(self, after: Cursor, *, batch_size: int = 1024) -> Iterator[Changes]:
@@ -280,7 +289,7 @@ class ChangeTracking(Protocol):
         ...
 
     def untrack(self) -> None:
-        """Remove what `track` installed. Twice is as once."""
+        """Remove what `track` installed. Idempotent."""
         ...
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from vecferry.model import CollectionSchema, DType, Kind, Loss, Metric, RecordBatch
+from vecferry.model import CollectionSchema, DType, Kind, Loss, Metric, RecordBatch, RecordId
 
 
 class WriteMode(StrEnum):
@@ -24,10 +24,17 @@ class WriteMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WriteReceipt:
-    """The target has acknowledged ``written`` records."""
+    """The target has acknowledged ``written`` records.
+
+    Attributes:
+        refused: where a target answers for each record: the ids it took not, with its reason. The others of
+            the batch are written. A target that takes all of a request or nothing of it raises
+            `RejectedRecord` instead.
+    """
 
     written: int
     bytes: int = 0
+    refused: tuple[tuple[RecordId, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class Capabilities:
 
 @runtime_checkable
 class Sink(Protocol):
-    """A store that can be written, such that doing it twice is as doing it once."""
+    """A store that can be written. Every verb is idempotent."""
 
     def capabilities(self) -> Capabilities:
         """What this sink can hold. Works before the target exists and without writing."""
@@ -81,7 +88,7 @@ class Sink(Protocol):
         ...
 
     def prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
-        """Make the target ready for records of ``schema``. Twice is as once.
+        """Make the target ready for records of ``schema``. Idempotent.
 
         The embedding space of each field is recorded with the target, durably, before the first
         record. With ``UPSERT`` on an existing target, and with ``RESUME``, the schema is checked
@@ -95,11 +102,15 @@ class Sink(Protocol):
         ...
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
-        """Upsert by id; acknowledged when it returns. The same batch again changes nothing.
+        """Upsert by id; acknowledged when it returns. Idempotent.
 
         Called from one thread at a time. A sink that gains by parallel requests makes them inside.
-        Either all records are written or an error is raised; after an error the same or a smaller
-        batch may be written again.
+        Either all records are written but those that the receipt names as refused, or an error is raised;
+        after an error the same or a smaller batch may be written again.
+
+        An upsert replaces exactly: afterwards the record says what the batch says. Metadata keys, texts
+        and vectors that an earlier write put there and this one does not bring are gone. Only what an
+        application keeps beside them and the source does not know of may stay, see `KeepsOwn`.
 
         Raises:
             RejectedRecord: the target refuses some records for what they contain.
@@ -112,9 +123,9 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Build indexes and flush; when it returns the collection can be read and searched.
 
-        Twice is as once, also when the first was cut short."""
+        Idempotent, also when an earlier call was cut short."""
         ...
 
     def close(self) -> None:
-        """Release connections and files. What is unfinished stays resumable. Twice is as once."""
+        """Release connections and files. What is unfinished stays resumable. Idempotent."""
         ...

@@ -532,22 +532,6 @@ def _left_out(count: int, detail: str) -> tuple[Loss, ...]:
     return (Loss(kind="field", detail=detail, count=count, where="source"),) if count else ()
 
 
-def not_carried(what: str, found: Sequence[str], *, hint: str = "") -> tuple[Loss, ...]:
-    """The loss that says that ``found`` (keys, files) were seen and are not carried."""
-    if not found:
-        return ()
-    shown = ", ".join(found[:_SHOWN]) + ("" if len(found) <= _SHOWN else ", …")
-    return (
-        Loss(
-            kind="metadata",
-            detail=f"{what} are not carried{hint}",
-            count=len(found),
-            example=shown,
-            where="source",
-        ),
-    )
-
-
 def check_count(have: int, want: int, name: str) -> None:
     """Whether a sidecar is as long as the index.
 

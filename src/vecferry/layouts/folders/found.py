@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError
-from vecferry.layouts.folders.entries import Numbering, Sidecar, not_carried
+from vecferry.layouts.folders.entries import Numbering, Sidecar
 from vecferry.layouts.folders.langchain import read_langchain
 from vecferry.layouts.folders.llamaindex import (
     DOCSTORE,
@@ -127,7 +127,7 @@ class Found:
             and (whole or path.name.startswith(self.index.stem))
         )
         hint = "; name the one that holds the records with ?sidecar=FILE" if self.layout == "none" else ""
-        return not_carried("files beside the index", names, hint=hint)
+        return Loss.not_carried("files beside the index", names, hint=hint)
 
 
 def find(

@@ -25,7 +25,6 @@ from vecferry.layouts.folders.entries import (
     Sidecar,
     Spool,
     check_count,
-    not_carried,
     pair,
 )
 from vecferry.layouts.folders.inert import Documents
@@ -103,7 +102,7 @@ class _Docs:
             if row in self._own_ids and self._own_ids[row] != name
         ]
         return (
-            *not_carried(f"documents of {self._name} without a vector", orphans),
+            *Loss.not_carried(f"documents of {self._name} without a vector", orphans),
             *(
                 Loss(
                     kind="id",

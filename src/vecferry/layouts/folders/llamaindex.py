@@ -32,7 +32,6 @@ from vecferry.layouts.folders.entries import (
     Sidecar,
     Spool,
     check_count,
-    not_carried,
     pair,
     settle,
 )
@@ -112,8 +111,8 @@ class Docstore:
         """What is in the docstore and is not carried; what stands there twice and differs."""
         orphans = sorted(self.rows.keys() - set(names))
         return (
-            *not_carried(f"nodes of {self._path} without a vector", orphans),
-            *not_carried(f"earlier nodes of {self._path} under an id that comes again", self._twice),
+            *Loss.not_carried(f"nodes of {self._path} without a vector", orphans),
+            *Loss.not_carried(f"earlier nodes of {self._path} under an id that comes again", self._twice),
             *(
                 Loss(
                     kind="id",

@@ -42,7 +42,6 @@ from vecferry.layouts.folders.entries import (
     check_count,
     in_row_order,
     is_native,
-    not_carried,
     pair,
 )
 from vecferry.layouts.folders.inert import Documents
@@ -312,7 +311,7 @@ class _Reader:
         shape = file.shape
         if shape is None:
             return self._plain(file)
-        ignored = not_carried(f"keys of {self._name}", shape.ignored)
+        ignored = Loss.not_carried(f"keys of {self._name}", shape.ignored)
         if shape.ids in _NUMBERED_IDS:
             sidecar = self._by_number_of_id(file, shape)
         elif shape.ids is not None and shape.metadata is None and _keyed(file, shape):
@@ -354,7 +353,7 @@ class _Reader:
             lost = [str(key) for row, key in enumerate(keys) if key != self._spool.ids[row]]
         detail = f"nothing in {self._name} says which vector a record has: the order of the file is taken"
         loss = Loss(kind="id", detail=detail, count=len(keys), where="source")
-        losses = (loss, *not_carried(f"keys of {self._name} beside the records' own ids", lost))
+        losses = (loss, *Loss.not_carried(f"keys of {self._name} beside the records' own ids", lost))
         return in_row_order(entries, self._numbering, self._name, losses)
 
     def _by_number_of_id(self, file: Any, shape: _Shape) -> Sidecar:
@@ -375,7 +374,7 @@ class _Reader:
         left = sorted(str(name) for name in at.keys() - {name for _, name in known})
         return replace(
             sidecar,
-            losses=(*sidecar.losses, *not_carried(f"records of {self._name} without a vector", left)),
+            losses=(*sidecar.losses, *Loss.not_carried(f"records of {self._name} without a vector", left)),
         )
 
     def _by_listed_id(self, file: Any, shape: _Shape) -> Sidecar:
@@ -393,7 +392,7 @@ class _Reader:
             keep=True,
         )
         left = sorted(str(name) for name in at.keys() - set(names))
-        losses = not_carried(f"records of {self._name} without a vector", left)
+        losses = Loss.not_carried(f"records of {self._name} without a vector", left)
         return in_row_order(entries, self._numbering, self._name, losses)
 
     def _parallel(self, file: Any, shape: _Shape) -> Sidecar:
