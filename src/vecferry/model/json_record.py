@@ -232,8 +232,11 @@ def _open_point(record: dict[str, Any], vectors: dict[str, Any], sparse: dict[st
     record["metadata"] = nested if whole else payload
 
 
+_QUOTED = tuple((name, f'"{name}"'.encode()) for name in VECTOR_NAMES)
+
+
 def _vector_key(line: bytes) -> str | None:
-    return next((name for name in VECTOR_NAMES if f'"{name}"'.encode() in line), None)
+    return next((name for name, quoted in _QUOTED if quoted in line), None)
 
 
 def _metadata(record: dict[str, Any], given: str | None) -> dict[str, Any]:

@@ -22,7 +22,15 @@ import orjson
 
 from vecferry.core.wall import reading_foreign
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, SchemaMismatchError
-from vecferry.model import ENVELOPE, CollectionSchema, RecordBatch, Where, schema_of, type_name
+from vecferry.model import (
+    ENVELOPE,
+    CollectionSchema,
+    Kind,
+    RecordBatch,
+    Where,
+    schema_of,
+    type_name,
+)
 from vecferry.model.json_column import JsonColumn, Unkeepable
 from vecferry.model.json_record import (
     BadRow,
@@ -41,6 +49,7 @@ from vecferry.stores.kit.checks import filtered, kind_of
 from vecferry.stores.kit.documents import DocumentLines, document_lines
 from vecferry.stores.kit.files import FileStore, Pending
 from vecferry.stores.kit.lines import align, line_number, lines, open_lines
+from vecferry.stores.kit.vector_text import cut_vectors
 
 _BATCH_BYTES = 64 << 20
 _COUNT_BATCH = 1024
@@ -239,7 +248,7 @@ class JsonlStore(FileStore):
         self, paths: Sequence[Path], held: Sequence[_Line], schema: CollectionSchema | None, fields: Fields
     ) -> tuple[RecordBatch, Array]:
         rows, kept = [], []
-        for entry in held:
+        for entry in self._without_vectors(held, schema, fields):
             row = self._row(paths, entry)
             if row is None:
                 continue
@@ -259,6 +268,21 @@ class JsonlStore(FileStore):
             cursor=[last[0], last[1] + len(last[2])],
         )
         return batch, np.array([_position(entry) for entry in kept], dtype=np.int64)
+
+    def _without_vectors(
+        self, held: Sequence[_Line], schema: CollectionSchema | None, fields: Fields
+    ) -> Sequence[_Line]:
+        """The lines, those of the unnamed field's vectors cut out that nobody wants."""
+        if self._skip_bad or fields.wants("") or (schema is None and fields.vectors):
+            return held
+        field = next((f for f in schema.fields if f.name == ""), None) if schema is not None else None
+        if schema is not None and (field is None or field.kind is not Kind.DENSE):
+            return held
+        name = self._names["vector"] if schema is None else "vector"
+        rest = cut_vectors([line for _, _, line in held], name)
+        if rest is None:
+            return held
+        return [(at, start, line) for (at, start, _), line in zip(held, rest, strict=True)]
 
     def _columns(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock, Timer
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from vecferry.stores.kit.checks import filtered
 from vecferry.stores.kit.keys import KeyIndex, keys_of
 
 _SAMPLE = 100
+_KEPT_SECONDS = 30.0
 _BLOCK = 4096
 
 
@@ -52,6 +54,38 @@ class _Stamp:
     def of(cls, found: Found) -> _Stamp:
         stats = [(path, path.stat()) for path in sorted(found.files())]
         return cls(tuple((str(p), s.st_ino, s.st_size, s.st_mtime_ns) for p, s in stats))
+
+
+class _Recent:
+    """The sidecar that was closed last, for a while: parsing it is most of the work of opening it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: tuple[Any, Sidecar] | None = None
+        self._timer: Timer | None = None
+
+    def keep(self, key: Any, sidecar: Sidecar) -> None:
+        """Hold a sidecar instead of closing it; the one held before is let go."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._held, self._timer = (key, sidecar), Timer(_KEPT_SECONDS, self._let_go, [sidecar])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def take(self, key: Any) -> Sidecar | None:
+        """The sidecar held under the key. Reading is stateless, so that several may share it."""
+        with self._lock:
+            return self._held[1] if self._held is not None and self._held[0] == key else None
+
+    def _let_go(self, sidecar: Sidecar) -> None:
+        # Its files close when the last snapshot that shares it goes.
+        with self._lock:
+            if self._held is not None and self._held[1] is sidecar:
+                self._held = None
+
+
+_RECENT = _Recent()
 
 
 class Snapshot:
@@ -100,8 +134,10 @@ class Snapshot:
 
     def close(self) -> None:
         self.index.close()
-        if "sidecar" in self.__dict__ and self.sidecar is not None:
-            self.sidecar.close()
+        if "sidecar" in self.__dict__ and self.sidecar is not None and self._simple is None:
+            # A job opens its source again and again: to plan, to stream, to prove.
+            key = (self.stamp, self.found.layout, self._id_key, self._live_only)
+            _RECENT.keep(key, self.sidecar)
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -132,6 +168,10 @@ class Snapshot:
         if self._simple is not None:
             return self._simple
         index = self.index
+        key = (self.stamp, self.found.layout, self._id_key, self._live_only)
+        known = _RECENT.take(key)
+        if known is not None:
+            return known
         numbering = Numbering(len(index), index.vectors.ids(), index.in_order, self._live_only)
         with reading_foreign(self.found.sidecar or self.found.folder):
             return self.found.open_sidecar(numbering, id=self._id_key)
