@@ -8,6 +8,8 @@ from vecferry.errors import CorruptDataError
 
 _MOST = 64 * 1024 * 1024
 _DEEPEST = 100
+_FEW = 10_000
+_SCALARS = frozenset({int, float, bool, type(None)})
 
 
 def check_size(metadata: Any, where: str) -> None:
@@ -18,6 +20,8 @@ def check_size(metadata: Any, where: str) -> None:
     Raises:
         CorruptDataError: naming ``where`` it was found.
     """
+    if type(metadata) is dict and _is_small(metadata):
+        return
     left, waiting = _MOST, [(metadata, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -34,3 +38,23 @@ def check_size(metadata: Any, where: str) -> None:
                 f"{where} holds a record whose metadata unfolds without bound; load the file with its own "
                 "application and save the records as JSON"
             )
+
+
+def _is_small(metadata: dict[Any, Any]) -> bool:
+    """Whether it holds scalars, and lists of scalars, only: nearly all metadata does."""
+    size = 0
+    for value in metadata.values():
+        kind = type(value)
+        if kind is list:
+            if len(value) > _FEW:
+                return False
+            for item in value:
+                if type(item) is str:
+                    size += len(item)
+                elif type(item) not in _SCALARS:
+                    return False
+        elif kind is str:
+            size += len(value)
+        elif kind not in _SCALARS:
+            return False
+    return size < _MOST and len(metadata) < _FEW and all(type(key) is str for key in metadata)

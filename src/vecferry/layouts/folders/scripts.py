@@ -441,7 +441,8 @@ class _Reader:
 
     def _entry(self, row: Any) -> Entry:
         """One row; the id is `NO_ID` where the row has none that could be one."""
-        check_size(row, self._name)
+        if not self._from_json:  # JSON cannot share a value, and its parser bounds the depth
+            check_size(row, self._name)
         if isinstance(row, str) or row is None:
             return Entry(NO_ID, row, {})
         if not isinstance(row, Mapping):
