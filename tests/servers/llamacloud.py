@@ -66,8 +66,10 @@ class LlamaCloud:
     Attributes that change its manners: ``rate`` (requests a second, 0 for no limit), ``retry_after``
     (whether a 429 says how long), ``on_page(pipeline, skip)`` (called after each page of documents),
     ``max_page`` (shorter pages than asked for), ``drift`` (added to every total_count), ``embeddings``
-    (``""``, ``"filled"`` or ``"wrong"``), ``sparse`` (leave null fields out), ``has_counts``,
-    ``looks`` (how many questions an ingestion takes), ``lag`` (how many requests a deletion takes).
+    (``""``, ``"filled"`` or ``"wrong"``), ``decodes_twice`` (paths), ``most_text`` (characters of a file at
+    once), ``page_limit`` (422 above it), ``counts_lag`` (how many counts do not know of new documents),
+    ``lost_chunks`` (ids that are listed and whose chunks are not there), ``sparse`` (leave null fields
+    out), ``has_counts``, ``looks`` (how many questions an ingestion takes), ``lag`` (how many requests a deletion takes).
     """
 
     def __init__(self) -> None:
@@ -80,6 +82,8 @@ class LlamaCloud:
         self.faults: deque[Fault] = deque()
         self.rate, self.retry_after, self.max_page, self.drift = 0.0, "1", 0, 0
         self.embeddings, self.sparse, self.has_counts, self.looks, self.lag = "", False, True, 1, 0
+        self.decodes_twice, self.most_text, self.page_limit, self.counts_lag = False, 0, 0, 0
+        self.lost_chunks: set[str] = set()
         self.on_page: Callable[[Pipeline, int], None] | None = None
         self.delay = 0.0
         self.lock = threading.RLock()
@@ -278,6 +282,11 @@ class Call:
     def document(self, pipeline: Pipeline) -> dict[str, Any]:
         raw = self.segments[5]
         once = unquote(raw)
+        if self.cloud.decodes_twice:  # as a proxy in front does, and a router behind that splits at "/"
+            twice = unquote(once)
+            if "/" in once or twice not in pipeline.documents:
+                raise Refusal(404, f"Document {twice} not found")
+            return pipeline.documents[twice]
         for id_ in (once, unquote_plus(unquote_plus(raw))):
             if id_ in pipeline.documents:
                 return pipeline.documents[id_]
@@ -350,6 +359,10 @@ def pipeline_status(call: Call) -> Any:
 def list_documents(call: Call) -> Any:
     cloud, pipeline = call.cloud, call.pipeline()
     skip, limit = call.number("skip", 0), call.number("limit", 10)
+    if cloud.page_limit and limit > cloud.page_limit:
+        raise invalid(
+            ["query", "limit"], f"Input should be less than or equal to {cloud.page_limit}", limit
+        )
     for id_ in [i for i, left in pipeline.leaving.items() if left <= 0]:
         del pipeline.leaving[id_]
         pipeline.documents.pop(id_, None)
@@ -397,7 +410,10 @@ def get_document(call: Call) -> Any:
 
 def document_chunks(call: Call) -> Any:
     pipeline = call.pipeline()
-    return call.cloud.chunks(pipeline, call.document(pipeline))
+    document = call.document(pipeline)
+    if document["id"] in call.cloud.lost_chunks:
+        raise Refusal(404, f"Document {document['id']} not found")
+    return call.cloud.chunks(pipeline, document)
 
 
 def document_status(call: Call) -> Any:
@@ -412,7 +428,11 @@ def status_counts(call: Call) -> Any:
     cloud, pipeline = call.cloud, call.pipeline()
     if not cloud.has_counts:
         raise Refusal(404, "Not Found")
-    states = Counter(cloud.status(pipeline, id_) for id_ in pipeline.documents)
+    counted = list(pipeline.documents)
+    if cloud.counts_lag:
+        cloud.counts_lag -= 1
+        counted = [id_ for id_ in counted if not pipeline.looks.get(id_)]
+    states = Counter(cloud.status(pipeline, id_) for id_ in counted)
     counts = {status: states.get(status, 0) for status in STATUSES}
     return {
         "counts": counts,
@@ -520,7 +540,8 @@ def find_files(call: Call) -> Any:
 def read_file(call: Call) -> Any:
     _, text = _index_files(call)[call.body["file_id"]]
     start = call.body.get("offset") or 0
-    return {"content": text[start : start + (call.body.get("max_length") or 10**9)]}
+    most = min(call.body.get("max_length") or 10**9, call.cloud.most_text or 10**9)
+    return {"content": text[start : start + most]}
 
 
 def retrieve_v2(call: Call) -> Any:

@@ -12,8 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vecferry.errors import CorruptDataError
-from vecferry.stores.llamacloud.filters import to_service
-from vecferry.stores.llamacloud.mapping import chunk_record, document_record, record_document
+from vecferry.stores.llamacloud.mapping import (
+    chunk_record,
+    document_record,
+    record_document,
+    to_service,
+)
 
 EXCLUDED = "excluded_embed_metadata_keys"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -10,7 +10,7 @@ from servers.llamacloud import LlamaCloud, Pipeline
 from vecferry.errors import PlanError, TargetExistsError, UnsupportedError
 from vecferry.model import CollectionSchema, EmbeddingSpace, RecordBatch, matches
 from vecferry.ports import Fields, Searchable, Sink, Source, TextSearchable, WriteMode
-from vecferry.stores.llamacloud.config import chunker_of, space_of
+from vecferry.stores.llamacloud.index import chunker_of, space_of
 
 from .conftest import open_store
 

@@ -1,4 +1,4 @@
-"""Documents and chunks of the service as records, and records as documents.
+"""Documents and chunks of the service as records, records as documents, and filters as its filters.
 
 What a chunk knows of its document and its neighbours lies in the metadata as in the ``llamaindex``
 layout (`vecferry.layouts.llamaindex.NODE_KEY`), so that it is still a node in any store it goes to.
@@ -7,13 +7,15 @@ What only LlamaCloud knows of a document (where its pages begin) lies under `CLO
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from vecferry.errors import CorruptDataError, RejectedRecord
 from vecferry.layouts import open_envelope, seal
 from vecferry.layouts.llamaindex import NODE_KEY, read_node
-from vecferry.model import ENVELOPE, RecordId, VectorRecord, uuid_of
+from vecferry.model import ENVELOPE, FilterVisitor, RecordId, VectorRecord, Where, tree_of, uuid_of
 
 CLOUD_KEY = "_llamacloud"
 _EXCLUDED = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
@@ -135,3 +137,75 @@ def _id(value: Mapping[str, Any], key: str) -> str:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+# -- filters ----------------------------------------------------------------------------------------
+
+_OPERATORS = {"$eq": "==", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_OPPOSITE = {"==": "!=", "!=": "==", "in": "nin", "nin": "in"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the service is asked for: ``node`` lets through at least what is wanted, ``None`` everything.
+
+    ``exact`` says that it lets nothing else through.
+    """
+
+    node: dict[str, Any] | None
+    exact: bool
+
+
+class _ToService(FilterVisitor[Asked]):
+    """What the service cannot be asked (a date, a decimal, ``None``) is left out."""
+
+    def all_of(self, parts: list[Asked]) -> Asked:
+        nodes = [part.node for part in parts if part.node is not None]
+        whole = all(part.exact for part in parts)
+        if len(nodes) <= 1:
+            return Asked(nodes[0] if nodes else None, whole)
+        return Asked({"filters": nodes, "condition": "and"}, whole)
+
+    def any_of(self, parts: list[Asked]) -> Asked:
+        nodes = [part.node for part in parts if part.node is not None]
+        if len(nodes) < len(parts) or not parts or not all(part.exact for part in parts):
+            return Asked(None, exact=False)
+        return Asked({"filters": nodes, "condition": "or"}, exact=True)
+
+    def negation(self, part: Asked) -> Asked:
+        if part.node is None or not part.exact:
+            return Asked(None, exact=False)
+        opposite = _OPPOSITE.get(part.node.get("operator", ""))
+        if opposite:
+            return Asked({**part.node, "operator": opposite}, exact=True)
+        return Asked({"filters": [part.node], "condition": "not"}, exact=True)
+
+    def compare(self, key: str, operator: str, operand: Any) -> Asked:
+        if not _plain(operand):
+            return Asked(None, exact=False)
+        return Asked({"key": key, "value": operand, "operator": _OPERATORS[operator]}, exact=True)
+
+    def one_of(self, key: str, options: Sequence[Any]) -> Asked:
+        if not all(map(_plain, options)):
+            return Asked(None, exact=False)
+        return Asked({"key": key, "value": list(options), "operator": "in"}, exact=True)
+
+    def exists(self, key: str, wanted: bool) -> Asked:
+        empty = {"key": key, "value": None, "operator": "is_empty"}
+        return Asked({"filters": [empty], "condition": "not"} if wanted else empty, exact=True)
+
+
+def to_service(where: Where) -> dict[str, Any]:
+    """A ``MetadataFilters`` object that lets through at least what ``where`` does.
+
+    The answer is filtered here.
+    """
+    node = _ToService().visit(tree_of(where)).node
+    if node is None:
+        return {"filters": [], "condition": "and"}
+    return node if node.get("condition") == "and" else {"filters": [node], "condition": "and"}
+
+
+def _plain(operand: Any) -> bool:
+    """Whether JSON holds it as it is."""
+    return isinstance(operand, str | bool | int) or (isinstance(operand, float) and isfinite(operand))

@@ -6,7 +6,9 @@ service gives no vectors away, so what leaves it is embedded again (``embed=…`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote
@@ -30,7 +32,7 @@ from vecferry.model import (
     VectorField,
     VectorRecord,
     Where,
-    matches,
+    predicate,
 )
 from vecferry.model.vectors import DenseColumn
 from vecferry.ports import (
@@ -42,20 +44,30 @@ from vecferry.ports import (
     WriteMode,
     WriteReceipt,
 )
-from vecferry.stores.llamacloud import config, later
+from vecferry.stores.llamacloud import index as config
 from vecferry.stores.llamacloud.client import RETRY, Client, segment
-from vecferry.stores.llamacloud.filters import to_service
-from vecferry.stores.llamacloud.finding import Found, create_index, find_index, find_nothing_or
+from vecferry.stores.llamacloud.index import Found, create_index, find_index, find_nothing_or
 from vecferry.stores.llamacloud.mapping import (
     document_id,
     document_record,
     hit_record,
     record_document,
+    to_service,
 )
-from vecferry.stores.llamacloud.reading import ChunkReader, DocumentReader, FileReader, Row
-from vecferry.stores.llamacloud.writing import Ingestion, upsert, wait_for
+from vecferry.stores.llamacloud.reading import (
+    ChunkReader,
+    DocumentReader,
+    FileReader,
+    Listing,
+    Row,
+    search_files,
+)
+from vecferry.stores.llamacloud.writing import Ingestion, status_counts, upsert, wait_for
 
 _MOST_HITS = 100
+_LISTING_SECONDS = 60.0
+"""How long a list of documents answers for records asked for by id, while nothing is written here."""
+_INDEXED = "SUCCESS"
 
 
 class LlamaCloudStore:
@@ -108,6 +120,7 @@ class LlamaCloudStore:
         self._wait, self._patience, self._rerank = wait, Ingestion(ingest_timeout, poll), rerank
         self._client = Client(key, base_url, rate=rate, timeout=timeout, retry=retry)
         self._found: Found | None = None
+        self._listed: tuple[Listing, float] | None = None
 
     @classmethod
     def from_url(cls, url: StoreURL, **options: Any) -> LlamaCloudStore:
@@ -125,8 +138,10 @@ class LlamaCloudStore:
         found, space = self._index(), self.space
         settings = {**config.settings_of(found.info, found.version), "records": self.records}
         settings |= {"project": found.project.get("name"), "project_id": found.project.get("id")}
+        unread: tuple[Loss, ...] = ()
         if found.version == 1:
             settings["files"] = self._count_files()
+            unread = tuple(self._not_indexed())
         fields = (VectorField(dim=space.dim, space=space),) if space and self._wants_vectors else ()
         return CollectionSchema(
             name=str(found.info.get("name") or self.index),
@@ -135,7 +150,7 @@ class LlamaCloudStore:
             ids_unique=self.records == "documents",
             count=self._reader().total(),
             settings={"llamacloud": settings},
-            losses=() if fields else (config.loss_of(found.info),),
+            losses=(*unread, *(() if fields else (config.loss_of(found.info),))),
         )
 
     @property
@@ -175,11 +190,35 @@ class LlamaCloudStore:
         fields: Fields = Fields.ALL,
         where: Where | None = None,
     ) -> Iterator[RecordBatch]:
-        rows = self._reader().rows(after, bodies=fields.text or fields.metadata or where is not None)
+        rows = self._rows(after, bodies=fields.text or fields.metadata or where is not None)
+        passes = None if where is None else predicate(where)
         while chunk := list(islice(rows, batch_size)):
             cursor = chunk[-1][1]
-            kept = [row for row, _ in chunk if where is None or matches(where, row[2])]
+            kept = [row for row, _ in chunk if passes is None or passes(row[2])]
             yield self._batch(kept, fields, cursor)
+
+    def place(self) -> str | None:
+        """The index by account and id, whatever names lead to it."""
+        found = self._find()
+        return None if found is None else f"{self._client.base_url}/{found.id}/{self.records}"
+
+    @property
+    def account(self) -> str:
+        """Tells two accounts, and two base URLs, apart: an index of one name may be in each."""
+        return self._client.account
+
+    def stamp(self) -> dict[str, Any]:
+        """What the service counts now; see `vecferry.ports.Stamped`."""
+        found = self._find()
+        if found is None:
+            return {"kind": "store", "absent": True}
+        if found.version == 2:
+            return {"kind": "store", "count": self._reader().total(), "index": found.id}
+        documents = DocumentReader(self._client, self._base, self._page_size).total()
+        states = status_counts(self._client, self._base) or {}
+        known = {state: count for state, count in sorted(states.items()) if count}
+        count = documents if self.records == "documents" else None
+        return {"kind": "store", "count": count, "documents": documents, "states": known, "index": found.id}
 
     def files(self) -> Iterator[dict[str, Any]]:
         """The files behind the documents, as the service describes them (``PipelineFile``)."""
@@ -233,6 +272,7 @@ class LlamaCloudStore:
         columns = zip(batch.id_list, batch.text_list, batch.metadata_list, strict=True)
         documents = [record_document(*row) for row in columns]
         originals = {document_id(id_): id_ for id_ in batch.id_list}
+        self._forget_list()
         try:
             sent = upsert(self._client, self._base, documents)
             if self._wait:
@@ -245,6 +285,7 @@ class LlamaCloudStore:
         """Nothing to do: each write waits for its own ingestion."""
 
     def close(self) -> None:
+        self._forget_list()
         self._client.close()
 
     # -- abilities ----------------------------------------------------------------------------
@@ -254,36 +295,43 @@ class LlamaCloudStore:
             raise UnsupportedError(
                 'the service finds no chunk by id; open the index with records="documents"'
             )
-        rows: list[Row] = []
-        for id_ in ids:
-            document = self._document(document_id(id_))
-            if document is not None:
-                rows.append((*document_record(document), None))
+        found = self._by_id([document_id(id_) for id_ in ids])
+        rows: list[Row] = [(*document_record(document), None) for document in found]
         return self._batch(rows, fields, None)
 
     def search_text(self, text: str, k: int = 10, *, where: Where | None = None) -> list[VectorRecord]:
         """At most ``k`` of the service's chunks (and at most 100), best first."""
+        passes = None if not where else predicate(where)
+        asked = max(1, k)
+        while True:
+            hits = self._retrieve(text, asked, where)
+            kept = hits if passes is None else [hit for hit in hits if passes(hit.metadata)]
+            # What the service could not be asked is filtered here: more is asked for until k have passed.
+            if len(kept) >= k or passes is None or len(hits) < asked or asked >= _MOST_HITS:
+                return kept[:k]
+            asked = min(_MOST_HITS, asked * 4)
+
+    def _retrieve(self, text: str, k: int, where: Where | None) -> list[VectorRecord]:
         found = self._index()
         if found.version == 2:
-            hits = later.search(self._client, found.id, text, k)
-        else:
-            body: dict[str, Any] = {
-                "query": text,
-                "dense_similarity_top_k": max(1, min(k, _MOST_HITS)),
-                "enable_reranking": self._rerank,
-            }
-            if where:
-                body["search_filters"] = to_service(where)
-            nodes = self._client.post(f"{self._base}/retrieve", body).get("retrieval_nodes") or []
-            hits = [hit_record(node) for node in nodes]
-        return [hit for hit in hits if not where or matches(where, hit.metadata)][:k]
+            return search_files(self._client, found.id, text, k)
+        body: dict[str, Any] = {
+            "query": text,
+            "dense_similarity_top_k": min(k, _MOST_HITS),
+            "enable_reranking": self._rerank,
+        }
+        if where:
+            body["search_filters"] = to_service(where)
+        nodes = self._client.post(f"{self._base}/retrieve", body).get("retrieval_nodes") or []
+        return [hit_record(node) for node in nodes]
 
     def delete(self, ids: Sequence[RecordId]) -> int:
         """Delete documents. The service removes them from its index some time later."""
         deleted = 0
+        self._forget_list()
         for id_ in ids:
             try:
-                self._client.delete(f"{self._base}/documents/{segment(document_id(id_))}")
+                self._client.of_document("DELETE", self._base, document_id(id_))
                 deleted += 1
             except NotFoundError:
                 continue
@@ -309,8 +357,68 @@ class LlamaCloudStore:
         found = self._index()
         if found.version == 2:
             return FileReader(self._client, found.id)
-        kind = DocumentReader if self.records == "documents" else ChunkReader
-        return kind(self._client, self._base, self._page_size)
+        if self.records == "documents":
+            return DocumentReader(self._client, self._base, self._page_size)
+        cut = (config.settings_of(found.info, 1), found.info.get("config_hash"))
+        return ChunkReader(self._client, self._base, self._page_size, cut, spooled=not self._vectors)
+
+    def _rows(self, after: Cursor | None, *, bodies: bool) -> Iterator[tuple[Row, Cursor]]:
+        """The rows of the reader.
+
+        Raises:
+            NotFoundError: if there is none, and there are files: nothing of them is in the index.
+        """
+        empty = True
+        for row in self._reader().rows(after, bodies=bodies):
+            empty = False
+            yield row
+        if empty and after is None and self._index().version == 1:
+            self._refuse_files_without_documents()
+
+    def _refuse_files_without_documents(self) -> None:
+        files = self._count_files() or 0
+        documents = DocumentReader(self._client, self._base, self._page_size).total()
+        if files and not documents:
+            states = "; ".join(loss.detail for loss in self._not_indexed())
+            raise NotFoundError(
+                f"{self.url} has {files:,} files and no documents, so nothing of them can be read"
+                f"{f' ({states})' if states else ''}; wait until they are ingested, or look at them there"
+            )
+
+    def _not_indexed(self) -> Iterator[Loss]:
+        """Files and documents that are not in the index, or not wholly, as far as the service says."""
+        for what in ("files", "documents"):
+            states = self._states(what)
+            left = {state: n for state, n in sorted(states.items()) if n and state != _INDEXED}
+            if left:
+                how = ", ".join(f"{n:,} {state}" for state, n in left.items())
+                total = sum(states.values())
+                yield Loss(
+                    kind="text",
+                    detail=f"of {total:,} {what} in the index are not ingested and may be missing: {how}",
+                    count=sum(left.values()),
+                    example=self._first_of(left) if what == "files" else None,
+                    where="source",
+                )
+
+    def _states(self, what: str) -> Mapping[str, int]:
+        counts = status_counts(self._client, self._base, what)
+        if counts is not None:
+            return counts
+        if what == "documents":
+            return {}
+        try:
+            return Counter(str(file.get("status") or _INDEXED) for file in self.files())
+        except NotFoundError:
+            return {}
+
+    def _first_of(self, states: Mapping[str, int]) -> str | None:
+        """The name of a file in one of those states."""
+        try:
+            found = (file for file in self.files() if file.get("status") in states)
+            return next((str(file.get("name") or file.get("id")) for file in found), None)
+        except NotFoundError:
+            return None
 
     def _count_files(self) -> int | None:
         try:
@@ -319,9 +427,32 @@ class LlamaCloudStore:
         except NotFoundError:
             return None
 
+    def _by_id(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Documents by id: one by one, or from the list, whichever takes fewer requests."""
+        if self._listed is None or time.monotonic() - self._listed[1] > _LISTING_SECONDS:
+            self._forget_list()
+            reader = DocumentReader(self._client, self._base, self._page_size)
+            by_list = 2 * (2 + (reader.total() or 0) // self._page_size)
+            if len(ids) <= by_list:
+                found = map(self._document, ids)
+                return [document for document in found if document is not None]
+            listing = reader.listing(bodies=True)
+            listing.fill()
+            self._listed = (listing, time.monotonic())
+        there = self._listed[0].find(ids)
+        return [there[id_] for id_ in ids if id_ in there]
+
+    def _forget_list(self) -> None:
+        if self._listed is not None:
+            self._listed[0].close()
+            self._listed = None
+
     def _document(self, id_: str) -> dict[str, Any] | None:
+        def is_it(found: Any) -> bool:
+            return isinstance(found, dict) and found.get("id") == id_
+
         try:
-            found: dict[str, Any] = self._client.get(f"{self._base}/documents/{segment(id_)}")
+            found: dict[str, Any] = self._client.of_document("GET", self._base, id_, is_it=is_it)
             return found
         except NotFoundError:
             return None
@@ -355,14 +486,14 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def _read_option(name: str, text: str, read: Any) -> Any:
+def _read_option(name: str, text: str, read: Callable[[str], object]) -> object:
     try:
         return read(text)
     except ValueError:
         raise ConfigurationError(f"llamacloud: cannot read {name}={text!r} as {read.__name__}") from None
 
 
-_OPTIONS: dict[str, Any] = {
+_OPTIONS: dict[str, Callable[[str], object]] = {
     "vectors": _truth,
     "wait": _truth,
     "rerank": _truth,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vecferry.errors import NotFoundError, RejectedRecord, RetryableError
-from vecferry.stores.llamacloud.client import Client, segment
+from vecferry.stores.llamacloud.client import Client
 
 MAX_DOCUMENTS = 100
 MAX_BYTES = 1_000_000
@@ -68,8 +68,9 @@ def upsert(client: Client, base: str, documents: Sequence[dict[str, Any]]) -> in
 def wait_for(client: Client, base: str, ids: Sequence[str], patience: Ingestion) -> None:
     """Return when every document is in the index.
 
-    Asks for the counts of the whole index, one request however many documents; where an old server
-    has none, or some document failed, asks for each document.
+    Asks for the counts of the whole index, one request however many documents. They speak for these only
+    if they count every document that is listed; where they do not, where an old server has none, or where
+    some document failed, each document is asked for its status.
 
     Raises:
         RejectedRecord: with the ids whose ingestion failed, and why.
@@ -80,10 +81,12 @@ def wait_for(client: Client, base: str, ids: Sequence[str], patience: Ingestion)
     left = list(ids)
     failed: dict[str, str] = {}
     while left:
-        counts = _counts(client, base)
+        counts = status_counts(client, base)
         busy = counts is not None and any(counts.get(state) for state in _PENDING)
         if counts is not None and not busy and {state for state, n in counts.items() if n} <= {_DONE}:
-            return
+            listed = client.get(f"{base}/documents/paginated", skip=0, limit=1).get("total_count") or 0
+            if sum(counts.values()) >= max(int(listed), len(set(ids))):
+                return
         if not busy:
             left = _look_at_each(client, base, left, failed)
         if left and time.monotonic() + wait > end:
@@ -99,9 +102,10 @@ def wait_for(client: Client, base: str, ids: Sequence[str], patience: Ingestion)
         raise RejectedRecord(f"ingestion failed for {len(failed):,} documents: {reasons}", ids=list(failed))
 
 
-def _counts(client: Client, base: str) -> dict[str, int] | None:
+def status_counts(client: Client, base: str, what: str = "documents") -> dict[str, int] | None:
+    """How many documents or files are in which state; ``None`` where the server does not say."""
     try:
-        counts: dict[str, int] = client.get(f"{base}/documents/status-counts").get("counts") or {}
+        counts: dict[str, int] = client.get(f"{base}/{what}/status-counts").get("counts") or {}
         return counts
     except (NotFoundError, RejectedRecord):
         return None
@@ -112,12 +116,12 @@ def _look_at_each(client: Client, base: str, ids: Sequence[str], failed: dict[st
     pending = []
     for id_ in ids:
         try:
-            status = client.get(f"{base}/documents/{segment(id_)}/status")
+            status = client.of_document("GET", base, id_, "/status")
         except NotFoundError:
             failed[id_] = "the document is gone"
             continue
         state = status.get("status")
-        if state in _PENDING:
+        if state in _PENDING or state is None:  # without a status nothing is acknowledged
             pending.append(id_)
         elif state != _DONE:
             failed[id_] = _reason(status)
