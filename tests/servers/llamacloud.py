@@ -69,7 +69,8 @@ class LlamaCloud:
     (``""``, ``"filled"`` or ``"wrong"``), ``decodes_twice`` (paths), ``most_text`` (characters of a file at
     once), ``page_limit`` (422 above it), ``counts_lag`` (how many counts do not know of new documents),
     ``lost_chunks`` (ids that are listed and whose chunks are not there), ``sparse`` (leave null fields
-    out), ``has_counts``, ``looks`` (how many questions an ingestion takes), ``lag`` (how many requests a deletion takes).
+    out), ``has_counts``, ``looks`` (how many questions an ingestion takes), ``lag`` (how many requests a
+    deletion takes).
     """
 
     def __init__(self) -> None:
