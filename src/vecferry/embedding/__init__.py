@@ -6,6 +6,7 @@ import warnings
 from importlib import import_module
 from typing import Any
 
+from vecferry.core.moved import moved
 from vecferry.embedding.base import BaseEmbedder, Listener, Part, TextsRejected
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, PriceTable, Spent
 from vecferry.embedding.cache import CachedEmbedder, EmbeddingCache, RedisCache, SqliteCache, open_cache
@@ -85,10 +86,6 @@ _MOVED = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Names that have moved to ``vecferry.contrib``, for one more release."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    moved = f"vecferry.contrib.{_MOVED[name]}"
-    warnings.warn(f"{name} is in {moved} now", DeprecationWarning, stacklevel=2)
-    return getattr(import_module(moved), name)
+__getattr__ = moved(
+    __name__, {name: f"vecferry.contrib.{module}:{name}" for name, module in _MOVED.items()}
+)

@@ -1,8 +1,6 @@
 """Moving house under live traffic: search both, write both, catch up, cut over, roll back."""
 
-from typing import Any
-
-from vecferry.core.registry import find
+from vecferry.core.moved import moved
 from vecferry.serving.comparing import Comparison, compare
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits
@@ -26,10 +24,5 @@ __all__ = [
     "untrack",
 ]
 
-_BRIDGES = {"as_langchain_vector_store": "langchain", "as_llama_index_vector_store": "llama-index"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _BRIDGES:  # they moved to vecferry.contrib.bridges
-        return find("vecferry.bridges", _BRIDGES[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_BRIDGES = ("as_langchain_vector_store", "as_llama_index_vector_store")
+__getattr__ = moved(__name__, {name: f"vecferry.contrib.bridges:{name}" for name in _BRIDGES})

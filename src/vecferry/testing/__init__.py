@@ -10,17 +10,10 @@ class TestMyStore(StoreContract):
         return {row.key: VendorView(row.text, row.vector) for row in vendor_client(store.path).rows()}
 """
 
-import warnings
-from typing import Any
-
+from vecferry.core.moved import moved
 from vecferry.testing.contract import StoreContract, VendorView
 from vecferry.testing.samples import sample_records, sample_schema
 
 __all__ = ["StoreContract", "VendorView", "sample_records", "sample_schema"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Peek":  # its name until 0.2
-        warnings.warn("vecferry.testing.Peek is now VendorView", DeprecationWarning, stacklevel=2)
-        return VendorView
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = moved(__name__, {"Peek": "vecferry.testing:VendorView"})  # its name until 0.2

@@ -12,9 +12,7 @@
 | the bytes of COPY, both ways | `wire` |
 """
 
-from importlib import import_module
-from typing import Any
-
+from vecferry.core.moved import moved
 from vecferry.errors import MissingDependencyError
 
 try:
@@ -28,15 +26,11 @@ from vecferry.stores.pgvector.store import PgVectorStore
 __all__ = ["PgVectorStore"]
 del _psycopg, _sqlalchemy
 
-_ABOVE = {
-    "Filled": "vecferry.contrib.fill_postgres",
-    "fill_column": "vecferry.contrib.fill_postgres",
-    "PgVectorCollection": "vecferry.contrib.sqlalchemy_models",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """What stands above this room, by the name under which it was known here."""
-    if name not in _ABOVE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ABOVE[name]), name)
+__getattr__ = moved(
+    __name__,
+    {
+        "Filled": "vecferry.contrib.fill_postgres:Filled",
+        "fill_column": "vecferry.contrib.fill_postgres:fill_column",
+        "PgVectorCollection": "vecferry.contrib.sqlalchemy_models:PgVectorCollection",
+    },
+)
