@@ -17,8 +17,9 @@ from pgvector.sqlalchemy import Vector
 from sqlalchemy import BigInteger, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from vecferry.contrib.sqlalchemy_models import PgVectorCollection
 from vecferry.model import EmbeddingSpace
-from vecferry.stores.pgvector import PgVectorCollection, embedded
+from vecferry.stores.pgvector import embedded
 
 
 class Base(DeclarativeBase):

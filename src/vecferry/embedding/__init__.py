@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from importlib import import_module
-from typing import Any
-
 from vecferry.core.moved import moved
 from vecferry.embedding.base import BaseEmbedder, Listener, Part, TextsRejected
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, PriceTable, Spent

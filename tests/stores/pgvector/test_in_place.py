@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from pgvector.sqlalchemy import Vector
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from vecferry.contrib.fill_postgres import fill_column
+from vecferry.contrib.sqlalchemy_models import PgVectorCollection
 from vecferry.errors import (
     ConfigurationError,
     RejectedRecord,
@@ -20,7 +22,6 @@ from vecferry.errors import (
     SpaceMismatchError,
 )
 from vecferry.model import EmbeddingSpace
-from vecferry.stores.pgvector import PgVectorCollection, fill_column
 
 DIM = 6
 

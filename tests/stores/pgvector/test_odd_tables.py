@@ -15,6 +15,8 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from vecferry.connecting import Collection
+from vecferry.contrib.fill_postgres import fill_column
+from vecferry.contrib.sqlalchemy_models import PgVectorCollection
 from vecferry.errors import (
     ConfigurationError,
     RejectedRecord,
@@ -24,7 +26,7 @@ from vecferry.errors import (
 )
 from vecferry.model import EmbeddingSpace, RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.stores.pgvector import PgVectorCollection, PgVectorStore, fill_column
+from vecferry.stores.pgvector import PgVectorStore
 
 
 class Counting:
