@@ -39,6 +39,8 @@ _INT64_END = 2**63
 _STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SORTED = _STRICT | orjson.OPT_SORT_KEYS
 # A number of 18 digits or more (a float has at most 17), or one with a three-digit exponent.
+_SHAPE = bytes.maketrans(b"123456789.E", b"0000000000e")
+_SHAPES = (b"0" * 18, b"0e000", b"0e-000", b"0e+000")
 _ARRAY = re.compile(rb"\s*:\s*\[")
 _INEXACT = re.compile(rb"(?:^|[\[:,])\s*-?(?:[0.]*[1-9][\d.]{17}|[\d.]+[eE][-+]?\d{3})")
 
@@ -103,13 +105,13 @@ def parse_json(text: str | bytes, *, vector: str | None = None) -> Any:
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     seen = raw if vector is None else _without(raw, vector)
-    if _INEXACT.search(seen) is None:
+    if not _is_inexact(seen):
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError:  # half a surrogate pair, perhaps
             return json.loads(raw, parse_float=_float_or_decimal)
         # What was not searched is the vector, not an array of that name further down.
-        if seen is raw or (type(value) is dict and vector in value) or _INEXACT.search(raw) is None:
+        if seen is raw or (type(value) is dict and vector in value) or not _is_inexact(raw):
             return value
     return json.loads(raw, parse_float=_float_or_decimal)
 
@@ -124,6 +126,12 @@ def dump_json(value: Any, *, sort: bool = False) -> bytes:
         return orjson.dumps(value, option=_SORTED if sort else _STRICT)
     except TypeError:
         return json.dumps(value, sort_keys=sort, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _is_inexact(raw: bytes) -> bool:
+    """Whether a number may be more than a float holds; the shape of the text alone mostly says no."""
+    shape = raw.translate(_SHAPE)
+    return any(sign in shape for sign in _SHAPES) and _INEXACT.search(raw) is not None
 
 
 def _without(raw: bytes, key: str) -> bytes:
