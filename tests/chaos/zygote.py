@@ -102,7 +102,8 @@ def child(order: dict[str, Any]) -> None:
             say(outcome="ok" if report.ok else "different", resumed=report.resumed, steps=steps.count)
         else:
             sides = [order[side] for side in ("source", "target") if side in order]
-            result = getattr(import_module("vecferry.api.jobs"), order["do"])(*sides)
+            more = {"delete_extra": 1000} if order["do"] == "repair" else {}
+            result = getattr(import_module("vecferry.api.jobs"), order["do"])(*sides, **more)
             say(outcome="ok" if getattr(result, "ok", True) else "different", steps=steps.count)
     except Exception as error:  # noqa: BLE001 - told to the test
         say(outcome="error", type=type(error).__name__, message=str(error))

@@ -137,6 +137,6 @@ def test_repair_copies_just_what_differs(source: str, target: str) -> None:
     found = json.loads(proof.stdout)
     assert sorted(found["missing"]) == ["i:17", "i:3"] and found["extra"] == ["i:65"]
     assert {d["id"] for d in found["different"]} == {"i:11"}
-    assert ran("repair", source, target)["ok"]
+    assert ran("repair", source, target, "--delete-extra", "1")["ok"]
     assert count(target) == 60
     assert ran("repair", source, target)["ok"], "twice is as once"

@@ -11,11 +11,20 @@ from typing import Any
 
 from vecferry.api.migration import holds_text, migrate, shared_fields, verify
 from vecferry.connecting import Collection, borrowed, connect
+from vecferry.core.durable import write_durably
 from vecferry.core.home import home
-from vecferry.errors import JobError, NotFoundError, PlanError, UnsupportedError
+from vecferry.errors import (
+    ConfigurationError,
+    JobError,
+    NotFoundError,
+    PlanError,
+    UnsupportedError,
+    VecferryError,
+)
 from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorRecord, encode_id
 from vecferry.pipeline import job as jobs
-from vecferry.pipeline.publish import publishable, swap_in
+from vecferry.pipeline.migration import stored_report
+from vecferry.pipeline.publish import prunable, publishable, roll_to, swap_in
 from vecferry.pipeline.quarantine import Quarantine, Quarantined, read_quarantine
 from vecferry.pipeline.stages import ConformToSchema, RejectNonFinite
 from vecferry.pipeline.stream import Writer
@@ -24,6 +33,7 @@ from vecferry.ports import (
     InFlightBatch,
     OnProgress,
     Partition,
+    Publishable,
     Rejection,
     ShouldStop,
     Version,
@@ -31,8 +41,7 @@ from vecferry.ports import (
     ignore_progress,
     never_stop,
 )
-from vecferry.reporting import Report
-from vecferry.verifying import Verification
+from vecferry.reporting import RepairReport, Report
 
 _REPAIR_CHUNK = 256
 _REPAIR_LIMIT = 1_000_000
@@ -161,16 +170,96 @@ def versions(url: str | Collection) -> list[Version]:
         return publishable(collection).versions()
 
 
-def rollback(url: str | Collection) -> Version:
-    """Make the version before the live one the collection again, in one step."""
+def rollback(url: str | Collection, to: str | None = None) -> Version:
+    """Make another version the collection again, in one step: the one before the live one, or ``to``,
+    earlier or later than it.
+
+    Raises:
+        NotFoundError: if no such version is kept.
+    """
     with borrowed(partial(connect, url)) as collection:
-        return publishable(collection).rollback()
+        return roll_to(collection, to)
 
 
-def prune(url: str | Collection, keep: int = 0) -> list[str]:
-    """Delete all versions but the live one and ``keep`` before it."""
+def prune(url: str | Collection, keep: int = 0, *, dry_run: bool = False) -> list[str]:
+    """Delete all versions but the live one and ``keep`` others; returns their tags.
+
+    Args:
+        dry_run: only say which.
+    """
     with borrowed(partial(connect, url)) as collection:
-        return publishable(collection).prune(keep)
+        store = publishable(collection)
+        return prunable(store.versions(), keep) if dry_run else store.prune(keep)
+
+
+def prune_unfinished(url: str | Collection, *, dry_run: bool = False) -> list[str]:
+    """Delete what was begun in a target, never was live, and belongs to no job under ``VECFERRY_HOME``
+    that could go on with it; returns the tags.
+
+    Jobs that keep their state elsewhere (``state_dir=``) are not known here: finish or forget them first.
+    """
+    claimed = _claimed()
+    with borrowed(partial(connect, url)) as collection:
+        store = publishable(collection)
+        tags = [v.tag for v in store.versions() if not (v.published or v.live) and v.tag not in claimed]
+        for tag in tags if not dry_run else ():
+            store.discard(tag)
+        return tags
+
+
+def _claimed() -> set[str]:
+    """The tags of the jobs that can be gone on with."""
+    unfinished = (job for job in list_jobs() if job.get("stage") not in (None, jobs.JobState.DONE))
+    return {str(job.get("tag")) for job in unfinished}
+
+
+def orphans() -> list[dict[str, Any]]:
+    """What was begun in some target and is neither published nor of a job that could go on with it.
+
+    Only targets of known jobs are looked at, and of these only those that open without a secret.
+    """
+    known = list_jobs()
+    claimed = _claimed()
+    found: list[dict[str, Any]] = []
+    for url in sorted({str(job["target"]) for job in known if job.get("target")}):
+        try:
+            with borrowed(partial(connect, url)) as collection:
+                store: Any = collection.store
+                pieces = store.versions() if isinstance(store, Publishable) else []
+        except VecferryError as error:
+            found.append({"target": url, "tag": None, "error": str(error)})
+            continue
+        found += [
+            {"target": url, "tag": v.tag, "created": v.created, "count": v.count}
+            for v in pieces
+            if not v.published and not v.live and v.tag not in claimed
+        ]
+    return found
+
+
+def write_report(job: str | Path, path: Path) -> None:
+    """Write the report of a job as HTML, Markdown or JSON, as the suffix says.
+
+    Raises:
+        ConfigurationError: for another suffix.
+    """
+    report = job_report(job)
+    forms = {".html": report.to_html, ".md": report.to_markdown, ".json": report.to_json}
+    if path.suffix not in forms:
+        raise ConfigurationError(f"{path}: a report is written as {', '.join(sorted(forms))}")
+    write_durably(path, forms[path.suffix]().encode())
+
+
+def job_report(job: str | Path) -> Report:
+    """The report that a job ended with.
+
+    Raises:
+        NotFoundError: if there is no job, or it has not come to an end yet.
+    """
+    stored = show_job(job).get("report")
+    if not stored:
+        raise NotFoundError(f"job {str(job)!r} has no report yet; go on with: vecferry jobs resume {job}")
+    return stored_report(stored)
 
 
 # -- quarantine -------------------------------------------------------------------------------
@@ -271,37 +360,59 @@ def _rewrite(path: Path, left: Sequence[Rejection]) -> None:
 # -- repair -----------------------------------------------------------------------------------
 
 
-def repair(source: Any, target: Any, *, workers: int = 1) -> Verification:
-    """Verify, copy the records that are missing or different, delete the surplus, verify again.
+def repair(
+    source: Any, target: Any, *, delete_extra: int = 0, dry_run: bool = False, workers: int = 1
+) -> RepairReport:
+    """Verify, copy the records that are missing or different, and verify again.
 
     Args:
+        delete_extra: delete the records that the source does not have, if there are at most so many. By
+            default they are left alone: they may be the application's own.
+        dry_run: say what would be done, and do nothing.
         workers: see `vecferry.verify`.
 
     Raises:
         UnsupportedError: if the source cannot fetch by id, the target cannot be written, or it has vector
             fields that the source lacks: writing a record would take them from it.
+        PlanError: if there are more surplus records than ``delete_extra`` allows; nothing is deleted then.
     """
     with borrowed(partial(connect, source)) as origin, borrowed(partial(connect, target)) as goal:
         if not isinstance(origin.store, Fetchable):
             raise UnsupportedError(f"{origin.url} cannot fetch by id; migrate it again with mode='replace'")
         proof = verify(origin, goal, limit=_REPAIR_LIMIT, workers=workers)
-        if proof.ok:
-            return proof
         wrong: list[RecordId] = [*proof.missing_ids, *proof.different_ids]
+        copied = tuple(map(encode_id, wrong))
+        extra = proof.extra if delete_extra else ()
+        left = () if delete_extra else proof.extra
+        if delete_extra and proof.extra_count > delete_extra:
+            raise PlanError(
+                f"{goal.url} holds {proof.extra_count:,} records that {origin.url} does not have, more "
+                "than "
+                f"delete_extra={delete_extra} allows; look at them with dry_run=True (--dry-run)"
+            )
+        if proof.ok or dry_run:
+            return RepairReport(
+                copied=copied, deleted=extra, left=left, dry_run=dry_run, verification=proof
+            )
         if wrong:
-            have = goal.describe()
-            names = shared_fields(origin.describe(), have, None)
-            _refuse_more_fields(goal.url, have, names)
-            fit = ConformToSchema(have, names, keep_text=holds_text(goal))
-            goal.store.prepare(have, WriteMode.UPSERT)
-            for batch in _fetched(origin.store, wrong):
-                inflight = fit.apply(InFlightBatch(batch, Partition("repair"), None, len(batch)))
-                if inflight.rejections or Writer(goal.store).write(inflight.batch):
-                    raise PlanError("the target refuses some of the records; see verify()")
-            goal.store.finish()
-        if proof.extra_ids:
+            _copy(origin, goal, wrong)
+        if extra:
             goal.delete(list(proof.extra_ids))
-        return verify(origin, goal, workers=workers)
+        again = verify(origin, goal, workers=workers)
+        return RepairReport(copied=copied, deleted=extra, left=left, verification=again)
+
+
+def _copy(origin: Collection, goal: Collection, ids: Sequence[RecordId]) -> None:
+    have = goal.describe()
+    names = shared_fields(origin.describe(), have, None)
+    _refuse_more_fields(goal.url, have, names)
+    conform = ConformToSchema(have, names, keep_text=holds_text(goal))
+    goal.store.prepare(have, WriteMode.UPSERT)
+    for batch in _fetched(origin.store, ids):
+        inflight = conform.apply(InFlightBatch(batch, Partition("repair"), None, len(batch)))
+        if inflight.rejections or Writer(goal.store).write(inflight.batch):
+            raise PlanError("the target refuses some of the records; see verify()")
+    goal.store.finish()
 
 
 def _refuse_more_fields(url: str, have: CollectionSchema, names: Mapping[str, str]) -> None:
@@ -316,3 +427,6 @@ def _refuse_more_fields(url: str, have: CollectionSchema, names: Mapping[str, st
 def _fetched(store: Fetchable, ids: Sequence[RecordId]) -> Iterator[RecordBatch]:
     for start in range(0, len(ids), _REPAIR_CHUNK):
         yield store.fetch(ids[start : start + _REPAIR_CHUNK])
+
+
+publish = publish_job

@@ -206,7 +206,7 @@ def _said_otherwise(
         place = new or "the vector field"
         if a.metric is not b.metric:
             yield f"{place} is searched by {b.metric} in the target, by {a.metric} in the source"
-        if a.space and b.space and a.space.fingerprint != b.space.fingerprint:
+        if a.space and b.space and not a.space.same_as(b.space):
             yield f"{place} is recorded as {b.space} in the target, as {a.space} in the source"
 
 

@@ -14,20 +14,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from vecferry.connecting import denied
 from vecferry.core.redaction import redact
 from vecferry.errors import JobStopped, VecferryError
-from vecferry.ports import Progress as Step
+from vecferry.ports import OnProgress, ignore_progress
+from vecferry.reporting import ProgressBar
 
 OK, DIFFERENT, FAILED, UNVERIFIED, STOPPED = 0, 1, 2, 3, 130
 """Exit statuses: proved; a difference was found; the command could not do it; done, but not verified
@@ -109,35 +101,11 @@ def graceful_stop() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-class Bars:
-    """A progress bar for each step of a job, with rate and remaining time. Draws on stderr."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, step: Step) -> None:
-        if step.stage not in self._tasks:
-            self._tasks[step.stage] = self._progress.add_task(step.stage, total=step.total, rate="")
-        rate = f"{step.written / step.seconds:,.0f}/s" if step.seconds and step.stage == "stream" else ""
-        self._progress.update(
-            self._tasks[step.stage], completed=step.done, total=step.total or None, rate=rate
-        )
-
-
 @contextmanager
-def bars(*, quiet: bool) -> Iterator[Any]:
+def bars(*, quiet: bool) -> Iterator[OnProgress]:
     """A progress listener; silent with ``quiet`` or where stderr is no terminal."""
     if quiet or not err.is_terminal:
-        yield lambda step: None
+        yield ignore_progress
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=False) as progress:
-        yield Bars(progress)
+    with ProgressBar(err) as bar:
+        yield bar

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-import vecferry as vf
 from vecferry.api import jobs as api
 from vecferry.cli.console import (
     DIFFERENT,
@@ -25,17 +26,40 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its 
 
 
 @jobs.command("list")
-def list_(as_json: AsJson = False) -> None:
+def list_(
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Pieces in the targets that no job goes on with.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """All jobs, the last touched first."""
     with errors_as_text(as_json=as_json):
+        if orphans:
+            pieces = api.orphans()
+            lines = [
+                f"{piece['target']}  {piece.get('error') or piece['tag']}  {piece.get('created') or ''}"
+                for piece in pieces
+            ]
+            emit(pieces if as_json else "\n".join(lines) or "no orphans", as_json=as_json)
+            return
         found = api.list_jobs()
         emit(found if as_json else "\n".join(map(api.describe_job, found)) or "no jobs", as_json=as_json)
 
 
 @jobs.command()
-def show(job: JobName, as_json: AsJson = False) -> None:
-    """One job: source, target, stage, counters, settings."""
+def show(
+    job: JobName,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the job's report here: FILE.html, FILE.md or FILE.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One job: source, target, stage, counters, settings; or its report, as a file."""
     with errors_as_text(as_json=as_json):
+        if report is not None:
+            api.write_report(job, report)
+            emit({"report": str(report)} if as_json else f"written: {report}", as_json=as_json)
+            return
         found = api.show_job(job)
         lines = [f"{key:<12} {value}" for key, value in found.items()]
         emit(found if as_json else "\n".join(lines), as_json=as_json)
@@ -99,22 +123,37 @@ def versions(url: str, as_json: AsJson = False) -> None:
         emit(found if as_json else "\n".join(lines) or "no versions", as_json=as_json)
 
 
-def rollback(url: str, as_json: AsJson = False) -> None:
-    """Make the version before the live one the collection again."""
+def rollback(
+    url: str,
+    to: Annotated[
+        str | None, typer.Option(help="This version, earlier or later than the live one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the version before the live one the collection again, or any other that is kept."""
     with errors_as_text(as_json=as_json):
-        version = api.rollback(url)
+        version = api.rollback(url, to)
         emit({"live": version.tag} if as_json else f"live again: {version.tag}", as_json=as_json)
 
 
 def prune(
     url: str,
     keep: Annotated[int, typer.Option(min=0, help="How many earlier versions to keep.")] = 0,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Instead, what was begun and no job goes on with.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete the versions that are no longer live."""
     with errors_as_text(as_json=as_json):
-        tags = api.prune(url, keep)
-        emit({"deleted": tags} if as_json else f"deleted: {', '.join(tags) or 'nothing'}", as_json=as_json)
+        take = api.prune_unfinished if unfinished else partial(api.prune, keep=keep)
+        tags = take(url, dry_run=dry_run)
+        what = "would be deleted" if dry_run else "deleted"
+        emit(
+            {what.replace(" ", "_"): tags} if as_json else f"{what}: {', '.join(tags) or 'nothing'}",
+            as_json=as_json,
+        )
 
 
 def publish(
@@ -130,10 +169,19 @@ def publish(
         emit({"live": version.tag} if as_json else f"published: {version.tag}", as_json=as_json)
 
 
-def repair(source: str, target: str, workers: Workers = 1, as_json: AsJson = False) -> None:
+def repair(
+    source: str,
+    target: str,
+    delete_extra: Annotated[
+        int, typer.Option(min=0, help="Delete what the source does not have, if it is at most so many.")
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")] = False,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
     """Verify, copy just the records that are missing or different, and verify again."""
     with errors_as_text(as_json=as_json):
-        done = api.repair(vf.connect(source), vf.connect(target), workers=workers)
+        done = api.repair(source, target, delete_extra=delete_extra, dry_run=dry_run, workers=workers)
         emit(done, as_json=as_json)
         if not done.ok:
             raise typer.Exit(DIFFERENT)

@@ -9,6 +9,7 @@ acknowledged the records.
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -367,7 +368,8 @@ def describe_state(job: Mapping[str, Any]) -> str:
 
 
 _FILES = ("quarantine.*", "*-removed.jsonl", "*.decisions.sqlite*", "*.target.sqlite*", "verify.sqlite*",
-          "embeddings.sqlite*", "job.log*", "job.sqlite*")  # fmt: skip
+          "embeddings.sqlite*", "report.json", "receipt.json", "id-map.*", "job.log*",
+          "job.sqlite*")  # fmt: skip
 """What a job and its stages keep in its folder, the file that makes it a job last."""
 
 
@@ -383,6 +385,7 @@ def forget_job(folder: Path) -> bool:
         return False
     with Lock(folder / "lock", busy=f"job {folder.name} is running; stop it first"):
         forget_job(folder / "backup")
+        shutil.rmtree(folder / "verify", ignore_errors=True)
         for path in (path for pattern in _FILES for path in sorted(folder.glob(pattern), reverse=True)):
             path.unlink()
     with suppress(OSError):

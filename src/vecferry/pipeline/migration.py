@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vecferry.connecting import Collection
+from vecferry.core.durable import write_durably
 from vecferry.core.home import home
 from vecferry.core.retry import RetryDetails
 from vecferry.errors import (
@@ -771,6 +772,7 @@ class Run:
             **self.stages.reports(file),
         )
         self._close_sink()
+        write_durably(file.folder / "report.json", report.to_json().encode())
         end: dict[str, Any] = {"report": report.to_dict(), "counters": vars(counters), "delivered": False}
         end["target_stamp"] = _as_json(self._target_stamp())
         if published and file.state is JobState.PUBLISH:

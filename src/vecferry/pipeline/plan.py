@@ -370,7 +370,7 @@ def declare_space(schema: CollectionSchema, space: EmbeddingSpace | None) -> Col
     if space is None:
         return schema
     for field in schema.fields:
-        if field.space and field.space.fingerprint != space.fingerprint:
+        if field.space and not field.space.same_as(space):
             raise SchemaMismatchError(
                 f"the source records {field.space} for field {field.name!r}, "
                 f"space= says {space}; leave it out"

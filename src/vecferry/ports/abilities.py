@@ -209,6 +209,19 @@ class Publishable(Protocol):
 
 
 @runtime_checkable
+class RollsTo(Publishable, Protocol):
+    """Makes any version that is kept the collection again, an earlier or a later one."""
+
+    def roll_to(self, tag: str) -> Version:
+        """Let the version ``tag`` be the collection, atomically; the others are kept. Idempotent.
+
+        Raises:
+            NotFoundError: if it is not kept.
+        """
+        ...
+
+
+@runtime_checkable
 class Stamped(Protocol):
     """Tells one state of a collection from another without reading its records."""
 
@@ -309,6 +322,7 @@ __all__ = [
     "Placed",
     "Publishable",
     "Rewindable",
+    "RollsTo",
     "Searchable",
     "Settling",
     "Stamped",

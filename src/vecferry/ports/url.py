@@ -57,6 +57,13 @@ class StoreURL:
             )
         scheme, rest = match[1].lower(), match[2]
         rest, _, fragment = rest.partition("#")
+        if "?" in fragment:
+            name, _, late = fragment.partition("?")
+            place = _shorten(f"{scheme}:{rest}").split("?", 1)[0]
+            raise ConfigurationError(
+                f"options come before the collection: {place}?{_names_of(late)}#{name} "
+                "(a ? in a name is written %3F)"
+            )
         rest, _, query = rest.partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
         for name, value in options.items():
@@ -116,6 +123,12 @@ def _split_address(address: str, text: str) -> tuple[str, int | None]:
     if not port.isdigit():
         raise ConfigurationError(f"the port of {_shorten(text)!r} is not a number")
     return host.strip("[]"), int(port)
+
+
+def _names_of(query: str) -> str:
+    """The options of a query, secret values left out."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return "&".join(f"{name}={'…' if is_secret(name) else value}" for name, value in pairs)
 
 
 def _shorten(text: str) -> str:

@@ -138,6 +138,23 @@ class Report(BaseModel):
         data["verification"] = None if proof is None else proof.model_dump(mode="json")
         return {"ok": self.ok, **data}
 
+    def to_markdown(self) -> str:
+        """For a ticket or a wiki."""
+        rows = [f"| {name} | {value} |" for name, value in self._rows()]
+        faults = [f"- {fault}" for fault in self._faults()]
+        proof = [] if self.verification is None else ["```", str(self.verification), "```"]
+        table = ["| | |", "| --- | --- |", *rows]
+        return "\n\n".join(
+            "\n".join(part)
+            for part in ([f"**{self.verdict}** {self.source} → {self.target}"], table, faults, proof)
+            if part
+        )
+
+    def to_html(self) -> str:
+        """A page of its own."""
+        title = html.escape(f"{self.source} → {self.target}")
+        return f'<!doctype html><meta charset="utf-8"><title>{title}</title>{self._repr_html_()}\n'
+
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2, default=str)
 

@@ -211,6 +211,12 @@ class MemoryStore:
         cabinet.live = cabinet.history[at - 1]
         return next(version for version in self.versions() if version.live)
 
+    def roll_to(self, tag: str) -> Version:
+        if tag not in self._cabinet.history:
+            raise NotFoundError(f"{self.url} keeps no version {tag!r}")
+        self._cabinet.live = tag
+        return next(version for version in self.versions() if version.live)
+
     def prune(self, keep: int = 0) -> list[str]:
         cabinet = self._cabinet
         history = cabinet.history

@@ -277,6 +277,10 @@ class FaissStore:
         self._snapshot = None
         return self._room.rollback()
 
+    def roll_to(self, tag: str) -> Version:
+        self._snapshot = None
+        return self._room.roll_to(tag)
+
     def prune(self, keep: int = 0) -> list[str]:
         return self._room.prune(keep)
 

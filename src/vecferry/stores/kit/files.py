@@ -357,6 +357,9 @@ class FileStore(ABC):
     def rollback(self) -> Version:
         return self.room.rollback()
 
+    def roll_to(self, tag: str) -> Version:
+        return self.room.roll_to(tag)
+
     def prune(self, keep: int = 0) -> list[str]:
         gone = self.room.prune(keep)
         self.room.sweep()

@@ -95,7 +95,7 @@ class StagingRoom:
         with self._open() as ledger:
             if ledger.live != tag or self.path(tag).exists() or not self.target.exists():
                 self._swap_in(ledger, tag, count)
-        return self.versions()[0]
+        return next(version for version in self.versions() if version.tag == tag)
 
     def discard(self, tag: str) -> None:
         """Delete a version that was never live. No error if there is none."""
@@ -106,14 +106,17 @@ class StagingRoom:
                 self._trash(tag)
 
     def versions(self) -> list[Version]:
-        """The live version and those kept, newest first."""
+        """The live version, those kept, and those begun that were never live; newest first."""
         if not self.folder.exists():
             return [Version("original", live=True)] if self.target.exists() else []
         with self._open() as ledger:
-            return [
+            kept = [
                 Version(e["tag"], e["tag"] == ledger.live, e.get("created", ""), e.get("count"))
                 for e in reversed(ledger.history)
             ]
+            places = (path.name.removeprefix("v-") for path in self.folder.glob("v-*"))
+            begun = sorted({*places} - {*ledger.tags()}, reverse=True)
+        return [*(Version(tag, live=False, published=False) for tag in begun), *kept]
 
     def rollback(self) -> Version:
         """Let the version before the live one be the target again, in one step.
@@ -127,6 +130,19 @@ class StagingRoom:
             if at == 0:
                 raise NotFoundError(f"{self.target} keeps no earlier version to roll back to")
             self._swap_in(ledger, tags[at - 1], None, move_to_end=False)
+        return next(version for version in self.versions() if version.live)
+
+    def roll_to(self, tag: str) -> Version:
+        """Let the kept version ``tag`` be the target, in one step.
+
+        Raises:
+            NotFoundError: if it is not kept.
+        """
+        with self._open() as ledger:
+            if tag not in ledger.tags():
+                raise NotFoundError(f"{self.target} keeps no version {tag!r}")
+            if tag != ledger.live:
+                self._swap_in(ledger, tag, None, move_to_end=False)
         return next(version for version in self.versions() if version.live)
 
     def prune(self, keep: int = 0) -> list[str]:
