@@ -109,7 +109,7 @@ def test_a_repair_deletes_nothing_unasked(tmp_path: Path) -> None:
     done = vf.repair(origin, url)
     assert (done.copied, done.deleted, done.ok) == (("i:0",), (), False)
     assert "--delete-extra 2" in str(done) and vf.connect(url).count() == 7
-    with pytest.raises(PlanError, match="2 records .* more than delete_extra=1"):
+    with pytest.raises(PlanError, match=r"2 records .* more than delete_extra=1"):
         vf.repair(origin, url, delete_extra=1)
     assert run("repair", origin, url).exit_code == 1
     assert run("repair", origin, url, "--delete-extra", 2).exit_code == 0
