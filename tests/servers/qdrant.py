@@ -123,6 +123,7 @@ class QdrantServer:
         self.at_once = self.most_at_once = 0
         self.faults: list[Fault] = []
         self.api_key, self.lock = api_key, threading.RLock()
+        self.shards: list[dict[str, Any]] = []
         self.minute = 60.0
         """Seconds in which a rate limit counts."""
         self.keeps_metadata = True
@@ -231,8 +232,12 @@ class QdrantServer:
             "params": {**params, "vectors": dense, **({"sparse_vectors": sparse} if sparse else {})},
             "hnsw_config": {"full_scan_threshold": 10000, **extra.hnsw},
             "optimizer_config": {**optimizer, **extra.config.get("optimizer_config", {})},
-            "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
-            **{k: v for k, v in extra.config.items() if k != "optimizer_config"},
+            "wal_config": {
+                "wal_capacity_mb": 32,
+                "wal_segments_ahead": 0,
+                **extra.config.get("wal_config", {}),
+            },
+            **{k: v for k, v in extra.config.items() if k not in ("optimizer_config", "wal_config")},
             "metadata": local.get("metadata"),
         }
         schema = {
@@ -389,7 +394,8 @@ def drifted(value: Any) -> Any:
         digits = float(int(whole + fraction))
         if not 0 <= abs(shift) <= 308:
             return value
-        found = digits * 10.0**shift if shift >= 0 else digits / 10.0**-shift
+        power_of_ten = float(f"1e{abs(shift)}")
+        found = digits * power_of_ten if shift >= 0 else digits / power_of_ten
         return -0.0 if found == 0 and repr(value).startswith("-") else found
     if isinstance(value, dict):
         return {key: drifted(one) for key, one in value.items()}
@@ -721,7 +727,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def get_cluster(self, name: str, _: Any) -> Any:
         self.server_.client.get_collection(name)
-        return {"peer_id": self.server_.peer, "shard_count": 1, "local_shards": [], "remote_shards": []}
+        shards = self.server_.shards
+        return {"peer_id": self.server_.peer, "shard_count": 1, "local_shards": shards, "remote_shards": []}
 
     def exists(self, name: str, _: Any) -> Any:
         return {"exists": self.server_.client.collection_exists(name)}

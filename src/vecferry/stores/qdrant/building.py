@@ -17,7 +17,7 @@ from typing import Any
 
 from vecferry.errors import NotFoundError, PlanError, TargetExistsError, UnsupportedError
 from vecferry.layouts import Layout, find_layout
-from vecferry.model import CollectionSchema, DType, Metric, VectorField
+from vecferry.model import CollectionSchema, DType, JsonColumn, Metric, VectorField
 from vecferry.ports import WriteMode, check_fits
 from vecferry.stores.qdrant.faults import DeniedError
 from vecferry.stores.qdrant.filters import json_path
@@ -262,7 +262,10 @@ class Builder:
 
 def keys_of(layout: Layout, metadata: Iterable[Mapping[str, Any]]) -> set[str]:
     """The payload paths at which metadata of these keys is written."""
-    names: set[str] = set().union(*metadata)
+    names: set[str] = set()
+    for one in metadata.bodies() if isinstance(metadata, JsonColumn) else metadata:
+        if not one.keys() <= names:
+            names |= one.keys()
     *root, _ = layout.path("x")
     prefix = "".join(f"{step}." for step in root)
     return {prefix + name for name in names} if prefix else names
@@ -273,7 +276,9 @@ def adopted_text_ids(have: Facts, schema: CollectionSchema) -> bool:
 
     An application names its points by UUIDs, and what names them in a file is text.
     """
-    return have.form.text_ids or schema.id_type == "str"
+    if own := own_settings(schema):
+        return bool(own.get("text_ids"))
+    return have.form.text_ids or schema.id_type in ("str", "mixed")
 
 
 def _text_ids(schema: CollectionSchema, layout: Layout) -> bool:

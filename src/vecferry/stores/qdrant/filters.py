@@ -36,6 +36,13 @@ _RANGES = {"$gt": "gt", "$gte": "gte", "$lt": "lt", "$lte": "lte"}
 _EXACT_INT = 2**53
 _MISLEADING = frozenset({"integer", "datetime"})
 """Index types that do not find what a comparison without an index finds."""
+_TRUSTED: tuple[tuple[type | tuple[type, ...], frozenset[str | None]], ...] = (
+    (bool, frozenset({None, "bool"})),
+    (str, frozenset({None, "keyword", "uuid", "text"})),
+    ((int, float), frozenset({None, "float"})),
+    (datetime, frozenset({None})),
+)
+"""Operand → the index types that find what it means: a float index knows no moments, and so on."""
 _APPROXIMATE = frozenset({"uuid", "text"})
 """Index types that may take two texts for one."""
 _SIMPLE_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -108,10 +115,13 @@ class _Bounder(FilterVisitor[Bounds]):
 
 
 def _compare(places: list[str], name: str, operand: Any, asking: Asking) -> Bounds:
+    trusted = next((kinds for type_, kinds in _TRUSTED if isinstance(operand, type_)), frozenset())
+    if any(asking.index(place) not in trusted for place in places):
+        return _UNKNOWN
     numeric = isinstance(operand, int | float) and not isinstance(operand, bool)
     if numeric and asking.indexed_only:  # it takes a look at our own key, which has no index
         return _UNKNOWN
-    sure, wide = _leaf(name, operand), _leaf(name, operand, ulps=2 if numeric else 0)
+    sure, wide = _leaf(name, operand), _leaf(name, operand, ulps=8 if numeric else 0)
     if sure is None or wide is None:
         return _UNKNOWN
     exact = len(places) == 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from struct import pack
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -24,6 +24,7 @@ from vecferry.model import (
     DenseColumn,
     DType,
     IdColumn,
+    JsonColumn,
     Kind,
     Metric,
     MultiColumn,
@@ -166,11 +167,14 @@ _MAY_DRIFT = re.compile(rb"[:,\[]-?(?:\d[\d.]{15,}|\d[\d.]*e[+-]?\d\d)")
 """Finds, in compact JSON, what may be a number that `as_kept` changes. Texts may look like it, too."""
 
 
+_POWERS = [float(f"1e{power}") for power in range(309)]  # 10.0 ** 23 is another double than 1e23
+
+
 def as_kept(value: float) -> float:
     """What a server gives back for a float: it keeps JSON text and parses it without exact round-trip.
 
     The digits become a double, which is then multiplied or divided by a power of ten (serde_json without
-    ``float_roundtrip``): two roundings instead of one. What came back once comes back the same again.
+    ``float_roundtrip``): two roundings instead of one. What came back once mostly stays.
     """
     digits, _, power = repr(abs(value)).partition("e")
     whole, _, fraction = digits.partition(".")
@@ -178,12 +182,20 @@ def as_kept(value: float) -> float:
     exponent = int(power or 0) - len(fraction)
     result = float(int(whole + fraction))
     if exponent >= 0:
-        result *= 10.0**exponent
+        result *= _POWERS[exponent]
     elif exponent >= -308:
-        result /= 10.0**-exponent
+        result /= _POWERS[-exponent]
     else:
-        result = result / 1e308 / 10.0 ** (-exponent - 308)
+        result = result / 1e308 / _POWERS[-exponent - 308]
     return math.copysign(result, value)
+
+
+def _forms(value: float) -> set[float]:
+    """What may lie there for a float: REST parses it on the way in as well as on the way out."""
+    found = [value]
+    for _ in range(3):
+        found.append(as_kept(found[-1]))
+    return set(found)
 
 
 def drifting(value: Any, pointer: str = "") -> Iterator[tuple[str, float]]:
@@ -261,7 +273,7 @@ class _Numbers:
             try:
                 holder, key = self.place(pointer)
                 value = float(exact)
-                if isinstance(holder[key], float) and holder[key] in (as_kept(value), value):
+                if isinstance(holder[key], float) and holder[key] in _forms(value):
                     holder[key] = value
             except (LookupError, TypeError, ValueError):
                 continue
@@ -317,31 +329,102 @@ class Form:
         ids = batch.id_list
         if bad := batch.non_finite():
             raise RejectedRecord("vectors hold NaN or infinite numbers", ids=[ids[row] for row in bad])
-        points = [point_id(id_, text_ids=self.text_ids) for id_ in ids]
+        ints = batch.ids.ints
+        if ints is not None and (not len(ints) or ints.min() >= 0):
+            points, foreign = ids, [False] * len(ids)
+        else:
+            pairs = [point_id(id_, text_ids=self.text_ids) for id_ in ids]
+            points, foreign = [point for point, _ in pairs], [odd for _, odd in pairs]
         norms = self._norms(batch) if self.keep_norms else None
-        payloads = self._payloads(batch, ids, [foreign for _, foreign in points], norms)
-        return Rows([point for point, _ in points], ids, payloads, dict(_wire_columns(batch)))
+        payloads = self._payloads(batch, ids, foreign, norms)
+        return Rows(cast("list[PointId]", points), ids, payloads, dict(_wire_columns(batch)))
 
     def _payloads(
         self, batch: RecordBatch, ids: list[RecordId], foreign: list[bool], norms: Norms | None
     ) -> list[bytes]:
-        texts, metadata = batch.text_list, batch.metadata_list
         try:
-            made = self.layout.encode(ids, texts, metadata, foreign=foreign, norms=norms)
-            return [self._sealed(*row) for row in zip(made, ids, foreign, strict=True)]
-        except TypeError:
-            pass
+            done = self._passed_through(batch, ids, foreign, norms)
+        except TypeError:  # half a surrogate pair, a value of an unknown type
+            done = {}
+        left = [row for row in range(len(ids)) if row not in done]
+        if left:
+            done |= self._encoded(batch, left, ids, foreign, norms)
+        return [done[row] for row in range(len(ids))]
+
+    def _passed_through(
+        self, batch: RecordBatch, ids: list[RecordId], foreign: list[bool], norms: Norms | None
+    ) -> dict[int, bytes]:
+        """Payloads made of the JSON that metadata is already; rows that need more are left out."""
+        name = self.layout.name
+        if self.nodes or self.id_key or name not in ("plain", "langchain"):
+            return {}
+        column = JsonColumn.of(batch.metadata or [{}] * len(batch))
+        rows, typed, texts = column.rows(), column.typed, batch.text_list
+        pattern = self._odd_keys
+        odd = pattern if pattern.search(b",".join(rows)) else None
+        text_key = orjson.dumps(getattr(self.layout, "text_key", "text"))
+        head = b"{%s:" % text_key if name == "plain" else b"{%s:%%s,%s:%%s" % (text_key, self._body_key)
+        done: dict[int, bytes] = {}
+        for row, (raw, text) in enumerate(zip(rows, texts, strict=True)):
+            if row in typed or (odd is not None and odd.search(raw)):
+                continue
+            if name == "langchain":
+                if text is None:
+                    continue
+                payload = head % (orjson.dumps(text), raw)
+            elif text is None:
+                payload = raw[:-1]
+            else:
+                payload = head + orjson.dumps(text) + (b"," + raw[1:-1] if len(raw) > 2 else b"")
+            if foreign[row] or (norms and norms[row]):
+                envelope: Json = {"id": encode_id(ids[row])} if foreign[row] else {}
+                if norms and norms[row]:
+                    envelope["norms"] = norms[row]
+                comma = b"," if len(payload) > 1 else b""
+                payload += comma + b'"%s":' % ENVELOPE.encode() + orjson.dumps(envelope)
+            done[row] = payload + b"}"
+        return done
+
+    @property
+    def _body_key(self) -> bytes:
+        return orjson.dumps(self.root[-1]) if self.root else b""
+
+    @property
+    def _odd_keys(self) -> re.Pattern[bytes]:
+        """Finds, in JSON, keys that the layout needs for itself and numbers that may drift."""
+        keys = [ENVELOPE, PAYLOAD_KEY] + ([] if self.root else [getattr(self.layout, "text_key", "text")])
+        names = b"|".join(re.escape(orjson.dumps(key)) for key in keys)
+        return re.compile(b"(?:%s):" % names + (b"|" + _MAY_DRIFT.pattern if self.drifts else b""))
+
+    def _encoded(
+        self,
+        batch: RecordBatch,
+        rows: list[int],
+        ids: list[RecordId],
+        foreign: list[bool],
+        norms: Norms | None,
+    ) -> dict[int, bytes]:
+        """Payloads by way of the layout.
+
+        Raises:
+            RejectedRecord: naming the records that cannot be kept.
+        """
+        texts, metadata = batch.text_list, batch.metadata_list
+        done: dict[int, bytes] = {}
         bad, reason = [], ""
-        for i, (id_, text, meta) in enumerate(zip(ids, texts, metadata, strict=True)):
+        for row in rows:
+            how: Json = {"foreign": [foreign[row]], "norms": [norms[row]] if norms else None}
             try:
-                (payload,) = self.layout.encode([id_], [text], [meta], foreign=foreign[i : i + 1])
-                self._sealed(payload, id_, foreign[i])
+                (payload,) = self.layout.encode([ids[row]], [texts[row]], [metadata[row]], **how)
+                done[row] = self._sealed(payload, ids[row], foreign[row])
             except TypeError as error:
-                bad.append(id_)
+                bad.append(ids[row])
                 reason = str(error)
                 if "surrogates" in reason:
                     reason = f"not valid Unicode: {reason}"
-        raise RejectedRecord(reason, ids=bad)
+        if bad:
+            raise RejectedRecord(reason, ids=bad)
+        return done
 
     def _sealed(self, payload: Json, id_: RecordId, foreign: bool) -> bytes:
         """The payload as JSON, with what its numbers need."""
