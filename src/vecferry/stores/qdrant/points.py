@@ -344,7 +344,7 @@ class Form:
     ) -> list[bytes]:
         try:
             done = self._passed_through(batch, ids, foreign, norms)
-        except TypeError:  # half a surrogate pair, a value of an unknown type
+        except (TypeError, ValueError):  # half a surrogate pair, a value of an unknown type
             done = {}
         left = [row for row in range(len(ids)) if row not in done]
         if left:

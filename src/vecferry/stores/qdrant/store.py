@@ -260,7 +260,7 @@ class QdrantStore:
             kinds=frozenset(Kind),
             metrics=frozenset(DISTANCES),
             dtypes=frozenset(DATATYPES),
-            id_types=frozenset({"int", "uuid"}),
+            id_types=frozenset({"int", "str", "uuid", "tuple"}),  # `foresee` tells which of them change
             metadata_types=frozenset(
                 {"str", "int", "big int", "float", "unusual float", "bool", "null", "list", "object"}
             ),
