@@ -26,7 +26,7 @@ from vecferry.model import (
     VectorRecord,
     encode_id,
 )
-from vecferry.ports import Capabilities, Fields, WriteMode
+from vecferry.ports import Capabilities, Fields, Kept, WriteMode
 from vecferry.stores.memory import MemoryStore
 from vecferry.verifying import Verification, compare
 
@@ -294,6 +294,22 @@ def test_after_an_upsert_others_may_be_there() -> None:
         check(rows, Bag(rows), strategy="fetch")
     with pytest.raises(ConfigurationError, match="strategy"):
         check(rows, Bag(rows), strategy="guess")
+
+
+@pytest.mark.parametrize("order", ["merge", "fetch"])
+def test_what_an_upsert_leaves_to_the_application_is_no_difference(order: str) -> None:
+    rows = [row.replace(text=None) for row in records(10)]
+    own = {"clicks": 7, "seen/at": datetime(2020, 1, 1, tzinfo=UTC)}
+    target = [row.replace(text="theirs", metadata={**row.metadata, **own}) for row in rows]
+    kept = Kept(text=True, metadata=lambda key: key in own)
+    options: dict[str, Any] = {"allow_extra": order == "fetch", "strategy": order}
+    proof = check(rows, Bag(target), kept=kept, **options)
+    assert proof.ok and proof.digest_expected == proof.digest_target
+    assert check(rows, Bag(target), **options).different_count == 10
+    target[3] = target[3].replace(metadata={**target[3].metadata, "other": 1})
+    target[4] = target[4].replace(metadata={k: v for k, v in target[4].metadata.items() if k != "none"})
+    proof = check(rows, Bag(target), kept=kept, **options)
+    assert [d.place for d in proof.different] == ["metadata/other", "metadata/none"]
 
 
 def test_the_limit_bounds_the_names_not_the_counts() -> None:

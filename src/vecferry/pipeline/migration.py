@@ -79,6 +79,8 @@ from vecferry.pipeline.verify import (
 from vecferry.ports import (
     ConcurrentSink,
     Fields,
+    KeepsOwn,
+    Kept,
     LooksAtTarget,
     OnProgress,
     Progress,
@@ -663,6 +665,7 @@ class Run:
             self.look.inputs.target_schema,
             self._view(),
             allow_extra=upserted,
+            kept=self._kept() if upserted else None,
             workers=self.settings.workers,
             min_overlap=self.settings.min_overlap,
             on_progress=lambda done: self._tell("verify", done, self.counters.written),
@@ -682,6 +685,10 @@ class Run:
             with self._clock.time("index"):
                 if self._patiently("settle", view.settle) is None:
                     self.notes.append("the target is still building its index")
+
+    def _kept(self) -> Kept | None:
+        store = self.target.store
+        return store.kept(self.look.inputs.target_schema) if isinstance(store, KeepsOwn) else None
 
     def _keep_account(self, account: Verifier) -> None:
         self._account = account

@@ -33,7 +33,7 @@ from vecferry.errors import ConfigurationError, JobStopped
 from vecferry.model import CollectionSchema, RecordBatch, RecordId, VectorField, encode_id
 from vecferry.model.equality import LOSSY, Tolerance, tolerance_of
 from vecferry.model.vectors import Array
-from vecferry.ports import Fetchable, Fields, Searchable, ShouldStop, Sink, Source, never_stop
+from vecferry.ports import Fetchable, Fields, Kept, Searchable, ShouldStop, Sink, Source, never_stop
 from vecferry.verifying import reading
 from vecferry.verifying.digest import key_halves
 from vecferry.verifying.hash_join import KEY_FIELDS, HashIndex, Runs, add_keys
@@ -61,6 +61,7 @@ def compare(
     directions: Collection[str] = (),
     fields: Fields = Fields.ALL,
     allow_extra: bool = False,
+    kept: Kept | None = None,
     sample_queries: int = 10,
     k: int = 10,
     min_overlap: float = 0.5,
@@ -88,6 +89,8 @@ def compare(
         directions: fields of which only the directions count, because the expected side lost the lengths.
         fields: whether texts and metadata count, and which vector fields.
         allow_extra: records that nobody expects are no difference (after an upsert).
+        kept: what an upsert left as it was: keys of the target that the expected record lacks are then no
+            difference. Asked by id or in one order only.
         sample_queries, k: searches on the target compared with exact ones; 0 for none.
         min_overlap: a mean overlap below this fails, unless an exact search on the target, or
             ``reference``, shows that the index is to blame: none is held to more than it can.
@@ -130,6 +133,7 @@ def compare(
             rules=rules,
             fields=fields,
             allow_extra=allow_extra,
+            kept=kept,
             search=(sample_queries, k, min_overlap),
             reference=reference if isinstance(reference, Searchable) else None,
             limit=limit,
@@ -157,6 +161,7 @@ class _Comparison:
         rules: dict[str, FieldRule],
         fields: Fields,
         allow_extra: bool,
+        kept: Kept | None,
         search: tuple[int, int, float],
         reference: Searchable | None,
         limit: int,
@@ -172,7 +177,7 @@ class _Comparison:
         self.allow_extra, self.limit, self.folder = allow_extra, limit, folder
         self.state_every = state_every
         self.saved = time.monotonic()
-        self.search, self.reference = search, reference
+        self.search, self.reference, self.kept = search, reference, kept
         self.on_progress, self.should_stop, self.on_state = on_progress, should_stop, on_state
         self.reader = Reader(target, self.fields, workers, self.should_stop)
         self.start = time.monotonic()
@@ -182,7 +187,9 @@ class _Comparison:
         self._fresh()
 
     def _fresh(self) -> None:
-        self.verifier = Verifier(self.schema, self.rules, fields=self.fields, limit=self.limit)
+        self.verifier = Verifier(
+            self.schema, self.rules, fields=self.fields, limit=self.limit, kept=self.kept
+        )
         self.check.begin()
         self.done = 0
         self.collided: tuple[int, list[int]] = (0, [])

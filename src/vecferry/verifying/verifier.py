@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.model import CollectionSchema, RecordBatch, encode_id
-from vecferry.model.canonical import canonical_rows, hash_rows
+from vecferry.model import CollectionSchema, RecordBatch, dump_json, encode_id
+from vecferry.model.canonical import canonical_rows, hash_rows, parse_canonical
 from vecferry.model.equality import Measured, Tolerance, compare_vectors
 from vecferry.model.vectors import Array
-from vecferry.ports import Fields
+from vecferry.ports import Fields, Kept
 from vecferry.verifying.digest import Digest, KeyedIds, hash_vectors, keyed
 from vecferry.verifying.hash_join import HashIndex
 from vecferry.verifying.pairs import explain_documents
@@ -62,6 +62,7 @@ class Verifier:
         rules: of each vector field that counts.
         fields: whether texts and metadata count.
         limit: how many ids and differences are named.
+        kept: what the target keeps of its own in a record, and what is no difference in a pair.
 
     Attributes:
         share: which share of the target the next records come from. Whatever order the shares come in,
@@ -75,8 +76,10 @@ class Verifier:
         *,
         fields: Fields = Fields.ALL,
         limit: int = 100,
+        kept: Kept | None = None,
     ) -> None:
         self.schema, self.rules, self.fields, self.limit = schema, dict(rules), fields, limit
+        self.kept = kept
         self.expected = _Sums(self.rules)
         self.share = 0
         self.forget_target()
@@ -95,6 +98,8 @@ class Verifier:
         """Compare rows of equal ids in equal order; returns these ids."""
         ids = keyed(expected.ids)
         a, b = self._forms(expected), self._forms(found)
+        if self.kept is not None and a != b:
+            b = [y if x == y else _without_own(x, y, self.kept) for x, y in zip(a, b, strict=True)]
         hashes = hash_rows(b)
         self.found.documents.add(hashes, ids.buckets)
         self.expected.documents.add(hashes if a == b else hash_rows(a), ids.buckets)
@@ -335,6 +340,23 @@ class Verifier:
 
 class Overtaken(Exception):
     """An id that comes twice was found in a later share before it was found in this one."""
+
+
+def _without_own(expected: bytes, found: bytes, kept: Kept) -> bytes:
+    """The canonical form of a record of the target without what its application keeps beside ours."""
+    _, text, metadata, _ = parse_canonical(expected)
+    id_, other, body, types = parse_canonical(found)
+    own = {key for key in body if key not in metadata and kept.metadata(key)}
+    if kept.text and text is None:
+        other = None
+    body = {key: value for key, value in body.items() if key not in own}
+    types = {pointer: name for pointer, name in types.items() if _key_of(pointer) not in own}
+    return dump_json([id_, other, body, types], sort=True)
+
+
+def _key_of(pointer: str) -> str:
+    """The key at the top of the metadata to which a JSON pointer leads."""
+    return pointer.split("/")[1].replace("~1", "/").replace("~0", "~")
 
 
 def _place(name: str) -> str:
