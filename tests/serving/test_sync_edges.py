@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 
 import vecferry as vf
 from vecferry.cli import app
-from vecferry.errors import ConfigurationError, PlanError
+from vecferry.errors import ConfigurationError, PlanError, RequestTooLargeError
 from vecferry.model import CollectionSchema, Kind, Metric, RecordBatch, SparseVector, VectorField
 from vecferry.ports import WriteMode
 from vecferry.serving import sync
+from vecferry.serving.syncstate import SyncState
 from vecferry.stores.memory import MemoryStore
 
 from .conftest import Moody, WordEmbedder, contents, fill, record, tracked
@@ -187,3 +189,114 @@ def test_a_filter_with_a_typing_error_is_one_line_on_the_command_line() -> None:
     result = CliRunner().invoke(app, ["sync", "memory:a", "memory:b", "--where", "n >"])
     assert result.exit_code == 2
     assert "cannot read the filter" in result.stderr
+
+
+# -- equality is that of a verification ---------------------------------------------------------
+
+
+def one(vector: Any, metric: str = "l2", **more: Any) -> MemoryStore:
+    store = MemoryStore()
+    field = VectorField(dim=len(vector), metric=metric)
+    store.prepare(CollectionSchema(fields=(field,)), WriteMode.UPSERT)
+    put(store, {"id": 1, "text": "a", "vector": vector, **more})
+    return store
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ([3.0, 0.0], [1.0, 0.0]),
+        ([1.0, 0.001], [1.0, 0.0]),
+        ([1.0, 1e-7], [1.0, 0.0]),
+        ([0.0, 0.0], [-0.0, 0.0]),
+    ],
+)
+def test_what_a_verification_calls_different_is_written(
+    mine: list[float], theirs: list[float], metric: str, state: Path
+) -> None:
+    """Lengths count where the store keeps them, and so does every bit."""
+    source, target = one(mine, metric), one(theirs, metric)
+    assert not vf.verify(source, target).ok
+    assert sync(source, target, state=state).changed == 1
+    assert vf.verify(source, target).ok
+    assert sync(source, target, state=state).quiet
+
+
+def test_directions_alone_count_where_a_store_normalises(state: Path) -> None:
+    class Unit(MemoryStore):
+        def capabilities(self) -> Any:
+            return replace(super().capabilities(), normalizes=frozenset({Metric.COSINE}))
+
+    source = one([3.0, 4.0], "cosine")
+    target = Unit()
+    target.prepare(source.describe(), WriteMode.UPSERT)
+    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.8])})
+    assert sync(source, target, state=state).unchanged == 1
+    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.8003])})
+    state.unlink()
+    assert sync(source, target, state=state).changed == 1, "a hundred times the tolerance is a change"
+
+
+# -- as the migration did it ---------------------------------------------------------------------
+
+
+def halves(text: str) -> list[str]:
+    return [text[: len(text) // 2], text[len(text) // 2 :]]
+
+
+def test_a_target_of_split_texts_is_refused_untouched_or_split_alike(
+    words: WordEmbedder, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vecferry.embedding.chunking.sentence_splitter", lambda *_: halves)
+    monkeypatch.setattr("vecferry.embedding.chunking.TextLimit.splitter", lambda *_: halves)
+    source, target = MemoryStore(), MemoryStore()
+    source.prepare(CollectionSchema(), WriteMode.UPSERT)
+    put(source, *({"id": n, "text": f"first{n} second{n} "} for n in range(5)))
+    split: dict[str, Any] = {"embed": words, "long_text": "split", "chunk_size": 5}
+    vf.migrate(source, target, **split).check()
+    before = contents(target)
+    assert len(before) == 10
+    with pytest.raises(PlanError, match="split into several records"):
+        sync(source, target, state=state, embed=words, max_deletes=1.0)
+    assert contents(target) == before
+    assert sync(source, target, state=state, **split).quiet
+    put(source, {"id": 3, "text": "other words3"})
+    source.delete([4])
+    report = sync(source, target, state=state, **split)
+    assert (report.changed, report.deleted) == (2, 2) and len(contents(target)) == 8
+    fresh = MemoryStore()
+    vf.migrate(source, fresh, **split).check()
+    assert contents(fresh) == contents(target)
+
+
+def test_embed_takes_what_a_migration_takes(source: Moody, words: WordEmbedder, state: Path) -> None:
+    other = WordEmbedder("other-words")
+    target = fill(Moody(), other, [])
+    assert sync(source, target, state=state, embed=[other, words]).added == 30
+    with pytest.raises(PlanError, match="embed="):
+        sync(source, target, state=state, long_text="split")
+
+
+def test_what_is_too_large_for_one_request_is_halved(source: Moody, state: Path) -> None:
+    class Narrow(Moody):
+        def write(self, batch: RecordBatch) -> Any:
+            if len(batch) > 4:
+                raise RequestTooLargeError("no more than four")
+            return super().write(batch)
+
+    words = WordEmbedder()
+    target = fill(Narrow(), words, [])
+    assert sync(source, target, state=state).added == 30
+    assert contents(source) == contents(target)
+
+
+def test_digests_of_another_format_are_compared_with_the_target_not_copied(
+    source: Moody, target: Moody, words: WordEmbedder, state: Path
+) -> None:
+    sync(source, target, state=state)
+    with SyncState(state) as memory:
+        memory.set("format", 1)
+    put(target, record(5, words, "changed behind its back"))
+    report = sync(source, target, state=state)
+    assert (report.changed, report.unchanged) == (1, 29)

@@ -59,7 +59,7 @@ def sync(
         if untrack:
             remove_tracking(origin, goal, state=state, where=filter_)
             return
-        options |= {"where": filter_, "embedder": embedder_of(embed), "should_stop": stop}
+        options |= {"where": filter_, "embed": embed, "should_stop": stop}
         while True:
             with bars(quiet=quiet or as_json or follow) as listener:
                 report = run_once(origin, goal, on_progress=listener, **options)

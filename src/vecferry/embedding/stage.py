@@ -351,6 +351,16 @@ class EmbedStage:
         rest = self._rejected(inflight, reasons)
         return rest.carry(whole.take([row for row in range(len(whole)) if row not in reasons]))
 
+    def split(self, inflight: InFlightBatch) -> InFlightBatch:
+        """What `apply` does to long texts before it embeds, and nothing else."""
+        return self._with_long_texts_handled(inflight) if len(inflight.batch) else inflight
+
+    def behind_split(self) -> EmbedStage:
+        """The same stage for texts that `split` has seen: `apply` only embeds them."""
+        other = copy(self)
+        other._long_text = "truncate"
+        return other
+
     def replay_copy(self) -> EmbedStage:
         """The same decisions and vectors: through the cache, which holds what this stage computed."""
         other = copy(self)

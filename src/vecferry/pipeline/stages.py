@@ -129,7 +129,7 @@ class ConformToSchema:
     ) -> None:
         self._fields = {field.name: field for field in schema.fields}
         self._names = dict(names)
-        self._keep_text = keep_text
+        self.keeps_text = keep_text
         self._uuids = uuid_ids
 
     def apply(self, inflight: InFlightBatch) -> InFlightBatch:
@@ -157,7 +157,7 @@ class ConformToSchema:
             for old, new in self._names.items()
             if old in batch.sparse_vectors
         }
-        texts = batch.texts if self._keep_text else None
+        texts = batch.texts if self.keeps_text else None
         return inflight.carry(batch.replace(vectors=vectors, sparse_vectors=sparse, texts=texts))
 
     def _with_uuids(self, inflight: InFlightBatch) -> InFlightBatch:

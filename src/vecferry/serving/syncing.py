@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from hashlib import blake2b
@@ -12,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from vecferry.connecting import connect
 from vecferry.core.home import home
-from vecferry.core.retry import RetryPolicy
+from vecferry.core.retry import RetryPolicy, reopened
 from vecferry.errors import ConfigurationError, JobStopped, PlanError, UnsupportedError
 from vecferry.model import RecordBatch, RecordId, Where, encode_id, from_json, id_key, to_json
-from vecferry.model.filters import lookup, matches
+from vecferry.model.filters import lookup, predicate
 from vecferry.ports import (
     ChangeTracking,
     Cursor,
@@ -28,7 +29,7 @@ from vecferry.ports import (
     ignore_progress,
     never_stop,
 )
-from vecferry.serving.applying import Change, Target, scan
+from vecferry.serving.applying import Change, Target
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.syncstate import SyncState, content_digests
@@ -82,6 +83,10 @@ def sync(
     state: Path | str | None = None,
     where: Where | None = None,
     transform: Change | None = None,
+    embed: Any = None,
+    long_text: str | None = None,
+    chunk_size: int | None = None,
+    chunk_overlap: int | None = None,
     embedder: Embedder | None = None,
     writer: DualWriter | None = None,
     deletes: bool = True,
@@ -107,7 +112,9 @@ def sync(
             - ``"journal"``: the source tells (`ChangeTracking`). The first run begins to track and compares
               once; `untrack` ends it.
         state: the file that remembers; by default one for this pair below `vecferry.core.home.home`.
-        where, transform, embedder: as the migration had them.
+        where, transform, embed, long_text, chunk_size, chunk_overlap: as the migration had them. A target
+            that holds split texts is only brought up by a call that splits, too.
+        embedder: another name for ``embed``.
         writer: a `DualWriter` on the two: then live writes through it are never overtaken by this copy.
         deletes: whether what is gone from the source goes from the target too.
         max_deletes: refuse to delete a greater share of the target than this. (A journal is followed.)
@@ -123,8 +130,17 @@ def sync(
     origin, goal = _store(source), _store(target)
     path = state if state is not None else _state_path(source, target, where, by)
     retry = retry or RetryPolicy()
-    sink = Target(goal, origin.describe(), embedder=embedder, writer=writer, retry=retry)
-    with SyncState(path) as memory:
+    options = {"long_text": long_text, "chunk_size": chunk_size, "chunk_overlap": chunk_overlap}
+    sink = Target(
+        goal,
+        origin.describe(),
+        embed=embed if embed is not None else embedder,
+        options={name: value for name, value in options.items() if value is not None},
+        writer=writer,
+        retry=retry,
+        should_stop=should_stop,
+    )
+    with closing(sink), SyncState(path) as memory:
         job = _Job(origin, sink, memory, retry, where, transform, batch_size, should_stop, on_progress)
         job.deletes, job.max_deletes, job.overlap, job.forget = deletes, max_deletes, overlap, forget
         report = job.run(by)
@@ -168,20 +184,27 @@ class _Job:
     report: SyncReport = field(default_factory=lambda: SyncReport(""))
     start: float = field(default_factory=time.monotonic)
 
+    @property
+    def makes_ids(self) -> bool:
+        """Whether a transform or a splitter gives the target other ids than the source has."""
+        return self.transform is not None or self.target.splits
+
     def run(self, by: str) -> SyncReport:
         kind, _, name = by.partition(":")
         self.report = SyncReport(by)
-        self.state.spare()
+        if kind not in ("digest", "column", "journal") or (kind == "column") is not bool(name):
+            raise ConfigurationError(f'by={by!r}: choose "digest", "column:NAME" or "journal"')
+        if not self.state.get("complete"):
+            self.target.check_chunks()
+        self.state.unmark()
         if self.target.store.count() < self.state.known() / 2:  # emptied, or made anew
             self.state.start_over()
         if kind == "digest":
             self.by_digest()
-        elif kind == "column" and name:
+        elif kind == "column":
             self.by_column(name)
-        elif kind == "journal":
-            self.by_journal()
         else:
-            raise ConfigurationError(f'by={by!r}: choose "digest", "column:NAME" or "journal"')
+            self.by_journal()
         self.target.finish()
         return replace(self.report, seconds=time.monotonic() - self.start)
 
@@ -198,7 +221,7 @@ class _Job:
         if self.deletes:
             self.delete_missing(run, strangers=first and self.where is None)
         self.target.finish()
-        self.state.bury()
+        self.state.purge()
         self.state.set("finished", run)
         self.state.set("complete", True)
 
@@ -225,16 +248,16 @@ class _Job:
     def delete_missing(self, run: int, *, strangers: bool) -> None:
         """Delete what is remembered but was not met; with ``strangers`` also what only the target has."""
         for ids in self.state.unseen(run):
-            self.state.doom(self.really_gone(ids))
+            self.state.mark_deleted(self.really_gone(ids))
         if strangers:
-            for batch in scan(self.target.store, self.retry, fields=Fields.IDS, batch_size=self.batch_size):
+            for batch in self.scan(self.target.store, Fields.IDS):
                 known = self.state.digests([id_key(i) for i in batch.id_list])
                 unknown = [id_ for id_, digest in zip(batch.id_list, known, strict=True) if digest is None]
-                self.state.doom(self.really_gone(unknown))
+                self.state.mark_deleted(self.really_gone(unknown))
         self.target.finish()  # if the deletions are refused, the rest is done
         total = self.target.store.count() if strangers else self.state.known()
-        self.refuse_many(self.state.count_doomed(), total)
-        for ids in self.state.doomed():
+        self.refuse_many(self.state.count_marked(), total)
+        for ids in self.state.marked():
             self.remove(ids)
 
     # -- by a column ----------------------------------------------------------------------------
@@ -257,7 +280,7 @@ class _Job:
         if self.deletes:
             self.delete_by_ids()
         self.target.finish()
-        self.state.bury()
+        self.state.purge()
         if top is not None:
             self.state.set(f"high:{name}", to_json({"value": top}))
 
@@ -268,7 +291,7 @@ class _Job:
         """
         run = self.next_run()
         fields = Fields.IDS if self.where is None else Fields.NO_VECTORS
-        if self.transform:  # which sees whole records
+        if self.makes_ids:  # out of whole records
             fields = Fields.ALL
         for batch in self.batches(self.where, fields=fields):
             self.remember(batch, run)
@@ -310,7 +333,8 @@ class _Job:
         where = self.where
         if where is None:
             return batch, []
-        passes = [matches(where, metadata) for metadata in batch.metadata_list]
+        holds = predicate(where)
+        passes = [holds(metadata) for metadata in batch.metadata_list]
         others = batch.take([row for row, passed in enumerate(passes) if not passed]).id_list
         known = self.state.digests([id_key(i) for i in others])
         left = [id_ for id_, digest in zip(others, known, strict=True) if digest is not None]
@@ -319,11 +343,22 @@ class _Job:
     # -- common ---------------------------------------------------------------------------------
 
     def batches(self, where: Where | None, fields: Fields = Fields.ALL) -> Iterator[RecordBatch]:
-        how = {"batch_size": self.batch_size, "where": where}
-        for batch in scan(self.source, self.retry, fields=fields, **how):
+        for batch in self.scan(self.source, fields, where):
             self.check_stop()
             if len(batch):
                 yield self.prepared(batch)
+
+    def scan(self, store: Any, fields: Fields, where: Where | None = None) -> Iterator[RecordBatch]:
+        """All batches, the scan opened again at its last good cursor after a passing fault."""
+
+        def open_stream(after: Cursor | None, size: int) -> Iterator[RecordBatch]:
+            batches: Iterator[RecordBatch] = store.scan(
+                after=after, batch_size=size, fields=fields, where=where
+            )
+            return batches
+
+        backoff = self.retry.backoff(should_stop=self.should_stop)
+        return reopened(open_stream, None, self.batch_size, backoff)
 
     def prepared(self, batch: RecordBatch) -> RecordBatch:
         changed = self.transform(batch) if self.transform else batch
@@ -336,7 +371,7 @@ class _Job:
 
     def really_gone(self, ids: list[RecordId]) -> list[RecordId]:
         """Without those that came while the source was read. (A transform makes ids of its own.)"""
-        if not ids or self.transform or self.where or not isinstance(self.source, Fetchable):
+        if not ids or self.makes_ids or self.where or not isinstance(self.source, Fetchable):
             return ids
         source = self.source
         found = self.retry.call(lambda: source.fetch(ids, fields=Fields.IDS))

@@ -2,7 +2,7 @@
 
 from vecferry.model.canonical import canonical_rows
 from vecferry.model.equality import EXACT, LOSSY, Tolerance, tolerance_of
-from vecferry.verifying.comparing import compare
+from vecferry.verifying.comparing import compare, differing, field_rules
 from vecferry.verifying.digest import Digest
 from vecferry.verifying.receipt import End, Receipt
 from vecferry.verifying.result import Difference, FieldProof, SearchProof, Verification
@@ -22,5 +22,7 @@ __all__ = [
     "Verifier",
     "canonical_rows",
     "compare",
+    "differing",
+    "field_rules",
     "tolerance_of",
 ]

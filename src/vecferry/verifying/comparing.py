@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def compare(
         raise ConfigurationError(f"strategy is one of {', '.join(_STRATEGIES)}, not {strategy!r}")
     if workers < 1:
         raise ConfigurationError(f"workers={workers}: at least one thread has to read")
-    rules = _rules(expected_schema, target, fields, directions, tolerance or {})
+    rules = field_rules(expected_schema, target, fields, directions, tolerance or {})
     with ExitStack() as stack:
         if folder is None:
             made = tempfile.TemporaryDirectory(prefix="vecferry-verify-", ignore_cleanup_errors=True)
@@ -519,12 +520,25 @@ def _evenly(stream: Iterator[RecordBatch], size: int) -> Iterator[RecordBatch]:
         yield RecordBatch.concat(held)
 
 
-def _rules(
+def differing(
+    expected: RecordBatch,
+    found: RecordBatch,
+    rules: Mapping[str, FieldRule],
+    *,
+    kept: Kept | None = None,
+    text: bool = True,
+) -> list[int]:
+    """The rows in which two batches of the same ids in the same order differ, ascending."""
+    verifier = Verifier(CollectionSchema(), rules, fields=Fields(text=text), kept=kept, limit=0)
+    return verifier.differing(expected, found)
+
+
+def field_rules(
     schema: CollectionSchema,
     target: Source,
-    fields: Fields,
-    directions: Collection[str],
-    given: Mapping[str, Tolerance],
+    fields: Fields = Fields.ALL,
+    directions: Collection[str] = (),
+    given: Mapping[str, Tolerance] = MappingProxyType({}),
 ) -> dict[str, FieldRule]:
     """By field name: the tolerance that both schemas and the target's abilities imply."""
     have = target.describe()
@@ -552,4 +566,4 @@ def _rules(
     return rules
 
 
-__all__ = ["Expected", "compare"]
+__all__ = ["Expected", "compare", "differing", "field_rules"]

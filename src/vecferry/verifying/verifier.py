@@ -97,15 +97,28 @@ class Verifier:
     def pair(self, expected: RecordBatch, found: RecordBatch) -> KeyedIds:
         """Compare rows of equal ids in equal order; returns these ids."""
         ids = keyed(expected.ids)
-        a, b = self._forms(expected), self._forms(found)
-        if self.kept is not None and a != b:
-            b = [y if x == y else _without_own(x, y, self.kept) for x, y in zip(a, b, strict=True)]
+        a, b = self._paired_forms(expected, found)
         hashes = hash_rows(b)
         self.found.documents.add(hashes, ids.buckets)
         self.expected.documents.add(hashes if a == b else hash_rows(a), ids.buckets)
         for row, faults in self._compare(expected, found, a, b, ids).items():
             self._note("different", [Differing(ids.encoded[row], tuple(faults))])
         return ids
+
+    def differing(self, expected: RecordBatch, found: RecordBatch) -> list[int]:
+        """The rows in which the two differ; nothing is counted."""
+        a, b = self._paired_forms(expected, found)
+        rows = {row for row, (x, y) in enumerate(zip(a, b, strict=True)) if x != y}
+        for name, rule in self.rules.items():
+            one, other = expected.column(name), found.column(name)
+            rows |= compare_vectors(one, other, len(a), rule.tolerance).faults.keys()
+        return sorted(rows)
+
+    def _paired_forms(self, expected: RecordBatch, found: RecordBatch) -> tuple[list[bytes], list[bytes]]:
+        a, b = self._forms(expected), self._forms(found)
+        if self.kept is not None and a != b:
+            b = [y if x == y else _without_own(x, y, self.kept) for x, y in zip(a, b, strict=True)]
+        return a, b
 
     def _compare(
         self, expected: RecordBatch, found: RecordBatch, a: list[bytes], b: list[bytes], ids: KeyedIds
