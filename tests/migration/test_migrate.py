@@ -620,3 +620,22 @@ def test_a_resume_rewinds_the_target_to_the_committed_mark(
     committed = peek_job(tmp_path / "job")["mark"]
     vf.migrate(fill(60), target, **options).check()
     assert committed is not None and marks == [None, committed]
+
+
+def test_repair_destroys_nothing_unasked() -> None:
+    """What only the target has stays, unless a number says how much of it may go."""
+    from vecferry.api import jobs
+
+    one, two = fill(20), fill(23)
+    two.delete([4])
+    two.write([{**sample_records(8)[7].model_dump(), "text": "another"}])
+    looked = jobs.repair(one, two, dry_run=True)
+    assert set(looked.copied) == {"i:4", "i:7"} and set(looked.left) == {"i:20", "i:21", "i:22"}
+    assert not looked.ok and two.count() == 22, "nothing was changed"
+    with pytest.raises(PlanError, match=r"3 records.*delete_extra=2"):
+        jobs.repair(one, two, delete_extra=2)
+    assert two.count() == 22 and not two.fetch([4]), "refused as a whole"
+    done = jobs.repair(one, two)
+    assert set(done.left) == {"i:20", "i:21", "i:22"} and two.count() == 23
+    swept = jobs.repair(one, two, delete_extra=3)
+    assert swept.ok and vf.verify(one, two).ok

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vecferry.errors import (
     SchemaMismatchError,
     SpaceMismatchError,
 )
+from vecferry.model.filters import matches
 from vecferry.serving import FallbackCollection, Hits
 
 from .conftest import DIM, Moody, WordEmbedder, fill
@@ -315,3 +317,28 @@ def test_a_field_that_is_not_there_is_the_caller_s_mistake(kb: FallbackCollectio
         with pytest.raises(SchemaMismatchError, match="no vector field 'nope'"):
             kb.search(TEXT, field="nope")
     assert kb.search(TEXT).attempts == ()  # and no circuit breaker has opened
+
+
+def test_with_a_filter_more_is_asked_for_until_enough_have_passed(words: WordEmbedder) -> None:
+    class FiltersLast(Moody):
+        """Filters the k nearest, as a hosted index may."""
+
+        asked: list[int]
+
+        def search(self, vector: Any, k: int = 10, *, where: Any = None, **options: Any) -> Any:
+            self.asked.append(k)
+            return [
+                h
+                for h in super().search(vector, k, **options)
+                if where is None or matches(where, h.metadata)
+            ]
+
+    store = fill(FiltersLast(), words, range(200))
+    store.asked = []
+    with FallbackCollection(store, embedder=words, min_hits=5) as kb:
+        hits = kb.search("text 150", k=5, where={"n": {"$gte": 190}})
+        assert len(hits) == 5 and not hits.fell_back and all(hit.metadata["n"] >= 190 for hit in hits)
+        assert store.asked[0] == 5 and len(store.asked) > 1
+        store.asked.clear()
+        assert len(kb.search("text 150", k=5, where={"n": {"$gte": 198}})) == 2
+        assert len(store.asked) <= 5, "it ends when there are no more"

@@ -30,7 +30,7 @@ from vecferry.ports import (
     Partition,
     Rejection,
     ShouldStop,
-    Sink,
+    Store,
     WriteMode,
     never_stop,
 )
@@ -65,11 +65,11 @@ class Target:
         retry: RetryPolicy,
         should_stop: ShouldStop = never_stop,
     ) -> None:
-        if not isinstance(store, Sink) or not hasattr(store, "describe"):
+        if not isinstance(store, Store):
             raise UnsupportedError(
                 "the target cannot be both read and written, so it cannot be kept in step"
             )
-        self.store: Any = store
+        self.store = store
         self.writer, self._retry = writer, retry
         self.schema: CollectionSchema = store.describe()
         self._embed = _embed_stage(embed, self.schema, options or {}, should_stop)

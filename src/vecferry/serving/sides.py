@@ -81,6 +81,10 @@ class Query:
         return self._embedded[id(embedder)]
 
 
+_MOST_ASKED = 10_000
+"""Hits that a side is asked for at most, so that enough of them pass a filter."""
+
+
 class Side:
     """A collection, how its queries are embedded, and how patient one is with it.
 
@@ -213,7 +217,16 @@ class Side:
         try:
             collection = self.collection()
             what = self._ask(collection, query, field)
-            return collection.search(what, k, where, field=field, **options)
+            hits: list[VectorRecord] = collection.search(what, k, where, field=field, **options)
+            asked = k
+            while where is not None and len(hits) < k and asked < _MOST_ASKED:
+                # A store that filters what it has found needs to find more for k to pass.
+                asked = min(asked * 8, _MOST_ASKED)
+                more = collection.search(what, asked, where, field=field, **options)
+                if len(more) <= len(hits):
+                    break
+                hits = more[:k]
+            return hits
         except VecferryError:
             raise
         except Exception as error:
