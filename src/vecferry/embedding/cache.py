@@ -139,6 +139,12 @@ class SqliteCache:
         value = np.ascontiguousarray(vector, "<f4").tobytes()
         self._state.execute("INSERT OR IGNORE INTO probes VALUES (?, ?)", (space.fingerprint, value))
 
+    def clear(self) -> None:
+        """Forget all vectors and probes."""
+        with self._state.transaction():
+            self._state.execute("DELETE FROM vectors")
+            self._state.execute("DELETE FROM probes")
+
     def pin(self) -> None:
         """Rows used today or later stay until this object is closed."""
         self._pinned_day = _today()

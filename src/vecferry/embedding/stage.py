@@ -18,7 +18,7 @@ import numpy as np
 from vecferry.core.concurrency import ShouldStop, never_stop
 from vecferry.embedding.base import BaseEmbedder, Listener, Matrix, listen, parts_of
 from vecferry.embedding.budget import Budget, Ledger, MeteredEmbedder, PriceTable
-from vecferry.embedding.cache import CachedEmbedder, EmbeddingCache, KeepsProbes, open_cache
+from vecferry.embedding.cache import CachedEmbedder, EmbeddingCache, KeepsProbes, SqliteCache, open_cache
 from vecferry.embedding.chain import EmbedderChain, Switch, name_of, probe_of
 from vecferry.embedding.chunking import LongText, Splitter, TextLimit, as_splitter, split_rows
 from vecferry.embedding.providers.sentence_transformers import SentenceTransformersEmbedder
@@ -375,9 +375,27 @@ class EmbedStage:
         for made in self._own:
             made.close()
 
+    def identified(self, schema: CollectionSchema) -> CollectionSchema:
+        """The schema of a target with the probe's answer beside the space that is filled; see `identify`."""
+        if self.reembed == "never":
+            return schema
+        self.identify()
+        space = self.space
+        fields = tuple(
+            field.model_copy(update={"space": space}) if field.space == space else field
+            for field in schema.fields
+        )
+        return schema.model_copy(update={"fields": fields})
+
+    def begin_anew(self) -> None:
+        """A job with ``cache=False`` starts from its beginning: what an earlier one computed is forgotten."""
+        if self._private is not None and isinstance(self._cached.cache, SqliteCache):
+            self._cached.cache.clear()
+
     def discard_private(self) -> None:
-        """Remove the file of a job with ``cache=False``: it is done, or begins anew. Close it first."""
-        if self._private is not None:
+        """Remove the file of a job with ``cache=False``: it is done."""
+        if self._private is not None and self._cached.cache is not None:
+            self._cached.cache.close()
             for end in ("", "-wal", "-shm"):
                 Path(f"{os.fspath(self._private)}{end}").unlink(missing_ok=True)
 

@@ -453,6 +453,8 @@ class Run:
             )
         parts = self._patiently("partitions", lambda: self.source.store.partitions(want))
         embed = self.stages.embed
+        if embed is not None:
+            embed.begin_anew()
         fixed = {
             "source": identity["source"],
             "target": identity["target"],
@@ -623,7 +625,10 @@ class Run:
         if self._sink is None:
             store = self.target.store
             sink = store.shadow(self._tag) if self._builds_shadow else store
-            sink.prepare(self.look.inputs.target_schema, mode)
+            schema = self.look.inputs.target_schema
+            sink.prepare(
+                schema if self.stages.embed is None else self.stages.embed.identified(schema), mode
+            )
             self._sink = sink
         return self._sink
 
@@ -784,6 +789,8 @@ class Run:
         end["target_stamp"] = _as_json(self._target_stamp())
         if published and file.state is JobState.PUBLISH:
             file.advance(JobState.DONE, **end)
+            if self.stages.embed is not None:
+                self.stages.embed.discard_private()
         else:
             file.put(**end)
         file.put(delivered=True)

@@ -15,6 +15,7 @@ import threading
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -343,14 +344,25 @@ class ClientEnd:
             if inspect.isawaitable(raw):
                 raw = run_awaitable(raw)
             response = raw.http_response
+            self._check_origin(str(response.url))
             return self._answer(response.status_code, response.headers, response.content)
         except VecferryError:
             raise
         except Exception as error:  # the package's, its transport's, a token provider's
             response = getattr(error, "response", None)
             if response is not None and hasattr(response, "status_code"):
+                self._check_origin(str(getattr(response, "url", self.url)))
                 return self._answer(response.status_code, response.headers, response.content)
             raise self._raised(error) from error
+
+    def _check_origin(self, answered: str) -> None:
+        """The package follows redirects; what a stranger answers is not taken."""
+        if self.url and urlsplit(answered)[:2] != urlsplit(self.url)[:2]:
+            there = clean(answered.partition("?")[0])
+            raise ConfigurationError(
+                f"{self.who} was redirected to another origin, {there}; give the client that address as "
+                "its base_url if it is the right one"
+            )
 
     def close(self) -> None:
         """The client is the application's: it stays open."""
