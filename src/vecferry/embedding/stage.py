@@ -227,7 +227,7 @@ class EmbedStage:
         self.source_space = source_space
         self._private = None if cache else job_cache_path
         self._identity = threading.Lock()
-        self._identified = False
+        self._identified = self._kept = False
         self._meters: list[MeteredEmbedder] = []
         metered = self._metered(self.embedder, budget or Budget(), ledger, job)
         self._metered_embedder = metered
@@ -289,12 +289,18 @@ class EmbedStage:
                 vector = self._probe if self._probe is not None else probe_of(self.embedder)
             self._compare(vector)
             self._probe = vector
-            self._ledger.keep_probe(self.embedder.space, vector, name_of(self.embedder))
-            cache = self._cached.cache
-            if isinstance(cache, KeepsProbes):
-                cache.keep_probe(self.embedder.space, vector)
             self._forget_probe()
             self._identified = True
+
+    def _keep_probe(self) -> None:
+        """Remember the answer, from the first vector on that is computed."""
+        if self._kept or self._probe is None:
+            return
+        space, cache = self.embedder.space, self._cached.cache
+        self._ledger.keep_probe(space, self._probe, name_of(self.embedder))
+        if isinstance(cache, KeepsProbes):
+            cache.keep_probe(space, self._probe)
+        self._kept = True
 
     def _forget_probe(self) -> None:
         """The embedder may serve another job, which asks it again."""
@@ -337,6 +343,7 @@ class EmbedStage:
         if not rows:
             return inflight
         self.identify()
+        self._keep_probe()
         vectors, refused = self._embed(self._texts(inflight.batch, rows))
         good = [place for place in range(len(rows)) if place not in refused]
         whole = filled(inflight.batch, self.field, [rows[place] for place in good], vectors[good])
@@ -376,7 +383,7 @@ class EmbedStage:
             made.close()
 
     def identified(self, schema: CollectionSchema) -> CollectionSchema:
-        """The schema of a target with the probe's answer beside the space that is filled; see `identify`."""
+        """A target's schema with the probe's answer beside the space that is filled; see `identify`."""
         if self.reembed == "never":
             return schema
         self.identify()
@@ -388,7 +395,7 @@ class EmbedStage:
         return schema.model_copy(update={"fields": fields})
 
     def begin_anew(self) -> None:
-        """A job with ``cache=False`` starts from its beginning: what an earlier one computed is forgotten."""
+        """A job with ``cache=False`` starts from its beginning: nothing computed earlier is used."""
         if self._private is not None and isinstance(self._cached.cache, SqliteCache):
             self._cached.cache.clear()
 

@@ -21,8 +21,10 @@ def check_fits(have: CollectionSchema, want: CollectionSchema, url: str) -> None
                 f"{url} has no vector field {new.name!r}, only {sorted(names)}; migrate to a new target"
             )
         if old.space and new.space and not old.space.same_as(new.space):
+            alike = old.space.fingerprint == new.space.fingerprint
+            other = "another model of that name" if alike else str(new.space)
             raise SpaceMismatchError(
-                f"{url} holds vectors of {old.space}, not of {new.space}; "
+                f"{url} holds vectors of {old.space}, not of {other}; "
                 "re-embed (embed=…) or write to another target"
             )
         same_metric = old.metric == new.metric or not (old.metric_declared and new.metric_declared)
