@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 PYTEST := env HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m pytest
 EXTRAS := all
 
-.PHONY: help demo test lint format coverage dist bench chaos soak test-slow test-servers test-ceph test-qdrant clean
+.PHONY: help demo test lint format coverage dist bench chaos fuzz soak test-slow test-servers test-ceph test-qdrant clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ test-qdrant: $(VENV)/.test  ## the tests that need a Qdrant server: QDRANT_URL=h
 
 test-ceph: $(VENV)/.test  ## snapshots against Ceph's S3 (Debian packages, needs root)
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/ceph/run.sh
+
+fuzz: $(VENV)/.test  ## many damaged files of every format (FUZZ=5000 of each)
+	FUZZ=$(or $(FUZZ),5000) $(BIN)/python -m pytest -q tests/fuzz
 
 soak: $(VENV)/.test  ## ten minutes of writes and searches through a whole move
 	$(BIN)/python benchmarks/soak.py

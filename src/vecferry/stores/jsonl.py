@@ -239,10 +239,17 @@ class JsonlStore(FileStore):
                 held.append((at, offset, line))
                 held_bytes += len(line)
                 if len(held) == size or held_bytes > _BATCH_BYTES:
-                    yield self._batch(paths, held, schema, fields)
+                    yield self._walled(paths, held, schema, fields)
                     held, held_bytes = [], 0
         if held:
-            yield self._batch(paths, held, schema, fields)
+            yield self._walled(paths, held, schema, fields)
+
+    def _walled(
+        self, paths: Sequence[Path], held: Sequence[_Line], schema: CollectionSchema | None, fields: Fields
+    ) -> tuple[RecordBatch, Array]:
+        at, offset, _ = held[0]
+        with reading_foreign(self.files()[at], where=f"byte {offset}"):
+            return self._batch(paths, held, schema, fields)
 
     def _batch(
         self, paths: Sequence[Path], held: Sequence[_Line], schema: CollectionSchema | None, fields: Fields

@@ -251,7 +251,8 @@ class ParquetStore(FileStore):
             inside = np.flatnonzero((rows >= first) & (rows < first + batch.num_rows))
             if len(inside):
                 local = rows[inside] - first
-                picked = batch_from_arrow(batch.take(pa.array(local)), layout)
+                with reading_foreign(self.url, where=f"row group {group}"):
+                    picked = batch_from_arrow(batch.take(pa.array(local)), layout)
                 yield inside, picked if layout.id else picked.replace(ids=start + first + local)
             first += batch.num_rows
 
@@ -260,7 +261,9 @@ class ParquetStore(FileStore):
     ) -> Iterator[RecordBatch]:
         for batch in self._arrow(file, group, layout, fields, size):
             for piece in _unfolded(batch):
-                yield batch_from_arrow(piece, layout)
+                with reading_foreign(self.url, where=f"row group {group}"):
+                    made = batch_from_arrow(piece, layout)
+                yield made
 
     def _arrow(
         self, file: pq.ParquetFile, group: int, layout: Layout, fields: Fields, size: int
@@ -482,20 +485,15 @@ def _said(value: Any) -> str:
 
 
 def _is_ragged(file: pq.ParquetFile, column: str) -> bool:
-    """Told from the numbers of values in the file's footer, and from the first rows."""
-    about = file.metadata
-    shares: set[float] = set()
-    for group in range(about.num_row_groups):
-        row_group = about.row_group(group)
-        for at in range(row_group.num_columns):
-            chunk = row_group.column(at)
-            if chunk.path_in_schema.split(".")[0] == column and row_group.num_rows:
-                shares.add(chunk.num_values / row_group.num_rows)
-    if len(shares) > 1:
-        return True
-    for batch in file.iter_batches(_FIRST_ROWS, columns=[column], use_threads=False):
-        lengths = batch.column(0).value_lengths().drop_null().unique()
-        return len(lengths) > 1
+    """Told from the first rows of each row group. (What the footer says of columns is not asked for:
+    a damaged one ends the process there.)"""
+    found: set[int] = set()
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(256, row_groups=[group], columns=[column], use_threads=False):
+            found |= set(batch.column(0).value_lengths().drop_null().unique().to_pylist())
+            break
+        if len(found) > 1:
+            return True
     return False
 
 
@@ -503,17 +501,8 @@ def _folded_columns(file: pq.ParquetFile) -> list[str]:
     """Text columns of which a small dictionary may unfold to very much."""
     if (file.schema_arrow.metadata or {}).get(b"vecferry"):
         return []
-    about = file.metadata
-    found: set[str] = set()
-    for group in range(about.num_row_groups):
-        row_group = about.row_group(group)
-        for at in range(row_group.num_columns):
-            chunk = row_group.column(at)
-            if any("DICTIONARY" in name for name in chunk.encodings) and "." not in chunk.path_in_schema:
-                found.add(chunk.path_in_schema)
-    kinds = {field.name: field.type for field in file.schema_arrow}
     texts = (pa.types.is_string, pa.types.is_binary)
-    return sorted(name for name in found if name in kinds and any(is_(kinds[name]) for is_ in texts))
+    return [field.name for field in file.schema_arrow if any(is_(field.type) for is_ in texts)]
 
 
 def _unfolded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from math import prod
 from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -23,6 +24,7 @@ from zoneinfo import ZoneInfo
 from vecferry.errors import UnsafePickleError
 
 _DEEPEST_KEY = 16
+_MOST_STEPS = 10_000
 
 
 class Inert:
@@ -152,6 +154,8 @@ def _array(data: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
     if not isinstance(kind, _NumpyType) or not isinstance(data, bytes) or order not in ("C", "F"):
         raise ValueError("an array that is not numbers")
     values = np.frombuffer(data, dtype=np.dtype(kind.value))
+    if not values.size and isinstance(shape, tuple) and prod(max(int(n), 1) for n in shape) > _MOST_STEPS:
+        raise ValueError("an array of nothing, many times over")
     return values.reshape(shape, order=cast(Any, order)).tolist()
 
 
@@ -199,13 +203,17 @@ def _path(*parts: Any) -> str:
     return "/".join(str(part).rstrip("/") if part != "/" else "" for part in parts) or "."
 
 
-def check_key(key: Any, depth: int = 0) -> Any:
-    """Return a key or set item, unless hashing it would need deep recursion."""
+def check_key(key: Any) -> Any:
+    """Return a key or set item, unless hashing it would take deep recursion or many steps: a tuple may
+    hold another many times over, and each is hashed anew."""
     if isinstance(key, tuple | frozenset):
-        if depth > _DEEPEST_KEY:
-            raise ValueError("a key is nested too deeply")
-        for part in key:
-            check_key(part, depth + 1)
+        waiting, steps = [(key, 0)], 0
+        while waiting:
+            parts, depth = waiting.pop()
+            steps += len(parts)
+            if depth > _DEEPEST_KEY or steps > _MOST_STEPS:
+                raise ValueError("a key is nested too deeply, or too large")
+            waiting += [(part, depth + 1) for part in parts if isinstance(part, tuple | frozenset)]
     return key
 
 

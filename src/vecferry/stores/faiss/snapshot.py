@@ -280,19 +280,15 @@ class Snapshot:
         """The records at positions ``low`` to ``high`` that pass the filter; the cursor is ``high``."""
         if self.sidecar is None:
             return self._bare(low, high, fields, where)
-        positions = np.arange(low, high)
-        read = self.sidecar.columns(
-            positions, text=fields.text, metadata=fields.metadata or where is not None
-        )
-        columns = {}
-        if fields.wants(self.field.name) and high > low:
-            columns[self.field.name] = DenseColumn(self.vectors(low, high))
+        with reading_foreign(self.found.index, where=f"vector {low}"):
+            read = self.sidecar.columns(
+                np.arange(low, high), text=fields.text, metadata=fields.metadata or where is not None
+            )
+            columns = {}
+            if fields.wants(self.field.name) and high > low:
+                columns[self.field.name] = DenseColumn(self.vectors(low, high))
         batch = RecordBatch(
-            ids=read.ids,
-            vectors=columns,
-            texts=read.texts,
-            metadata=read.metadata,
-            cursor=high,
+            ids=read.ids, vectors=columns, texts=read.texts, metadata=read.metadata, cursor=high
         )
         return batch if where is None else filtered(batch, where, fields)
 
