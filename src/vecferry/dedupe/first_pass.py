@@ -8,7 +8,7 @@ had come before. A record that the first pass never saw passes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,8 @@ CREATE TABLE IF NOT EXISTS records (
     gone INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS features (
-    rule INTEGER, row INTEGER, value BLOB NOT NULL, part BLOB, tokens BLOB, stamp INTEGER,
-    PRIMARY KEY (rule, row)
-) WITHOUT ROWID;
+    rule INTEGER, row INTEGER, value BLOB NOT NULL, part BLOB, tokens BLOB, stamp INTEGER
+);
 CREATE TABLE IF NOT EXISTS pairs (
     rule INTEGER NOT NULL, row INTEGER NOT NULL, kept INTEGER NOT NULL, score REAL
 );
@@ -95,14 +94,13 @@ class FirstPass:
         found = features(rule, batch)
         width = found.values.shape[1] * found.values.itemsize
         raw = found.values.tobytes()
-        for row in np.flatnonzero(found.has).tolist():
-            part = None if found.group is None else found.group[row].tobytes()
-            tokens = None if found.tokens is None else found.tokens[row]
-            value = raw[row * width : (row + 1) * width]
-            self._run(
-                "INSERT INTO features VALUES (?,?,?,?,?,?)",
-                (number, self._count + row, value, part, tokens, stamps[row]),
-            )
+        rows = np.flatnonzero(found.has).tolist()
+        values = (raw[row * width : (row + 1) * width] for row in rows)
+        parts = [None] * len(rows) if found.group is None else [found.group[row].tobytes() for row in rows]
+        tokens = [None] * len(rows) if found.tokens is None else [found.tokens[row] for row in rows]
+        numbers, moments = [self._count + row for row in rows], [stamps[row] for row in rows]
+        known = zip(repeat(number), numbers, values, parts, tokens, moments, strict=False)
+        self._many("INSERT INTO features VALUES (?,?,?,?,?,?)", known)
 
     def _run(self, query: str, values: Sequence[Any] = ()) -> Any:
         return self._file.connection.execute(query, values)
@@ -227,11 +225,12 @@ class FirstPass:
             f"INSERT INTO repeated (key) SELECT key {ours} GROUP BY key HAVING COUNT(*) > 1 ORDER BY key"
         )
         again = "row_number() OVER (PARTITION BY key ORDER BY row) - 1 AS occurrence"
-        self._run(
-            "INSERT INTO decided SELECT key, occurrence, gone, metadata "  # noqa: S608
-            f"FROM (SELECT row, key, gone, {again} {ours}) LEFT JOIN merged USING (row) "
-            "WHERE gone OR metadata IS NOT NULL"
-        )
+        for which, occurrence in (("NOT IN", "0 AS occurrence"), ("IN", again)):
+            told = f"SELECT row, key, gone, {occurrence} {ours} AND key {which} (SELECT key FROM repeated)"  # noqa: S608
+            self._run(
+                f"INSERT INTO decided SELECT key, occurrence, gone, metadata FROM ({told}) "  # noqa: S608
+                "LEFT JOIN merged USING (row) WHERE gone OR metadata IS NOT NULL"
+            )
         for leftover in ("features", "merged"):
             self._run(f"DROP TABLE {leftover}")
         self._run("UPDATE records SET whole = NULL WHERE whole IS NOT NULL")
