@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -32,8 +33,8 @@ STORES = {
 
 import vecferry as vf  # noqa: E402
 from vecferry.core.registry import STORES as NAMES  # noqa: E402
+from vecferry.core.state import StateFile  # noqa: E402
 from vecferry.pipeline import stream as run  # noqa: E402
-from vecferry.pipeline.job import JobFile  # noqa: E402
 
 run.COMMIT_EVERY = 0.0  # after every batch, so that a resume begins in the middle
 STEPS = ("prepare", "write", "mark", "rewind", "finish", "publish", "rollback", "prune", "delete")
@@ -69,14 +70,15 @@ class Steps:
             for step in STEPS:
                 if hasattr(store, step):
                     setattr(store, step, self._wrapped(getattr(store, step), f"{name}.{step}"))
-        transaction = JobFile._transaction
+        transaction = StateFile.transaction
 
         @contextmanager
-        def watched(state: JobFile) -> Iterator[None]:
-            with self.around("commit"), transaction(state):
-                yield
+        def watched(state: StateFile) -> Iterator[sqlite3.Connection]:
+            ours = state.what == "the state file"
+            with self.around("commit") if ours else nullcontext(), transaction(state) as connection:
+                yield connection
 
-        JobFile._transaction = watched  # type: ignore[method-assign]
+        StateFile.transaction = watched  # type: ignore[method-assign]
 
     def _wrapped(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:

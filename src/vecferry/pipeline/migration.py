@@ -6,6 +6,7 @@ source ─▶ plan ─▶ stream ( read ▸ transform ▸ dedupe ▸ embed ▸ w
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import shutil
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vecferry.connecting import Collection
-from vecferry.core.durable import write_durably
+from vecferry.core.durable import replacing, write_durably
 from vecferry.core.home import home
 from vecferry.core.retry import RetryDetails
 from vecferry.errors import (
@@ -32,7 +34,7 @@ from vecferry.errors import (
     PlanError,
     RetryableError,
 )
-from vecferry.model import CollectionSchema
+from vecferry.model import CollectionSchema, id_type
 from vecferry.pipeline.assembly import (
     SURVEYED,
     EmbedSurvey,
@@ -82,12 +84,14 @@ from vecferry.ports import (
     KeepsOwn,
     Kept,
     LooksAtTarget,
+    MapsIds,
     OnProgress,
     Progress,
     Publishable,
     Rewindable,
     Settling,
     ShouldStop,
+    Source,
     Stateful,
     WriteMode,
 )
@@ -238,7 +242,7 @@ class Migration:
             return self.settings.folder
         if is_ephemeral(source) or is_ephemeral(target):
             return None
-        return home() / "jobs" / job_id(absolute_url(source.url), absolute_url(target.url))
+        return home() / "jobs" / job_id(*(_keyed(side) for side in (source, target)))
 
     def _identity(self, source: str, target: str) -> dict[str, Any]:
         """What a resume must find unchanged."""
@@ -780,6 +784,7 @@ class Run:
             notes=tuple(self.notes),
             source_stamps=file.get("stamps") or {},
             losses=self.look.inputs.losses,
+            id_map=self._id_map() if self.look.folder and published else None,
             quarantine=str(quarantine) if counters.rejected else None,
             **self.stages.reports(file),
         )
@@ -795,6 +800,25 @@ class Run:
             file.put(**end)
         file.put(delivered=True)
         return report
+
+    def _id_map(self) -> str | None:
+        """The ids that the target keeps in another form, as a file, so that references to them can be
+        mended.
+        """
+        store = self.target.store
+        changed = any(loss.kind == "id" for loss in self.look.inputs.losses)
+        if not changed or not isinstance(store, MapsIds) or not isinstance(store, Source):
+            return None
+        path = self.file.folder / "id-map.csv"
+        with replacing(path) as file:
+            text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
+            rows = csv.writer(text)
+            rows.writerow(["type", "id", "target_id"])
+            for batch in store.scan(fields=Fields.IDS):
+                pairs = zip(batch.id_list, store.stored_ids(batch.id_list), strict=True)
+                rows.writerows([id_type(a), a, b] for a, b in pairs if str(a) != str(b))
+            text.detach()
+        return str(path)
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -835,6 +859,14 @@ class _Clock:
             yield
         finally:
             self.add(name, time.monotonic() - start)
+
+
+def _keyed(collection: Collection) -> str:
+    """What a job is keyed by: the place, and the account there, where a place is one of several
+    accounts'.
+    """
+    account = getattr(collection.store, "account", "")
+    return absolute_url(collection.url) + (f"\n{account}" if account else "")
 
 
 def _check_space(unfinished: Mapping[str, Any], stage: Any) -> None:

@@ -271,6 +271,15 @@ class ForeseesChanges(Protocol):
 
 
 @runtime_checkable
+class MapsIds(Protocol):
+    """A sink that gives some ids another form, which the application sees."""
+
+    def stored_ids(self, ids: Sequence[RecordId]) -> list[RecordId]:
+        """The form that each id has in the target; the id itself where it is kept."""
+        ...
+
+
+@runtime_checkable
 class Settling(Protocol):
     """A sink whose indexes are built by somebody else after the records were acknowledged."""
 
@@ -319,6 +328,7 @@ __all__ = [
     "ForeseesChanges",
     "KeepsOwn",
     "Kept",
+    "MapsIds",
     "Placed",
     "Publishable",
     "Rewindable",

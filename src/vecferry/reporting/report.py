@@ -29,6 +29,7 @@ class Report(BaseModel):
             is to be known.
         source_stamps: what the source said of itself at the beginning, at a resume and at the verdict.
         losses: as the plan announced them.
+        id_map: a CSV file (``type, id, target_id``) of the ids that the target keeps in another form.
         quarantine: the file with the rejected records, if there are any.
         details: what stages report (cache hits, costs, duplicates removed); ``summaries`` in words.
     """
@@ -54,6 +55,7 @@ class Report(BaseModel):
     notes: tuple[str, ...] = ()
     source_stamps: dict[str, Any] = Field(default_factory=dict)
     losses: tuple[Loss, ...] = ()
+    id_map: str | None = None
     quarantine: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
     summaries: dict[str, str] = Field(default_factory=dict)
@@ -128,6 +130,7 @@ class Report(BaseModel):
         rows += [("stages", ", ".join(f"{name} {rate}" for name, rate in shown.items()))]
         rows += list(self.summaries.items())
         rows += [("published", "yes" if self.published else "no")]
+        rows += [("id map", self.id_map)] if self.id_map else []
         rows += [("note", note) for note in self.notes]
         return rows
 

@@ -207,6 +207,10 @@ class LlamaCloudStore:
         """Tells two accounts, and two base URLs, apart: an index of one name may be in each."""
         return self._client.account
 
+    def stored_ids(self, ids: Sequence[RecordId]) -> list[RecordId]:
+        """The id of each record's document."""
+        return [document_id(id_) for id_ in ids]
+
     def stamp(self) -> dict[str, Any]:
         """What the service counts now; see `vecferry.ports.Stamped`."""
         found = self._find()

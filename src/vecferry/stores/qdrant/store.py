@@ -297,6 +297,11 @@ class QdrantStore:
                 reversible=True,
             )
 
+    def stored_ids(self, ids: Sequence[RecordId]) -> list[RecordId]:
+        """The point id of each record."""
+        text_ids = self._facts().form.text_ids
+        return [pts.point_id(id_, text_ids=text_ids)[0] for id_ in ids]
+
     def _form_for(self, batch: RecordBatch) -> pts.Form:
         """How such records would lie here, before anything is made."""
         try:
