@@ -74,11 +74,23 @@ class Builds:
 BUILDS = Builds()
 
 
-def build(server: Server, table: Table, schema: CollectionSchema, options: Options) -> None:
-    """Build the missing indexes of a table and gather statistics. Twice is as once.
+def build(
+    server: Server,
+    table: Table,
+    schema: CollectionSchema,
+    options: Options,
+    *,
+    shadow: bool = False,
+    analyze: bool = True,
+) -> None:
+    """Build the missing indexes of a table and gather statistics. Idempotent.
 
     A table made by this adapter gets an HNSW index on each vector field unless told otherwise; a table
     that was there before gets one only if the options ask for it, without locking writers out.
+
+    Args:
+        schema: with the count of records, on which memory and the settings of an IVFFlat index depend.
+        shadow: whether nobody uses the table yet.
     """
     assert table.name is not None
     if table.fixed:  # LangChain's shared table: its column has no dimension, so nothing can be indexed
@@ -88,12 +100,13 @@ def build(server: Server, table: Table, schema: CollectionSchema, options: Optio
         for field in schema.fields:
             plan = plan_index(table, field, options, schema.count)
             if plan is not None:
-                _build_one(server, table.name, plan, options, concurrently=not made)
+                _build_one(server, table.name, plan, options, concurrently=not made and not shadow)
     if made and schema.payload_indexes and table.json:
         _build_json(server, table)
-    with server.raw() as connection:
-        connection.execute(sql.SQL("ANALYZE {}").format(table.name.quoted))
-        connection.commit()
+    if analyze:
+        with server.raw() as connection:
+            connection.execute(sql.SQL("ANALYZE {}").format(table.name.quoted))
+            connection.commit()
 
 
 class IndexPlan:

@@ -31,6 +31,7 @@ from vecferry.stores.pgvector.writing import lock_name
 
 _MARK = "__vf_"
 _ORIGINAL = "original"
+_COUNTED = 100_000  # rows up to which a version is counted, not estimated
 _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s'"  # rather fail than let every reader queue up behind us
 _TABLES = """
     SELECT c.relname, obj_description(c.oid, 'pg_class'), c.reltuples::bigint
@@ -137,17 +138,17 @@ def versions(server: Server, table: TableName) -> list[Version]:
     """Published tables, newest first, and behind them those that were built and never live."""
     with server.raw() as connection:
         table = qualified(connection, table)
-        found = _all(connection, table)
+        found = _tables(connection, table)
         found.sort(key=lambda item: (-item[0].serial, item[1] != table.name, item[1]))
         return [
             Version(
                 metadata.tag or _ORIGINAL,
                 name == table.name,
                 metadata.created,
-                _count(connection, table.sibling(name)),
+                _count(connection, table.sibling(name), rows),
                 published=bool(metadata.serial) or name == table.name,
             )
-            for metadata, name in found
+            for metadata, name, rows in found
         ]
 
 
@@ -197,9 +198,14 @@ def _begin(connection: psycopg.Connection[Any], table: TableName) -> TableName:
 
 def _all(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[TableMetadata, str]]:
     """The live table and every table of its versions, with their memos."""
+    return [(metadata, name) for metadata, name, _ in _tables(connection, table)]
+
+
+def _tables(connection: psycopg.Connection[Any], table: TableName) -> list[tuple[TableMetadata, str, int]]:
+    """As `_all`, with the server's estimate of the rows, −1 where it has none."""
     prefix = _stem(table) + _MARK
     rows = connection.execute(_TABLES, [table.schema, table.name, prefix]).fetchall()
-    return [(parse_metadata(comment) or TableMetadata(), name) for name, comment, _ in rows]
+    return [(parse_metadata(comment) or TableMetadata(), name, count) for name, comment, count in rows]
 
 
 def _swap(connection: psycopg.Connection[Any], table: TableName, shadow: TableName) -> None:
@@ -249,6 +255,9 @@ def _is_written(connection: psycopg.Connection[Any], shadow: TableName) -> bool:
     return not (row and row[0])
 
 
-def _count(connection: psycopg.Connection[Any], table: TableName) -> int:
+def _count(connection: psycopg.Connection[Any], table: TableName, estimate: int) -> int:
+    """Exact where that is cheap."""
+    if estimate > _COUNTED:
+        return estimate
     row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(table.quoted)).fetchone()
     return int(row[0]) if row else 0

@@ -288,11 +288,12 @@ class PgVectorStore:
             again._live = self._live
             indexes.BUILDS.start(self._build_key, again._build_indexes)
 
-    def _build_indexes(self) -> None:
+    def _build_indexes(self, *, analyze: bool = True) -> None:
         """Those that are missing. Idempotent."""
         table = self._look(afresh=True)
         options = self._with_indexes_of_live(table)
-        indexes.build(self._server, table, table.schema(self.name), options)
+        schema = table.schema(self.name).model_copy(update={"count": self.count()})
+        indexes.build(self._server, table, schema, options, shadow=self._live is not None, analyze=analyze)
         self._forget()
 
     @property
@@ -305,7 +306,7 @@ class PgVectorStore:
         if not indexes.BUILDS.wait(self._build_key, seconds):
             return None
         if self._live is not None:
-            self._build_indexes()
+            self._build_indexes(analyze=False)
         return time.monotonic() - begun
 
     def _with_indexes_of_live(self, table: Table) -> Options:
@@ -354,7 +355,8 @@ class PgVectorStore:
     def close(self) -> None:
         self._close_writer()
         self._snapshot.release()
-        self._server.close()
+        if self._live is None:  # a shadow shares the connections of its table
+            self._server.close()
 
     # -- abilities ----------------------------------------------------------------------------
 
