@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import vecferry as vf
-from vecferry.errors import RejectedRecord, SchemaMismatchError, TargetExistsError, UnsupportedError
+from vecferry.errors import (
+    NotFoundError,
+    RejectedRecord,
+    SchemaMismatchError,
+    TargetExistsError,
+    UnsupportedError,
+)
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
 
@@ -112,7 +118,13 @@ def test_a_table_of_the_application_keeps_its_shape(both: Any) -> None:
     assert [(v.tag, v.published) for v in store.versions()] == [
         *(("third", True), ("next", True), ("original", True), ("bad", False))
     ]
-    assert store.prune() == ["next", "third", "bad"], "what was never live, too"
+    assert store.roll_to("third").tag == "third" and store.count() == 0
+    assert store.roll_to("original").live and store.count() == 2
+    assert both.sql(SHAPE) == before
+    with pytest.raises(NotFoundError, match="there are next, original, third"):
+        store.roll_to("bad")
+    store.discard("bad")
+    assert store.prune() == ["next", "third"]
     assert both.sql(SHAPE) == before
     both.sql("insert into prod (sku, embedding) values ('v', '[5,6]')")
     assert both.sql("select count(*) from prod") == [(3,)]

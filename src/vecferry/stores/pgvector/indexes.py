@@ -39,6 +39,11 @@ class Builds:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[str, tuple[threading.Thread, list[BaseException]]] = {}
+        self._done: set[str] = set()
+
+    def done(self, key: str) -> bool:
+        """Whether this process has built them, and nothing was written since."""
+        return key in self._done
 
     def start(self, key: str, job: Callable[[], None]) -> None:
         """Run ``job`` beside the caller; the process does not end before it."""
@@ -53,6 +58,7 @@ class Builds:
         thread = threading.Thread(target=run, name=f"index on {key}")
         with self._lock:
             self._running[key] = thread, failed
+            self._done.discard(key)
         thread.start()
 
     def wait(self, key: str, seconds: float | None = None) -> bool:
@@ -68,6 +74,7 @@ class Builds:
             self._running.pop(key, None)
         if failed:
             raise failed[0]
+        self._done.add(key)
         return True
 
 

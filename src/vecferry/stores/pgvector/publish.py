@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from vecferry.errors import NotFoundError, TargetExistsError, UnsupportedError
+from vecferry.errors import NotFoundError, RetryableError, TargetExistsError, UnsupportedError
 from vecferry.ports import Version, WriteMode
 from vecferry.stores.pgvector import shape
 from vecferry.stores.pgvector.introspection import (
@@ -130,6 +130,10 @@ def discard(server: Server, table: TableName, tag: str) -> None:
         shadow = shadow_name(_begin(connection, table), tag)
         metadata = read_metadata(connection, shadow)
         if metadata is None or not metadata.serial:
+            if _is_written(connection, shadow):
+                raise RetryableError(
+                    f"{shadow} is being written by another session; try again when it ends"
+                )
             drop(connection, shadow)
         connection.commit()
 
@@ -168,19 +172,27 @@ def rollback(server: Server, table: TableName) -> Version:
     return next(version for version in versions(server, table) if version.live)
 
 
-def prune(server: Server, table: TableName, keep: int) -> list[str]:
-    """Drop all but the live version and ``keep`` before it; one that was rolled back goes first.
+def roll_to(server: Server, table: TableName, tag: str) -> Version:
+    """Make a version that was live the live one again, an earlier or a later one."""
+    with server.raw() as connection:
+        table = _begin(connection, table)
+        kept = {m.tag or _ORIGINAL: n for m, n in _all(connection, table) if m.serial or n == table.name}
+        if tag not in kept:
+            raise NotFoundError(f"{table} keeps no version {tag!r}; there are {', '.join(sorted(kept))}")
+        if kept[tag] != table.name:
+            _swap(connection, table, table.sibling(kept[tag]))
+        connection.commit()
+    return next(version for version in versions(server, table) if version.live)
 
-    What was built and never live goes, too, unless somebody is writing to it.
-    """
+
+def prune(server: Server, table: TableName, keep: int) -> list[str]:
+    """Drop all but the live version and ``keep`` before it; one that was rolled back goes first."""
     with server.raw() as connection:
         table = _begin(connection, table)
         live = (read_metadata(connection, table) or TableMetadata()).serial
         others = [(m, n) for m, n in _all(connection, table) if n != table.name and m.serial]
         others.sort(key=lambda item: (item[0].serial < live, item[0].serial))
         gone = sorted(others[: max(len(others) - keep, 0)], key=lambda item: item[0].serial)
-        begun = [(m, n) for m, n in _all(connection, table) if n != table.name and not m.serial]
-        gone += [(m, n) for m, n in begun if not _is_written(connection, table.sibling(n))]
         for _, name in gone:
             drop(connection, table.sibling(name))
         connection.commit()

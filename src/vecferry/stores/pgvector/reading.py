@@ -26,7 +26,7 @@ from psycopg import pq, sql
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
-from vecferry.errors import CorruptDataError
+from vecferry.errors import CorruptDataError, RetryableError
 from vecferry.layouts import open_envelope
 from vecferry.model import (
     ENVELOPE,
@@ -41,15 +41,18 @@ from vecferry.model import (
     id_type,
 )
 from vecferry.model.ids import RecordId
+from vecferry.model.vectors import Array
 from vecferry.ports import Fields
 from vecferry.stores.pgvector import wire
 from vecferry.stores.pgvector.frameworks import CODECS
 from vecferry.stores.pgvector.introspection import as_sql
 from vecferry.stores.pgvector.server import Server, translated
-from vecferry.stores.pgvector.table import Table
+from vecferry.stores.pgvector.table import PLACE, Table
 
 # What the text forms of values depend on is fixed, so that cursors and metadata mean the same everywhere.
+# A scan of a whole table begins with its first row, and is one.
 _SESSION = """
+    SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0;
     SET LOCAL TIME ZONE 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'iso_8601';
     SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'
 """
@@ -234,7 +237,7 @@ class RowReader:
         """The columns, those without a known binary form as text."""
         c = self.table.clause.c
         keys = [
-            _as_text(c[k.name], k.id_kind == "str" and not k.is_text, label)
+            _as_text(c[k.name], k.id_kind == "str" and not k.is_text and k.type != "tid", label)
             for label, k in self.keys.items()
         ]
         values = [
@@ -342,6 +345,8 @@ class RowReader:
             return field.numbers({"int2": ">i2", "int4": ">i4", "int8": ">i8"}[column.type]).astype(
                 np.int64
             )
+        if column.type == "tid":
+            return [f"({place >> 16},{place & 0xFFFF})" for place in _places(field).tolist()]
         if column.id_kind == "uuid":
             return [UUID(bytes=bytes(part or b"")) for part in field.slices()]
         texts = wire.texts(field)
@@ -352,11 +357,16 @@ class RowReader:
         """The key of the last row, as text; empty if there is none."""
         if not all(len(field.starts) for field in found.values()):
             return []
+        if self.table.key == (PLACE,):
+            places = _places(found[f"key {PLACE}"])
+            if (np.diff(places) <= 0).any():
+                raise RetryableError(f"{self.table.shown}: rows came out of the order of their places")
         last = {n: wire.Field(f.buffer, f.starts[-1:], f.lengths[-1:]) for n, f in found.items()}
         cursor = []
         for name in self.table.key:
             field = last[f"key {name}"]
-            if self.table.columns[name].id_kind == "str":
+            column = self.table.columns[name]
+            if column.id_kind == "str" and column.type != "tid":
                 cursor.append(wire.texts(field)[0])
             else:
                 cursor.append(str(self._id_part(name, field)[0]))
@@ -398,6 +408,14 @@ class RowReader:
             return wire.decoder(self.table.columns[name], transformer)(found[name])
         part: list[Any] = list(self._id_part(name, found[f"key {name}"]))  # a part of the key
         return part
+
+
+def _places(field: wire.Field) -> Array:
+    """int64: block and offset of each row's ctid."""
+    found = field.matrix(0, "u1", 6).astype(np.int64)
+    weights = 256 ** np.arange(5, -1, -1, dtype=np.int64)
+    places: Array = found @ weights
+    return places
 
 
 def _as_json(documents: list[dict[str, Any]]) -> Sequence[dict[str, Any]]:

@@ -49,6 +49,7 @@ from vecferry.stores.pgvector.options import Options
 from vecferry.stores.pgvector.reading import RowReader, Snapshot, begin_read
 from vecferry.stores.pgvector.server import LIBPQ_OPTIONS, Server, TableName
 from vecferry.stores.pgvector.table import (
+    PLACE,
     VENDOR,
     Table,
     advance_sequence,
@@ -167,7 +168,9 @@ class PgVectorStore:
         low = low if after is None else after
         reader = RowReader(table, fields)
         conditions = [*self._conditions(where), *table.in_range(low, high)]
-        select = reader.select().where(*conditions).order_by(*table.ordered())
+        select = reader.select().where(*conditions)
+        if table.key != (PLACE,) or self._conditions(where):
+            select = select.order_by(*table.ordered())  # rows lie in the order of their places
         snapshot = self._snapshot.name() if partition else None
         with self._server.raw() as connection:
             begin_read(connection, snapshot)
@@ -305,7 +308,7 @@ class PgVectorStore:
         begun = time.monotonic()
         if not indexes.BUILDS.wait(self._build_key, seconds):
             return None
-        if self._live is not None:
+        if self._live is not None and not indexes.BUILDS.done(self._build_key):  # by a run that ended
             self._build_indexes(analyze=False)
         return time.monotonic() - begun
 
@@ -444,6 +447,10 @@ class PgVectorStore:
         self._forget()
         return publish.rollback(self._server, self._own_table())
 
+    def roll_to(self, tag: str) -> Version:
+        self._forget()
+        return publish.roll_to(self._server, self._own_table(), tag)
+
     def prune(self, keep: int = 0) -> list[str]:
         return publish.prune(self._server, self._own_table(), keep)
 
@@ -512,7 +519,8 @@ class PgVectorStore:
                     place = frameworks.locate(connection, self._table, self._layout)
                     relation = open_place(connection, place, self._table)
                 relation = look_at_texts(connection, relation, self.options.vector_columns.values())
-                self._seen = measured(connection, map_table(relation, self.options, place))
+                found = measured(connection, map_table(relation, self.options, place))
+                self._seen = found.in_order_of_places() if self._live is not None else found
         return self._seen
 
     def _forget(self) -> None:
