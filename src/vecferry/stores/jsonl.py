@@ -404,6 +404,7 @@ class JsonlStore(FileStore):
             read = [(entry, self._row(paths, entry)) for entry in held]
             rows = [(entry, row) for entry, row in read if row is not None]
             stays = pending.stays([row.id for _, row in rows])
+            pending.rows += int(stays.sum())
             for entry, row in compress(rows, stays):
                 yield self._kept(entry, row, named=self._is_foreign(entry[0]) and any(self._names.values()))
 

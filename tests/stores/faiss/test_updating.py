@@ -13,8 +13,10 @@ from llama_index.core import StorageContext, SummaryIndex, VectorStoreIndex, loa
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import ImageNode, IndexNode, TextNode
 
-from stores.faiss.support import by_id, random_vectors, records, write
-from vecferry.errors import ConfigurationError, NotFoundError, UnsupportedError
+from stores.faiss.support import by_id, random_vectors, records, schema, write
+from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, UnsupportedError
+from vecferry.model import RecordBatch, VectorRecord
+from vecferry.ports import WriteMode
 from vecferry.stores.faiss import FaissStore
 
 MODEL = FakeEmbeddings(size=8)
@@ -132,3 +134,35 @@ def test_what_stands_under_our_key_by_hand_never_changes_the_node(
 ) -> None:
     rows = records(2, _llamaindex=odd)
     assert by_id(write(tmp_path / "kb", rows, layout=layout)) == {row.id: row for row in rows}
+
+
+def test_two_unfinished_upserts_live_beside_each_other(tmp_path: Path) -> None:
+    """The first that ends is in the target; the other one sees that, and begins anew."""
+    write(tmp_path / "kb", records(3, 8))
+    marks = {}
+    for job, seed in (("one", 1), ("two", 2)):
+        store = FaissStore(tmp_path / "kb")
+        store.prepare(schema(8), WriteMode.UPSERT)
+        store.write(renamed(job, records(4, 8, seed)))
+        marks[job] = json.loads(json.dumps(store.mark()))
+        store.close()
+    first = FaissStore(tmp_path / "kb")
+    first.prepare(schema(8), WriteMode.RESUME)
+    first.rewind(marks["one"])
+    first.finish()
+    first.close()
+    assert set(by_id(first)) == {"r0", "r1", "r2", *(f"one r{i}" for i in range(4))}
+    second = FaissStore(tmp_path / "kb")
+    second.prepare(schema(8), WriteMode.RESUME)
+    with pytest.raises(CorruptDataError, match="changed by another job"):
+        second.rewind(marks["two"])
+    second.prepare(schema(8), WriteMode.UPSERT)
+    second.write(renamed("two", records(4, 8, 2)))
+    second.finish()
+    second.close()
+    wanted = (("r", 3), ("one r", 4), ("two r", 4))
+    assert set(by_id(second)) == {f"{name}{i}" for name, n in wanted for i in range(n)}
+
+
+def renamed(job: str, rows: list[VectorRecord]) -> RecordBatch:
+    return RecordBatch.from_records([row.model_copy(update={"id": f"{job} {row.id}"}) for row in rows])

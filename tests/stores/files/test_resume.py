@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vecferry.errors import CorruptDataError, FatalStoreError, JobLockedError, NotFoundError
-from vecferry.model import RecordBatch, VectorRecord
+from vecferry.model import CollectionSchema, DenseColumn, Metric, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
 from vecferry.stores import parquet
 from vecferry.stores.jsonl import JsonlStore
@@ -293,3 +294,60 @@ def test_a_file_size_limit_is_survived_and_resumed(name: str, tmp_path: Path) ->
     store.finish()
     found = {record.id: record for batch in store.scan() for record in batch.records()}
     assert found == {record.id: record for record in sample_records(1000)}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_two_unfinished_upserts_live_beside_each_other(suffix: str, tmp_path: Path) -> None:
+    """Each goes on from its own mark, in whatever order, and both are in the file at the end."""
+    path = tmp_path / f"x{suffix}"
+    target = (JsonlStore if suffix == ".jsonl" else ParquetStore)(path)
+    target.prepare(SCHEMA, WriteMode.CREATE)
+    target.write(rows("old", 3))
+    target.finish()
+    marks = {}
+    for job in ("one", "two"):
+        store = type(target)(path)
+        store.prepare(SCHEMA, WriteMode.UPSERT)
+        store.write(rows(job, 4))
+        marks[job] = json.loads(json.dumps(store.mark()))
+        store.write(rows(f"{job} not committed", 1))
+        store.close()
+    assert [v.tag for v in type(target)(path).versions() if not v.published]
+    for job in ("one", "two"):
+        store = type(target)(path)
+        store.prepare(SCHEMA, WriteMode.RESUME)
+        store.rewind(marks[job])
+        store.write(rows(f"{job} rest", 2))
+        store.finish()
+        store.close()
+    ids = sorted(i for batch in type(target)(path).scan() for i in batch.id_list)
+    names = {"old": 3, "one": 4, "one rest": 2, "two": 4, "two rest": 2}
+    assert ids == sorted(f"{name} {i}" for name, n in names.items() for i in range(n))
+    assert not any(not v.published for v in type(target)(path).versions())
+
+
+def test_a_job_that_keeps_no_mark_yet_leaves_the_log_of_another_alone(tmp_path: Path) -> None:
+    store = JsonlStore(tmp_path / "x.jsonl")
+    store.prepare(SCHEMA, WriteMode.UPSERT)
+    store.write(rows("first", 2))
+    mark = store.mark()
+    store.close()
+    other = JsonlStore(tmp_path / "x.jsonl")
+    other.prepare(SCHEMA, WriteMode.RESUME)
+    other.rewind(None)
+    other.write(rows("second", 1))
+    other.finish()
+    other.close()
+    store.prepare(SCHEMA, WriteMode.RESUME)
+    store.rewind(mark)
+    store.finish()
+    assert {i for b in store.scan() for i in b.id_list} == {"first 0", "first 1", "second 0"}
+
+
+SCHEMA = CollectionSchema(fields=(VectorField(dim=2, metric=Metric.IP),))
+
+
+def rows(name: str, n: int) -> RecordBatch:
+    return RecordBatch(
+        ids=[f"{name} {i}" for i in range(n)], vectors={"": DenseColumn(np.ones((n, 2), np.float32))}
+    )

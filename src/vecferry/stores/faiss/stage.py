@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
-from vecferry.errors import CorruptDataError, JobLockedError, RejectedRecord, SchemaMismatchError
+from vecferry.core.locks import Lock
+from vecferry.errors import CorruptDataError, RejectedRecord, SchemaMismatchError
 from vecferry.layouts.folders import Entry, LineFile, encode_lines
 from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField, id_type
 from vecferry.model.vectors import Array
@@ -43,6 +45,9 @@ class Plan:
         gap: bytes left free before the first vector, for the header of a Flat index.
         files: the names of index and sidecar, where they are not the usual ones of the layout.
         base: the mark behind the records an upsert began with; ``None`` until they are copied.
+        over: the stamp of the collection an upsert began with, by which it knows that it is still there.
+        token: tells this stage from every other; marks name it.
+        marked: whether a job keeps a mark of it.
     """
 
     schema: dict[str, Any]
@@ -52,6 +57,9 @@ class Plan:
     gap: int
     base: dict[str, int] | None = None
     files: tuple[str, str] | None = None
+    over: str = ""
+    token: str = field(default_factory=lambda: uuid4().hex[:8])
+    marked: bool = False
 
     @property
     def field(self) -> VectorField:
@@ -64,7 +72,7 @@ class Stage:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
-        self._lock = _locked(folder.parent / "stage.lock")
+        self._lock = _locked(folder)
         self.rows = 0
         self._text_bytes = 0
         self._files = {
@@ -76,7 +84,7 @@ class Stage:
     def create(cls, folder: Path, plan: Plan) -> Stage:
         """An empty stage; what was there before is forgotten."""
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / "stage.lock"):
+        with _locked(folder):
             for path in folder.iterdir():
                 path.unlink()
         (folder / "vectors").write_bytes(bytes(plan.gap))
@@ -102,15 +110,15 @@ class Stage:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        self._lock.close()
+        self._lock.release()
 
     # -- growing ------------------------------------------------------------------------------
 
     @property
     def width(self) -> int:
         """Bytes a vector."""
-        field = self.plan.field
-        return field.dtype.width(field.dim or 0) * (1 if field.dtype == "bit" else 4)
+        vectors = self.plan.field
+        return vectors.dtype.width(vectors.dim or 0) * (1 if vectors.dtype == "bit" else 4)
 
     def append(self, batch: RecordBatch) -> int:
         """Add records and return the bytes written.
@@ -192,13 +200,19 @@ class Stage:
         self.plan.schema = known.model_dump(mode="json")
         self.save()
 
-    def mark(self) -> dict[str, int]:
+    def mark(self) -> dict[str, int | str]:
         """Make everything staged durable, and where it ends."""
+        if not self.plan.marked:
+            self.plan.marked = True
+            self.save()
+        return {**self._end(), "stage": self.plan.token}
+
+    def _end(self) -> dict[str, int]:
         for file in self._files.values():
             os.fsync(file.fileno())
         return {"rows": self.rows, "bytes": self._text_bytes}
 
-    def rewind(self, mark: dict[str, int] | None) -> None:
+    def rewind(self, mark: dict[str, Any] | None) -> None:
         """Cut back to ``mark``; to where the job began if it is ``None``.
 
         Raises:
@@ -214,7 +228,7 @@ class Stage:
 
     def settle_base(self) -> None:
         """What is staged now is what an upsert began with."""
-        self.plan.base = self.mark()
+        self.plan.base = self._end()
         self.save()
 
     def _cut(self, rows: int, text_bytes: int) -> None:
@@ -283,25 +297,12 @@ class Stage:
             lines.close()
 
 
-def _locked(path: Path) -> BinaryIO:
-    """Hold the lock until the file is closed, or the process dies.
-
-    Raises:
-        JobLockedError: if another process holds it.
-    """
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: one writer at a time is the caller's duty there
-        pass
-    except OSError as error:
-        file.close()
-        raise JobLockedError(
-            f"another process writes to {path.parent}; wait for it, or stop it, and run the same call again"
-        ) from error
-    return file
+def _locked(folder: Path) -> Lock:
+    place = folder.parent
+    return Lock(
+        place / "stage.lock",
+        busy=f"another process writes to {place}; wait for it, or stop it, and run the same call again",
+    )
 
 
 def _spans(count: int, kept: Array | None) -> Iterator[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from vecferry.core.locks import Lock
 from vecferry.errors import (
     ConfigurationError,
+    CorruptDataError,
     NotFoundError,
     TargetExistsError,
 )
@@ -44,7 +47,7 @@ from vecferry.stores.kit.checks import field_named
 from vecferry.stores.kit.staging import StagingRoom, fsync_tree
 from vecferry.stores.kit.stamps import stamp_of_files
 
-_DIRECT = "direct"
+_DIRECT, _BESIDE = "direct", "upsert-"
 _COPY_BLOCK = 4096
 
 
@@ -94,6 +97,8 @@ class FaissStore:
         self._index_name = index_name
         self._room = StagingRoom(self.target)
         self._tag = tag
+        self._direct = _DIRECT
+        self._writer: Lock | None = None
         self._stage: Stage | None = None
         self._snapshot: Snapshot | None = None
 
@@ -204,7 +209,18 @@ class FaissStore:
         return self._staged().mark()
 
     def rewind(self, mark: Any) -> None:
-        self._staged().rewind(mark)
+        stage = self._staged()
+        if self._tag is None:
+            if mark and mark.get("stage", stage.plan.token) != stage.plan.token:
+                other = self._turn_to(mark["stage"])
+                if other is None:
+                    return  # what was staged is in the target already
+                stage = other
+            if stage.plan.over and stage.plan.over != self._over():
+                raise CorruptDataError(
+                    f"{self.url} was changed by another job since this upsert began; begin it anew"
+                )
+        stage.rewind(mark)
 
     def fetch(self, ids: Sequence[RecordId], *, fields: Fields = Fields.ALL) -> RecordBatch:
         snapshot = self._open()
@@ -311,13 +327,59 @@ class FaissStore:
 
     @property
     def _work_tag(self) -> str:
-        return self._tag or _DIRECT
+        return self._tag or self._direct
 
     @property
     def _folder(self) -> Path:
         return self._room.path(self._work_tag).parent
 
+    def _over(self) -> str:
+        """The stamp of the collection that is there now; empty if none is."""
+        try:
+            found = find(self.target, index_name=self._index_name)
+        except (NotFoundError, ConfigurationError):
+            return ""
+        return json.dumps(stamp_of_files(found.files()))
+
+    def _hold(self) -> None:
+        """One process at a time writes to a target, whichever of its stages."""
+        if self._writer is None and self._tag is None:
+            self._writer = Lock(
+                self._room.folder / "writer",
+                busy=f"another process writes to {self.target}; wait for it, or stop it, and run the same "
+                "call again",
+            )
+
+    def _stages(self) -> list[str]:
+        """The tags of stages without a shadow, the last begun first."""
+        folder = self._room.folder
+        found = [
+            *folder.glob(f"v-{_DIRECT}/stage/stage.json"),
+            *folder.glob(f"v-{_BESIDE}*/stage/stage.json"),
+        ]
+        found.sort(key=lambda path: -path.stat().st_mtime_ns)
+        return [path.parent.parent.name.removeprefix("v-") for path in found]
+
+    def _turn_to(self, token: str) -> Stage | None:
+        """Go on with the stage of that token, of whichever job it is."""
+        for tag in self._stages():
+            stage = Stage.open(self._room.path(tag).parent / "stage") if tag != self._direct else None
+            if stage is not None and stage.plan.token == token:
+                self._close_stage(keep_writer=True)
+                self._direct, self._stage = tag, stage
+                return stage
+            if stage is not None:
+                stage.close()
+        return None
+
     def _begin(self, plan: Plan, old: Snapshot | None) -> None:
+        self._hold()
+        if self._tag is None:
+            self._direct = _DIRECT
+            known = _plan_in(self._folder / "stage")
+            if known is not None and known.marked:  # the work of another job
+                self._direct = f"{_BESIDE}{plan.token}"
+            plan.over = self._over()
         self._room.begin(self._work_tag)
         plan.base = {"rows": 0, "bytes": 0} if old is None else None
         self._stage = Stage.create(self._folder / "stage", plan)
@@ -334,6 +396,9 @@ class FaissStore:
             stage.append(batch)
 
     def _resume(self, schema: CollectionSchema) -> bool:
+        self._hold()
+        if self._tag is None:
+            self._direct = next(iter(self._stages()), _DIRECT)
         stage = Stage.open(self._folder / "stage")
         if stage is None:
             return False
@@ -352,17 +417,20 @@ class FaissStore:
             raise NotFoundError(f"{self.url} was not prepared; call prepare() first")
         return self._stage
 
-    def _close_stage(self) -> None:
+    def _close_stage(self, *, keep_writer: bool = False) -> None:
         if self._stage is not None:
             self._stage.close()
         self._stage = None
+        if self._writer is not None and not keep_writer:
+            self._writer.release()
+            self._writer = None
 
     def _publish_direct(self, count: int) -> None:
         """Swap in what was written without a shadow, and keep no more versions than there were."""
         self._snapshot = None
         self._clear_empty_target()
-        kept = len([version for version in self._room.versions() if not version.live])
-        self._room.publish(_DIRECT, count=count)
+        kept = len([version for version in self._room.versions() if not version.live and version.published])
+        self._room.publish(self._direct, count=count)
         self._room.prune(kept)
         self._room.sweep()
 
@@ -370,6 +438,13 @@ class FaissStore:
         place = self._room.target  # where a symbolic link leads
         if place.is_dir() and not any(place.iterdir()):
             place.rmdir()
+
+
+def _plan_in(folder: Path) -> Plan | None:
+    try:
+        return Plan(**json.loads((folder / "stage.json").read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _yes(option: str, value: bool | str) -> bool:

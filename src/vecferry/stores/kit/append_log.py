@@ -2,32 +2,39 @@
 
     pending/
     ├── about.json      the schema and the mode that `prepare` was given
+    ├── marked          there once a job keeps a mark: what lies here is the work of a job
     ├── rows            the rows, in the store's own encoding, one after the other
     └── keys            25 bytes a row: its id's key, its length in ``rows``, the kind of its id
 
 A row is in the log when its 25 bytes are complete. They are appended after the row itself, so that a
 process may die at any instant and the log still tells how far it is whole.
+
+A log that a job keeps a mark of is never begun over: another one is begun beside it, and the marks, which
+name their log, tell them apart when the jobs go on.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import orjson
 
 from vecferry.core.durable import fsync_folder, write_durably
-from vecferry.errors import CorruptDataError, JobLockedError, NotFoundError
+from vecferry.core.locks import Lock
+from vecferry.errors import CorruptDataError, NotFoundError
 from vecferry.model import CollectionSchema
 from vecferry.model.vectors import Array
 from vecferry.stores.kit.keys import keys_of
 
 ENTRY = np.dtype([("key", "S16"), ("length", "<u8"), ("kind", "u1")])
+PENDING, BESIDE = "pending", "v-upsert-"
 ID_KINDS = ("int", "str", "uuid", "mixed")
 
 
@@ -40,7 +47,9 @@ class AppendLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock: FileIO | None = None
+        self._home = folder.parent
+        self._is_mine = False
+        self._lock: Lock | None = None
         self._rows: FileIO | None = None
         self._keys: FileIO | None = None
 
@@ -49,24 +58,42 @@ class AppendLog:
         return self.folder / "rows"
 
     def begin(self, schema: CollectionSchema, **settings: Any) -> None:
-        """Start anew; whatever an abandoned job left is removed."""
+        """Start anew. What a job left that keeps no mark of it is removed; else it stays beside."""
         self.close()
         self._acquire()
+        self.folder = self._home / PENDING
+        if self._is_marked:
+            self.folder = self._home / f"{BESIDE}{uuid4().hex[:8]}"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self._open()
+        self._is_mine = True
         about = {"schema": schema.model_dump(mode="json", exclude_none=True), **settings}
         write_durably(self.folder / "about.json", orjson.dumps(about))
         fsync_folder(self.folder.parent)
 
-    def resume(self) -> None:
-        """Go on with what is there, without a row that was cut short.
+    def all(self) -> list[Path]:
+        """The logs beside this target, the last begun first."""
+        found = (self._home / PENDING, *self._home.glob(f"{BESIDE}*"))
+        begun = [path for path in found if (path / "about.json").exists()]
+        return sorted(begun, key=lambda path: -(path / "about.json").stat().st_mtime_ns)
+
+    def resume(self, fits: Callable[[CollectionSchema], bool] = lambda _: True) -> None:
+        """Go on with what is there, without a row that was cut short; with the last log that fits.
 
         Raises:
             NotFoundError: if nothing was begun.
         """
+        if self._rows is None:
+            logs = self.all()
+            fitting = (path for path in logs if fits(_schema_in(path)))
+            self.folder = next(fitting, next(iter(logs), self.folder))
         if not (self.folder / "about.json").exists():
             raise NotFoundError(f"{self.folder} holds nothing to resume; start the job again")
+        self.resume_files()
+
+    def resume_files(self) -> None:
+        """Open the files of this log, cut back to their last whole row."""
         if self._rows is None:
             self._acquire()
             self._break_links()
@@ -85,7 +112,7 @@ class AppendLog:
 
     @property
     def schema(self) -> CollectionSchema:
-        return CollectionSchema(**self.about["schema"])
+        return _schema_in(self.folder)
 
     def append(self, rows: bytes, lengths: Array, ids: Any, kind: str) -> None:
         """Add encoded rows: their bytes, the length of each (uint64), and their ids."""
@@ -101,13 +128,15 @@ class AppendLog:
             os.truncate(self.rows_path, rows_before)
             raise
 
-    def mark(self) -> dict[str, int]:
+    def mark(self) -> dict[str, int | str]:
         """Make all rows durable and name this point."""
         assert self._rows is not None and self._keys is not None
         for handle in (self._rows, self._keys):
             os.fsync(handle.fileno())
+        if not self._is_marked:
+            write_durably(self.folder / "marked", b"")
         rows, keys = self._sizes()
-        return {"bytes": rows, "rows": keys // ENTRY.itemsize}
+        return {"bytes": rows, "rows": keys // ENTRY.itemsize, "log": self.folder.name}
 
     def rewind(self, mark: Any) -> None:
         """Forget what came after ``mark``; ``None`` forgets everything.
@@ -115,6 +144,9 @@ class AppendLog:
         Raises:
             CorruptDataError: if the log is shorter than the mark says.
         """
+        name = mark.get("log", PENDING) if mark else self.folder.name
+        if name != self.folder.name or (not mark and self._is_marked and not self._is_mine):
+            self._turn_to(name if mark else None)
         size, count = (mark["bytes"], mark["rows"]) if mark else (0, 0)
         rows, keys = self._sizes()
         if rows < size or keys < count * ENTRY.itemsize:
@@ -139,10 +171,28 @@ class AppendLog:
 
     def close(self) -> None:
         """Close the files; what they hold stays."""
-        for handle in (self._rows, self._keys, self._lock):
+        self._close_files()
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+
+    def _close_files(self) -> None:
+        for handle in (self._rows, self._keys):
             if handle is not None:
                 handle.close()
-        self._rows = self._keys = self._lock = None
+        self._rows = self._keys = None
+        self._is_mine = False
+
+    def _turn_to(self, name: str | None) -> None:
+        """Go on with the log of that name, or with a new one where there is none (any more)."""
+        about = self.about
+        self._close_files()
+        if name is not None and (self._home / name / "about.json").exists():
+            self.folder = self._home / name
+            self.resume_files()
+            return
+        settings = {key: value for key, value in about.items() if key != "schema"}
+        self.begin(CollectionSchema(**about["schema"]), **settings)
 
     def remove(self) -> None:
         """Delete the log."""
@@ -157,10 +207,16 @@ class AppendLog:
 
     def _acquire(self) -> None:
         """One writer a target. The kernel lets go of the lock however the process ends."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder.parent / "writer").open("ab", buffering=0)
-        _lock(lock, self.folder)
-        self._lock = lock
+        if self._lock is None:
+            self._lock = Lock(
+                self._home / "writer",
+                busy=f"another process is writing to {self._home}; wait until it ends or choose another "
+                "target",
+            )
+
+    @property
+    def _is_marked(self) -> bool:
+        return (self.folder / "marked").exists()
 
     def _sizes(self) -> tuple[int, int]:
         return self.rows_path.stat().st_size, (self.folder / "keys").stat().st_size
@@ -183,15 +239,5 @@ def _write_all(handle: FileIO, data: bytes) -> None:
         view = view[handle.write(view) :]
 
 
-def _lock(handle: FileIO, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise JobLockedError(
-            f"another process is writing to {folder.parent}; wait until it ends or choose another target"
-        ) from error
+def _schema_in(folder: Path) -> CollectionSchema:
+    return CollectionSchema(**orjson.loads((folder / "about.json").read_bytes())["schema"])

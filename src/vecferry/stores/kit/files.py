@@ -18,7 +18,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from vecferry.core.durable import as_store_error, check_swappable, replace_whole
-from vecferry.errors import ConfigurationError, NotFoundError, TargetExistsError
+from vecferry.errors import (
+    ConfigurationError,
+    CorruptDataError,
+    NotFoundError,
+    PlanError,
+    TargetExistsError,
+)
 from vecferry.model import (
     CollectionSchema,
     DType,
@@ -40,7 +46,7 @@ from vecferry.ports import (
     WriteReceipt,
     check_fits,
 )
-from vecferry.stores.kit.append_log import ID_KINDS, AppendLog
+from vecferry.stores.kit.append_log import ID_KINDS, PENDING, AppendLog
 from vecferry.stores.kit.checks import check_columns, check_query, field_named, kind_of, score_batch
 from vecferry.stores.kit.keys import KeyIndex, keys_of, last_of_each
 from vecferry.stores.kit.staging import StagingRoom
@@ -64,7 +70,7 @@ class FileStore(ABC):
         self.path = Path(path)
         self.url = f"{self.scheme}:{path}"
         self.room = StagingRoom(self.path)
-        self._log = AppendLog(self.room.folder / "pending")
+        self._log = AppendLog(self.room.folder / PENDING)
         self._writing: CollectionSchema | None = None
         self._index: tuple[Any, KeyIndex] | None = None
         self._dropped = keys_of([])
@@ -198,8 +204,8 @@ class FileStore(ABC):
         seen = self._front or self
         if mode is WriteMode.CREATE and seen.exists() and seen.count():
             raise TargetExistsError(f'{seen.url} holds records; pass mode="upsert" or mode="replace"')
-        keep = self.exists() and mode is WriteMode.UPSERT
-        if keep:
+        keep = mode is WriteMode.UPSERT  # what is there when it is finished, that is
+        if keep and self.exists():
             have = self.describe()
             check_fits(have, schema, self.url)
             schema = have
@@ -209,7 +215,7 @@ class FileStore(ABC):
 
     def _resume(self, schema: CollectionSchema) -> None:
         try:
-            self._log.resume()
+            self._log.resume(lambda held: _fits(held, schema, self.url))
         except NotFoundError:
             # Cut short before the log was begun, or after it was built into the target: what the log
             # held is in the target then, and `rewind` tells the two apart.
@@ -252,6 +258,14 @@ class FileStore(ABC):
         try:
             draft.parent.mkdir()
             self._build(draft, pending)
+            built = self._twin(draft)
+            built._as_folder = self.is_folder
+            have, due = built._framed_rows(), pending.rows
+            if have != due:
+                raise CorruptDataError(
+                    f"what was built for {self.url} holds {have:,} records where {due:,} are due, so that "
+                    "it is not swapped in; run the same call again"
+                )
             replace_whole(draft, self.room.target)
         except OSError as error:
             raise as_store_error(error, self.path) from error
@@ -260,6 +274,10 @@ class FileStore(ABC):
         """Close the log; what is in it stays resumable."""
         self._log.close()
         self._writing = None
+
+    def _framed_rows(self) -> int:
+        """The records of a file just built, counted by its framing alone."""
+        return self.count()
 
     def mark(self) -> Any:
         """Make the log durable. ``None`` when nothing is being written."""
@@ -349,10 +367,16 @@ class FileStore(ABC):
         return self.room.publish(tag, count=count)
 
     def discard(self, tag: str) -> None:
+        if tag == PENDING:
+            shutil.rmtree(self.room.folder / PENDING, ignore_errors=True)
         self.room.discard(tag)
+        self.room.sweep()
 
     def versions(self) -> list[Version]:
-        return self.room.versions()
+        """Also upserts that were begun and not finished: `discard` takes them."""
+        begun = self.room.folder / PENDING / "marked"
+        unfinished = [Version(PENDING, live=False, published=False)] if begun.exists() else []
+        return [*unfinished, *self.room.versions()]
 
     def rollback(self) -> Version:
         return self.room.rollback()
@@ -373,7 +397,8 @@ class Pending:
         self.store, self.log, self.schema = store, log, schema
         self.entries = log.entries()
         self.keep = last_of_each(self.entries["key"])
-        self.base = store if log.about["keep"] else None
+        self.base = store if log.about["keep"] and store.exists() else None
+        self.rows = int(self.keep.sum())  # grows by what survives of the old content
         gone = np.concatenate([self.entries["key"], store._dropped])
         self._gone = KeyIndex([(gone, np.zeros(len(gone), dtype=np.int64))])
 
@@ -385,7 +410,7 @@ class Pending:
     @property
     def untouched(self) -> bool:
         """Whether the log as it stands is the whole content."""
-        return self.base is None and bool(self.keep.all())
+        return not self.log.about["keep"] and bool(self.keep.all())
 
     def id_kind(self) -> str:
         """One kind if all ids share it, else ``"mixed"``."""
@@ -405,7 +430,16 @@ class Pending:
             return
         for batch, _ in self.base._located(batch_size, Fields.ALL):
             stays = self.stays(batch.ids)
+            self.rows += int(stays.sum())
             yield batch if stays.all() else batch.take(np.flatnonzero(stays))
+
+
+def _fits(held: CollectionSchema, schema: CollectionSchema, url: str) -> bool:
+    try:
+        check_fits(held, schema, url)
+    except PlanError:
+        return False
+    return True
 
 
 __all__ = ["FileStore", "Pending"]
