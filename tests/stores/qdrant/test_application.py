@@ -317,3 +317,14 @@ def test_versions_whose_proof_failed_are_listed_and_pruned(server: QdrantServer,
     assert [v.tag for v in store.versions()] == ["one", "loading"], "somebody may be at it"
     with pytest.raises(NotFoundError):
         store.rollback()
+
+
+def test_a_layout_is_seen_the_same_each_time(server: QdrantServer, wire: Open) -> None:
+    """And not by the first points alone: what comes later may be of another kind."""
+    server.client.create_collection("c", DOT)
+    early = [{"page_content": "x", "metadata": {}} for _ in range(200)]
+    late = [{"note": "plain", "n": i} for i in range(200)]
+    points = [models.PointStruct(id=i, vector=[1, 0], payload=p) for i, p in enumerate([*early, *late])]
+    server.client.upsert("c", points)
+    assert {wire().describe().layout for _ in range(5)} == {"plain"}
+    assert {wire().describe().settings["qdrant"]["text_key"] for _ in range(5)} == {"page_content"}

@@ -117,7 +117,7 @@ def test_settings_and_indexes_are_carried_over(server: Callable[..., QdrantStore
 
 
 def test_the_graph_is_put_off_and_built(server: Callable[..., QdrantStore]) -> None:
-    store, vendor = server(), client()
+    store, vendor = server(defer_index=True), client()
     store.prepare(CollectionSchema(fields=(VectorField(dim=DIM),)), WriteMode.CREATE)
     assert vendor.get_collection(store.collection).config.hnsw_config.m == 0
     store.write(RecordBatch.from_records(records(3000)))

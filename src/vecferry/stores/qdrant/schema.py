@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from uuid import UUID
 
-from vecferry.errors import FatalStoreError, PlanError, SchemaMismatchError, UnsupportedError, VecferryError
+from vecferry.errors import FatalStoreError, PlanError, SchemaMismatchError, UnsupportedError
 from vecferry.layouts import Columns, Layout, find_layout, recognise_layout
 from vecferry.layouts.llamaindex import RESERVED
 from vecferry.model import (
@@ -28,7 +29,7 @@ from vecferry.model import (
 )
 from vecferry.ports import Fields
 from vecferry.stores.qdrant.filters import Asking, Bounds, bounds
-from vecferry.stores.qdrant.points import Form, Json, record_id
+from vecferry.stores.qdrant.points import UINT64, Form, Json, record_id
 
 RECORD = "vecferry"
 PARAMS = "qdrant.params"
@@ -265,7 +266,8 @@ def _vector_params(field_: VectorField, settings: Json) -> Json:
 # -- facts --------------------------------------------------------------------------------------
 
 _SAMPLE = 64
-_SAMPLE_PAGE = 4
+_PER_JUMP = 4
+_JUMPS = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +342,8 @@ def read_facts(engine: Any, collection: str, options: Mapping[str, Any]) -> Fact
     known = record or Record()
     _check_shard_keys(engine, collection, info)
     most = strict.get("max_query_limit") or _NO_LIMIT
-    sample = list(_sample(engine, collection, most))
+    stated = options["layout"] or options["text_key"] or known.layout
+    sample = list(_sample(engine, collection, most, jump=not stated))
     payloads = [point.get("payload") or {} for point in sample]
     layout = _layout(known, payloads, options)
     indexes = read_indexes(info, known, local=local)
@@ -383,23 +386,40 @@ def _payload_schema(info: Json) -> dict[str, Json]:
     return info.get("payload_schema") or {}
 
 
-def _sample(engine: Any, collection: str, most: int) -> Iterator[Json]:
-    """Some points of the beginning and some of anywhere, few at a time: nobody knows how large they are."""
+def _sample(engine: Any, collection: str, most: int, *, jump: bool) -> Iterator[Json]:
+    """Some points, few at a time: nobody knows how large they are.
+
+    The same points whenever it is asked, so that the plan, the stream and the proof see one layout.
+
+    Args:
+        jump: look further on as well, since what comes first need not be like the rest.
+    """
     wanted = {"with_payload": True, "with_vector": False}
-    seen: set[Any] = set()
+    seen = 0
+    last: Any = None
     for page in engine.pages(collection, wanted, most=min(_SAMPLE, most)):
-        for point in page:
-            seen.add(point["id"])
-            yield point
-        if len(seen) >= _SAMPLE:
+        yield from page
+        seen, last = seen + len(page), page[-1]["id"]
+        if seen >= _SAMPLE:
             break
-    if len(seen) < _SAMPLE:
+    if not jump or seen < _SAMPLE:
         return
-    try:
-        ids = random_ids(engine, collection, min(_SAMPLE, most))
-    except VecferryError:
-        return
-    yield from engine.retrieve(collection, [id_ for id_ in ids if id_ not in seen], wanted)
+    for start in _jumps(last):
+        page = next(engine.pages(collection, wanted, start=start, most=min(_PER_JUMP, most)), None)
+        if page is None:
+            return
+        yield from page
+
+
+def _jumps(last: Any) -> Iterator[Any]:
+    """Ids ever further behind ``last``, in Qdrant's order."""
+    if isinstance(last, int):
+        for power in range(1, _JUMPS):
+            if (start := (last + 1) * 2**power) in UINT64:
+                yield start
+        last = str(UUID(int=0))
+    first = UUID(last).int >> 124
+    yield from (str(UUID(int=step << 124)) for step in range(first + 1, 16, 2))
 
 
 def random_ids(engine: Any, collection: str, want: int) -> list[Any]:
