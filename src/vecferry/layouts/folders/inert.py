@@ -8,6 +8,7 @@
 | ``set`` ``frozenset`` ``bytearray`` ``OrderedDict`` ``defaultdict`` | set, bytes, dict |
 | numpy scalars and arrays of numbers, booleans and text | Python numbers, lists |
 | ``pathlib`` paths | text |
+| points and sparse vectors of Qdrant's client | a dict of their fields |
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ class Documents:
 
     def __init__(self, by_id: dict[Any, Any]) -> None:
         self.by_id = by_id
+
+
+class _Model(Inert):
+    """A model of Qdrant's client, as its local mode stores points: ``value`` is a dict of its fields."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any, keep: Callable[[Any], Any] | None) -> None:
+        self.value = _attributes(state)
+        self.done = True
 
 
 class _Uuid(Inert):
@@ -263,6 +274,8 @@ def _table() -> dict[tuple[str, str], Name]:
         table[f"{core}.numeric", "_frombuffer"] = Name(_array)
     for name in ("PurePosixPath", "PosixPath", "PureWindowsPath", "WindowsPath", "Path", "PurePath"):
         table["pathlib", name] = Name(_path)
+    for name in ("PointStruct", "SparseVector"):
+        table["qdrant_client.http.models.models", name] = Name(create=lambda *_: _Model())
     return table
 
 

@@ -15,6 +15,7 @@ The opcodes are those of protocols 0 to 5, described in Python's own ``pickletoo
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,9 @@ def _shape(code: int) -> int:
 _SHAPES = [_shape(code) for code in range(256)]
 """By opcode: the bytes of its argument, or how they are told."""
 
+_FLOATS = re.compile(rb"(?:G.{8}){2,}", re.DOTALL)
+"""Numbers in a row: those of a vector are read in one step."""
+
 Keep = Callable[[Any], Any]
 """Takes a finished item and returns what stands for it from then on."""
 
@@ -83,15 +87,28 @@ def read_pickle(path: Path, *, keep: Keep | None = None, keep_document: Keep | N
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return Machine(data, str(path), keep, keep_document).run()
+            return _value(Machine(data, str(path), keep, keep_document))
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} is not there; check the path") from error
+    except ValueError as error:  # an empty file cannot be mapped
+        raise _damaged(str(path), error) from error
+
+
+def parse_pickle(data: bytes, name: str) -> Any:
+    """As `read_pickle`, for a pickle that lies inside something else; ``name`` is for messages."""
+    return _value(Machine(data, name, None, None))
+
+
+def _value(machine: Machine) -> Any:
+    name = machine.name_of_file
+    try:
+        return machine.run()
     except (UnsafePickleError, CorruptDataError):
         raise
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        raise _damaged(str(path), error) from error
+        raise _damaged(name, error) from error
     except (ArithmeticError, RecursionError, MemoryError, struct.error) as error:
-        raise _damaged(str(path), error) from error
+        raise _damaged(name, error) from error
 
 
 def _damaged(name: str, error: object) -> CorruptDataError:
@@ -114,7 +131,12 @@ class Machine:
         self._root: list[Any] | None = None
         self._first = True
 
-    def run(self) -> Any:
+    @property
+    def name_of_file(self) -> str:
+        """What messages call it."""
+        return self._name
+
+    def run(self) -> Any:  # noqa: PLR0912 - one branch for each kind of opcode
         self._fetched = fetched = self.survey()
         data, position, actions, shapes = self._data, 0, _ACTIONS, _SHAPES
         stack, memo = self._stack, self._memo
@@ -142,6 +164,9 @@ class Machine:
                 self._first, position = False, position + 1
             elif code == 0x2E:  # STOP
                 break
+            elif code == 0x47 and (floats := _FLOATS.match(data, position - 1)):  # BINFLOATs, a vector
+                stack.extend(value for (value,) in struct.iter_unpack(">xd", floats[0]))
+                self._first, position = False, floats.end()
             elif shape >= 0:
                 action = actions[code]
                 action(self, data[position : position + shape] if shape else None)
@@ -159,7 +184,7 @@ class Machine:
             raise ValueError("values are left over")
         return value.finished() if isinstance(value, Inert) else value
 
-    def survey(self) -> set[int]:
+    def survey(self) -> set[int]:  # noqa: PLR0912
         """Check that every opcode is allowed and lies inside the file; return the memo entries fetched.
 
         Memo numbers are bounded by the file's length, so that no small file asks for a large table.
@@ -179,6 +204,8 @@ class Machine:
                 elif code == 0x68:
                     fetched.add(data[position + 1])
                     position += 2
+                elif code == 0x47 and (floats := _FLOATS.match(data, position)):
+                    position = floats.end()
                 elif shape > 0:
                     if code == 0x6A:
                         fetched.add(int.from_bytes(data[position + 1 : position + 5], "little"))
@@ -433,4 +460,4 @@ _ACTIONS: dict[int, Action] = {
     0x95: lambda m, a: None,
 }
 
-__all__ = ["Keep", "Machine", "read_pickle"]
+__all__ = ["Keep", "Machine", "parse_pickle", "read_pickle"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import sqlite3
 import threading
 import warnings
@@ -17,11 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from vecferry.errors import MissingDependencyError, NotFoundError
+from vecferry.errors import CorruptDataError, MissingDependencyError, NotFoundError, UnsupportedError
+from vecferry.layouts.folders.pickles import parse_pickle
 from vecferry.model import Column, DenseColumn, MultiColumn
 from vecferry.stores.qdrant.connection import MEMORY, Address
 from vecferry.stores.qdrant.faults import translate
@@ -247,7 +250,8 @@ class Folder:
         warnings.filterwarnings("ignore", message="Local mode is not recommended")
         try:
             place = {"location": MEMORY} if path == MEMORY else {"path": path}
-            client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
+            with _harmless_pickles(path):
+                client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
             return client
         except Exception as error:
             raise translate(error, self.where) from error
@@ -332,6 +336,52 @@ def _release(key: str) -> None:
         del _OPEN[key]
     with shared.lock:
         shared.client.close()
+
+
+# -- what lies in a folder ----------------------------------------------------------------------
+
+
+@contextmanager
+def _harmless_pickles(path: str) -> Iterator[None]:
+    """The client keeps points as pickles, which may run anything when they are read by Python.
+
+    While it opens a folder they are read by a machine that can build points and nothing else
+    (see `vecferry.layouts.folders.pickles`).
+    """
+    from qdrant_client.local import persistence
+
+    if not hasattr(persistence, "pickle"):
+        raise UnsupportedError(
+            "this qdrant-client reads its folders in a way that vecferry does not know, and could run what "
+            "is in them; install qdrant-client 1.20, or use a server"
+        )
+
+    def loads(value: bytes) -> Any:
+        return _stored_point(parse_pickle(value, path))
+
+    original = persistence.pickle
+    persistence.pickle = SimpleNamespace(loads=loads, dumps=pickle.dumps)
+    try:
+        yield
+    finally:
+        persistence.pickle = original
+
+
+def _stored_point(fields: Any) -> Any:
+    from qdrant_client import models
+
+    if not isinstance(fields, dict) or "id" not in fields:
+        raise CorruptDataError("a point of the folder is none; restore the folder from a backup")
+    vector: Any = fields.get("vector")
+    if isinstance(vector, dict):
+        vector = {name: _stored_vector(value) for name, value in vector.items()}
+    return models.PointStruct.model_construct(id=fields["id"], vector=vector, payload=fields.get("payload"))
+
+
+def _stored_vector(value: Any) -> Any:
+    from qdrant_client import models
+
+    return models.SparseVector.model_construct(**value) if isinstance(value, dict) else value
 
 
 # -- one commit ---------------------------------------------------------------------------------
