@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import subprocess
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -159,3 +161,20 @@ def test_a_document_of_the_file_that_somebody_changed() -> None:
     assert first["a"] == BIG and math.copysign(1, first["b"]) < 0 and math.isnan(first["c"])
     assert second == {"d": Decimal("1.5")}
     assert orjson.loads(arrow.column("metadata")[1].as_py()) == {"d": "1.5"}
+
+
+def test_arrow_without_pandas() -> None:
+    """pyarrow imports pandas, where it is installed, to look at lists: two seconds that no batch needs."""
+    code = """
+import sys, uuid
+import numpy as np
+from vecferry.model import DenseColumn, RecordBatch
+vectors = DenseColumn(np.ones((2, 2), np.float32), np.array([True, False]))
+for ids in ([1, 2], ["a", "b"], [1, "b"], [uuid.UUID(int=1), uuid.UUID(int=2)]):
+    batch = RecordBatch(ids=ids, texts=["x", None], metadata=[{}, {"b": {1, 2}}], vectors={"": vectors})
+    back = RecordBatch.from_arrow(batch.to_arrow())
+    assert back.ids == ids and back.texts == ["x", None] and back.metadata == batch.metadata
+print("pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

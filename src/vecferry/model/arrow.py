@@ -109,20 +109,49 @@ def _vector_type(f: VectorField) -> pa.DataType:
 
 def _ids_to_arrow(ids: IdColumn, kind: str) -> pa.Array:
     if kind == "int":
-        return pa.array(np.asarray(ids, dtype=np.int64))
+        return _plain(np.asarray(ids, dtype=np.int64))
     if kind == "str":
-        return pa.array(ids.values, pa.string())
+        return _utf8([cast(str, i).encode() for i in ids])
     if kind == "uuid":
-        storage = pa.array([cast(UUID, i).bytes for i in ids], pa.binary(16))
+        joined = b"".join([cast(UUID, i).bytes for i in ids])
+        storage = pa.Array.from_buffers(pa.binary(16), len(ids), [None, pa.py_buffer(joined)])
         arrow = _id_arrow_type("uuid")
         return pa.ExtensionArray.from_storage(arrow, storage) if arrow != pa.binary(16) else storage
-    return pa.array(ids.encoded(), pa.string())
+    return _utf8([text.encode() for text in ids.encoded()])
+
+
+def _utf8(values: Sequence[bytes | None]) -> pa.Array:
+    """A string column."""
+    given = [value or b"" for value in values]
+    offsets = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, given), np.int64, len(values)), out=offsets[1:])
+    absent = None
+    if None in values:
+        present = np.fromiter((value is not None for value in values), np.bool_, len(values))
+        absent = _bits(present)
+    buffers = [absent, _offsets(offsets).buffers()[1], pa.py_buffer(b"".join(given))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def _plain(values: Array) -> pa.Array:
+    """An array of numbers or truth values, not copied.
+
+    `pyarrow.array` would first ask pandas whether it knows the array, and import it for that.
+    """
+    if values.dtype == np.bool_:
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, _bits(values)])
+    raw = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, raw])
+
+
+def _bits(values: Array) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(values, bitorder="little"))
 
 
 def _strings(batch: RecordBatch, values: Sequence[str | None], what: str) -> pa.Array:
     try:
-        return pa.array(values, pa.string())
-    except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        return _utf8([None if value is None else value.encode() for value in values])
+    except (UnicodeEncodeError, AttributeError) as error:
         bad = [i for i, value in zip(batch.id_list, values, strict=True) if not _is_utf8(value)]
         raise RejectedRecord(
             f"the {what} of {bad[:3]} is not valid Unicode; clean it in transform=…", ids=bad
@@ -142,19 +171,19 @@ def _documents(batch: RecordBatch) -> tuple[pa.Array, pa.Array]:
         return pa.nulls(len(batch), pa.string()), pa.nulls(len(batch), pa.string())
     column = batch.json_metadata
     if not column.typed:
-        return pa.array(column.rows(), pa.string()), pa.nulls(len(batch), pa.string())
+        return _utf8(column.rows()), pa.nulls(len(batch), pa.string())
     types: list[bytes | None] = [None] * len(batch)
     for row, table in column.typed.items():
         types[row] = dump_json({"types": table})
-    return pa.array(column.rows(), pa.string()), pa.array(types, pa.string())
+    return _utf8(column.rows()), _utf8(types)
 
 
 def _column(column: Column, arrow: pa.DataType) -> pa.Array:
-    absent = None if column.mask is None else pa.array(~column.mask)
+    absent = None if column.mask is None else _plain(~column.mask)
     if isinstance(column, SparseColumn):
         offsets = _offsets(column.indptr)
-        indices = pa.ListArray.from_arrays(offsets, pa.array(column.indices, pa.uint32()))
-        values = pa.ListArray.from_arrays(offsets, pa.array(column.values, pa.float32()))
+        indices = pa.ListArray.from_arrays(offsets, _plain(column.indices.astype(np.uint32, copy=False)))
+        values = pa.ListArray.from_arrays(offsets, _plain(column.values.astype(np.float32, copy=False)))
         return pa.StructArray.from_arrays([indices, values], fields=list(arrow), mask=absent)
     if isinstance(column, MultiColumn):
         return pa.ListArray.from_arrays(
@@ -167,7 +196,7 @@ def _dense(values: Array, arrow: pa.DataType, absent: pa.Array | None = None) ->
     if pa.types.is_fixed_size_list(arrow) and arrow.list_size != values.shape[1]:
         raise ValueError(f"vectors of {values.shape[1]} components where {arrow.list_size} are due")
     wanted = arrow.value_type.to_pandas_dtype()
-    flat = pa.array(np.ascontiguousarray(values, dtype=wanted).reshape(-1))
+    flat = _plain(np.ascontiguousarray(values, dtype=wanted).reshape(-1))
     if pa.types.is_fixed_size_list(arrow):
         return pa.FixedSizeListArray.from_arrays(flat, type=arrow, mask=absent)
     offsets = _offsets(np.arange(len(values) + 1) * values.shape[1])
@@ -177,7 +206,7 @@ def _dense(values: Array, arrow: pa.DataType, absent: pa.Array | None = None) ->
 def _offsets(offsets: Array) -> pa.Array:
     if len(offsets) and offsets[-1] >= 2**31:
         raise ValueError("a batch this large does not fit one Arrow list; write smaller batches")
-    return pa.array(offsets.astype(np.int32))
+    return _plain(offsets.astype(np.int32))
 
 
 # -- from Arrow -------------------------------------------------------------------------------
@@ -217,6 +246,20 @@ def _add_vectors(
         dense[place.name] = _dense_from_arrow(column, place)
 
 
+def _numbers(column: pa.Array) -> Array:
+    """The numbers or truth values of a column, not copied; anything where they are null.
+
+    ``to_numpy`` would import pandas, where it is installed.
+    """
+    raw = column.buffers()[1]
+    if pa.types.is_boolean(column.type):
+        bits = np.unpackbits(np.frombuffer(raw or b"", np.uint8), bitorder="little")
+        return bits[column.offset : column.offset + len(column)].astype(np.bool_)
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    values = np.frombuffer(raw, dtype) if raw is not None else np.empty(0, dtype)
+    return values[column.offset : column.offset + len(column)]
+
+
 def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -241,7 +284,7 @@ def _ids_from_arrow(batch: pa.RecordBatch | pa.Table, layout: Layout) -> IdColum
     if column.null_count:
         raise CorruptDataError(f"{column.null_count} values of the id column {layout.id!r} are null")
     if pa.types.is_integer(column.type) and not pa.types.is_uint64(column.type):
-        return IdColumn(np.asarray(column.to_numpy(zero_copy_only=False)))
+        return IdColumn(_numbers(column))
     values = column.to_pylist()
     if layout.own and layout.id_kind == "mixed":
         return IdColumn([decode_id(value) for value in values])
@@ -359,7 +402,7 @@ def _json_rows(column: pa.Array, name: Any) -> JsonColumn:
 def _mask(column: pa.Array) -> Mask | None:
     if not column.null_count:
         return None
-    return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
+    return _numbers(column.is_valid())
 
 
 def _dense_from_arrow(column: pa.Array, place: VectorPlace) -> DenseColumn:
@@ -368,7 +411,7 @@ def _dense_from_arrow(column: pa.Array, place: VectorPlace) -> DenseColumn:
         width = column.type.list_size
         flat = column.values.slice(column.offset * width, len(column) * width)
         return DenseColumn(_components(flat, place, mask).reshape(len(column), width), mask)
-    lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    lengths = _numbers(column.value_lengths().fill_null(0))
     present = lengths > 0 if mask is None else mask & (lengths > 0)
     widths = np.unique(lengths[present])
     if len(widths) > 1:
@@ -389,7 +432,7 @@ def _components(flat: pa.Array, place: VectorPlace, mask: Mask | None) -> Array:
         if flat.null_count > allowed:
             raise CorruptDataError(f"column {place.column!r} holds a vector with a null inside")
         flat = flat.fill_null(0) if not pa.types.is_float16(flat.type) else flat
-    numbers: Array = np.asarray(flat.to_numpy(zero_copy_only=False))
+    numbers: Array = _numbers(flat)
     if mask is not None and not mask.all():
         numbers = numbers.copy()
         numbers.reshape(len(mask), -1)[~mask] = 0
@@ -399,22 +442,22 @@ def _components(flat: pa.Array, place: VectorPlace, mask: Mask | None) -> Array:
 def _sparse_from_arrow(column: pa.Array) -> SparseColumn:
     mask = _mask(column)
     indices, values = _flat(column.field("indices")), _flat(column.field("values"))
-    lengths = np.asarray(indices.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    other = np.asarray(values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+    lengths = _numbers(indices.value_lengths().fill_null(0))
+    other = _numbers(values.value_lengths().fill_null(0))
     if not np.array_equal(lengths, other):
         raise CorruptDataError("a sparse vector has another number of indices than of values")
     indptr = np.zeros(len(column) + 1, dtype=np.int64)
     np.cumsum(lengths, out=indptr[1:])
-    flat_indices = np.asarray(indices.flatten().to_numpy(zero_copy_only=False), dtype=np.uint32)
-    flat_values = np.asarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+    flat_indices = _numbers(indices.flatten()).astype(np.uint32, copy=False)
+    flat_values = _numbers(values.flatten()).astype(np.float32, copy=False)
     return SparseColumn(indptr, flat_indices, flat_values, mask)
 
 
 def _multi_from_arrow(column: pa.Array, place: VectorPlace) -> MultiColumn:
     mask = _mask(column)
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    np.cumsum(np.asarray(lengths), out=offsets[1:])
+    lengths = _numbers(column.value_lengths().fill_null(0))
+    np.cumsum(lengths, out=offsets[1:])
     return MultiColumn(_dense_from_arrow(column.flatten(), place).values, offsets, mask)
 
 
