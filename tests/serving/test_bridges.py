@@ -200,3 +200,113 @@ def test_what_llama_index_wrote_moves_on_with_its_relations(index: Any, words: W
     moved = vf.connect(target).as_llama_index_vector_store().get_nodes(["n4"])[0]
     assert moved == index.vector_store.get_nodes(["n4"])[0]
     assert isinstance(next(iter(contents(target).values())), VectorRecord)
+
+
+# -- the whole question -------------------------------------------------------------------------------
+
+
+class TextOnly(MemoryStore):
+    """A side that embeds by itself, as LlamaCloud does: it is asked by text."""
+
+    search = None  # type: ignore[assignment]
+
+    def __init__(self, words: WordEmbedder) -> None:
+        super().__init__()
+        self.words, self.asked = words, []  # type: ignore[var-annotated]
+
+    def search_text(self, text: str, k: int = 10, *, where: Any = None) -> list[VectorRecord]:
+        self.asked.append(text)
+        return MemoryStore.search(self, self.words.embed([text])[0], k, where=where)
+
+
+def test_the_text_reaches_a_side_that_embeds_by_itself(words: WordEmbedder) -> None:
+    from llama_index.core.vector_stores.types import VectorStoreQuery
+
+    local, cloud = fill(Moody(), words), fill(TextOnly(words), words)
+    kb = FallbackCollection(local, cloud)
+    for store in (kb, vf.connect(cloud)):
+        local.error = RetryableError("down")
+        bridge = store.as_llama_index_vector_store()
+        asked = VectorStoreQuery(
+            query_str=TEXT, query_embedding=words.embed([TEXT])[0].tolist(), similarity_top_k=1
+        )
+        assert bridge.query(asked).ids == ["5"] and asyncio.run(bridge.aquery(asked)).ids == ["5"]
+        chain = store.as_langchain_vector_store(words)
+        assert chain.similarity_search(TEXT, k=1)[0].id == "5"
+        assert asyncio.run(chain.asimilarity_search(TEXT, k=1))[0].id == "5"
+    assert set(cloud.asked) == {TEXT} and len(cloud.asked) == 8
+    local.error = None
+    assert kb.as_llama_index_vector_store().query(asked).ids == ["5"]
+    assert len(cloud.asked) == 8  # the side of vectors got the vector
+
+
+def test_llama_index_node_ids_and_mmr(index: Any) -> None:
+    from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
+    store, embedding = index.vector_store, IndexEmbedding()
+    vector = embedding.get_query_embedding("words w4 of document")
+    asked = VectorStoreQuery(query_embedding=vector, similarity_top_k=2, node_ids=["n0", "n1"])
+    assert set(store.query(asked).ids) == {"n0", "n1"}
+    assert set(asyncio.run(store.aquery(asked)).ids) == {"n0", "n1"}
+    diverse = VectorStoreQuery(
+        query_embedding=vector, similarity_top_k=3, mode=VectorStoreQueryMode.MMR, mmr_threshold=0.3
+    )
+    found = store.query(diverse).ids
+    assert found[0] == "n4" and len(set(found)) == 3
+
+
+@pytest.mark.parametrize("extra", [
+    {"mode": "hybrid"}, {"mode": "sparse"}, {"alpha": 0.5}, {"sparse_top_k": 3}, {"hybrid_top_k": 3},
+    {"output_fields": ["text"]},
+])  # fmt: skip
+def test_llama_index_questions_that_would_be_dropped_are_refused(index: Any, extra: dict[str, Any]) -> None:
+    from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
+    given = {**extra, "mode": VectorStoreQueryMode(extra.get("mode", "default"))}
+    asked = VectorStoreQuery(query_embedding=[0.0] * 16, similarity_top_k=1, **given)
+    store = index.vector_store
+    for call in (lambda: store.query(asked), lambda: asyncio.run(store.aquery(asked))):
+        with pytest.raises(UnsupportedError, match=extra.get("mode", next(iter(extra)))):
+            call()
+
+
+def test_unknown_keywords_are_refused_by_name(kb: vf.Collection, words: WordEmbedder) -> None:
+    from llama_index.core.vector_stores.types import VectorStoreQuery
+
+    chain, llama = kb.as_langchain_vector_store(words), kb.as_llama_index_vector_store()
+    asked = VectorStoreQuery(query_embedding=words.embed([TEXT])[0].tolist(), similarity_top_k=1)
+    for call in (
+        lambda: chain.similarity_search(TEXT, colour="red"),
+        lambda: asyncio.run(chain.asimilarity_search(TEXT, colour="red")),
+        lambda: chain.max_marginal_relevance_search(TEXT, colour="red"),
+        lambda: chain.add_texts(["a"], colour="red"),
+        lambda: chain.delete(["1"], colour="red"),
+        lambda: llama.query(asked, colour="red"),
+        lambda: llama.delete("doc", colour="red"),
+    ):
+        with pytest.raises(UnsupportedError, match="colour"):
+            call()
+    assert len(contents(kb.store)) > 5
+
+
+def test_the_model_of_the_questions_is_that_of_the_collection(kb: vf.Collection) -> None:
+    with pytest.raises(vf.VecferryError, match="holds vectors of"):
+        kb.as_langchain_vector_store(WordEmbedder("another"))
+    with pytest.raises(vf.VecferryError, match="holds vectors of"):
+        kb.as_llama_index_vector_store(embed=WordEmbedder("another"))
+
+    class Known:
+        model = "text-embedding-3-small"
+
+        def embed_documents(self, texts: list[str]) -> Any: ...
+
+        def embed_query(self, text: str) -> Any: ...
+
+    with pytest.raises(vf.VecferryError, match="text-embedding-3-small"):
+        kb.as_langchain_vector_store(Known())
+
+
+def test_embed_is_the_one_name(kb: vf.Collection, words: WordEmbedder) -> None:
+    assert kb.as_langchain_vector_store(embed=words).similarity_search(TEXT, k=1)[0].id == "5"
+    with pytest.raises(vf.VecferryError, match="embed= only"):
+        kb.as_langchain_vector_store(words, embed=words)

@@ -1,8 +1,9 @@
-"""``vecferry models``: fetch a model once, compare models on one's own records."""
+"""``vecferry models``: fetch, list and remove models, compare them on one's own records."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +12,11 @@ import typer
 from vecferry.cli.console import AsJson, emit, err, errors_as_text, out
 from vecferry.connecting import connect
 from vecferry.contrib.model_bench import Question, bench_models, sample_texts
-from vecferry.embedding import fetch_model
+from vecferry.embedding import fetch_model, list_models, remove_model
 from vecferry.errors import ConfigurationError
+from vecferry.model import parse_where
 
-app = typer.Typer(no_args_is_help=True, help="Embedding models: fetch, compare.")
+app = typer.Typer(no_args_is_help=True, help="Embedding models: fetch, list, remove, compare.")
 
 
 @app.command()
@@ -30,6 +32,30 @@ def fetch(
         out.print(f"{local.name} is in {local.path}; use it as {used}", markup=False)
 
 
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the models that were fetched."""
+    with errors_as_text(as_json=as_json):
+        found = list_models()
+        if as_json:
+            emit([{**asdict(model), "bytes": size} for model, size in found], as_json=True)
+            return
+        for model, size in found:
+            out.print(f"{model.name}  {size / 1e6:,.0f} MB  {model.path}", markup=False)
+        if not found:
+            out.print("no model was fetched yet; vecferry models fetch NAME")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="As it was fetched.")],
+    revision: Annotated[str | None, typer.Option(help="As it was fetched.")] = None,
+) -> None:
+    """Delete a model that was fetched."""
+    with errors_as_text():
+        out.print(f"{remove_model(name, revision).name} is gone", markup=False)
+
+
 @app.command()
 def bench(
     url: Annotated[str, typer.Argument(help="A collection, such as faiss:./kb")],
@@ -38,6 +64,7 @@ def bench(
     queries: Annotated[
         Path | None, typer.Option(help='JSON lines {"query": …, "ids": […]}; else derived from the texts.')
     ] = None,
+    where: Annotated[str | None, typer.Option(help="Only these records.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours.")] = 10,
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
@@ -45,7 +72,9 @@ def bench(
     """Compare models on a sample of a collection: recall, overlap, speed, storage, cost."""
     with errors_as_text(as_json=as_json):
         with connect(url) as collection:
-            ids, texts, vectors = sample_texts(collection.scan(), sample)
+            ids, texts, vectors = sample_texts(
+                collection.scan(where=parse_where(where) if where else None), sample
+            )
         asked = read_questions(queries, ids) if queries else ()
         result = bench_models(
             [name.strip() for name in models.split(",") if name.strip()],

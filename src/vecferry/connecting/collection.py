@@ -24,6 +24,7 @@ from vecferry.model import (
 )
 from vecferry.model.ids import check_id
 from vecferry.ports.abilities import Deletable, Fetchable, Searchable, TextSearchable
+from vecferry.ports.embedder import Question
 from vecferry.ports.sink import Sink, WriteMode
 from vecferry.ports.source import Cursor, Fields, Partition, Source
 
@@ -103,7 +104,7 @@ class Collection:
 
     def search(
         self,
-        query: QueryVector | VectorRecord | str,
+        query: QueryVector | VectorRecord | Question | str,
         k: int = 10,
         where: Where | None = None,
         *,
@@ -114,11 +115,15 @@ class Collection:
 
         Args:
             query: a vector, a `SparseVector`, or a `VectorRecord` whose vector is used. A text works
-                only where the store embeds by itself; else embed it first.
+                only where the store embeds by itself; else embed it first. Of a `Question` the store
+                takes what it can.
             field: the vector field to search in.
             options: passed on to the store, such as ``ef_search``.
         """
         where = check_where(where) if isinstance(where, Mapping) else where
+        if isinstance(query, Question):
+            by_vector = query.vector is not None and isinstance(self.store, Searchable)
+            query = query.vector if by_vector or query.text is None else query.text
         if isinstance(query, str):
             if not isinstance(self.store, TextSearchable):
                 raise UnsupportedError(

@@ -23,9 +23,12 @@ _COUNTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "initialisations": ("initialisations_total", "A side was opened, or could not be", ("side", "result")),
     "writes": ("dual_writes_total", "Writes to a side: ok, missed or failed", ("side", "result")),
     "replayed": ("replayed_total", "Missed records that were made up for", ()),
+    "query_embeddings": ("query_embeddings_total", "Questions embedded", ("provider", "result")),
+    "query_embedding_usd": ("query_embedding_usd_total", "US dollars for questions", ("provider",)),
     "synced": ("synced_records_total", "Records brought up to date, by action", ("action",)),
 }
 _LATENCY = "search_seconds"
+_QUERY_LATENCY = "query_embedding_seconds"
 _MIGRATION = {
     "done": ("migration_records_total", "Records that went through a stage"),
     "written": ("migration_written_total", "Records the target acknowledged"),
@@ -59,6 +62,10 @@ class PrometheusMetrics:
         self._latency = Histogram(
             f"{prefix}_{_LATENCY}", "Latency of searches", ("side",), registry=registry, buckets=BUCKETS
         )
+        self._query_latency = Histogram(
+            f"{prefix}_{_QUERY_LATENCY}", "Latency of embedding questions, the cache included",
+            ("provider",), registry=registry, buckets=BUCKETS,
+        )  # fmt: skip
         self._migration = {
             key: Counter(f"{prefix}_{name}", text, ("job", "stage"), registry=registry)
             for key, (name, text) in _MIGRATION.items()
@@ -72,6 +79,8 @@ class PrometheusMetrics:
         """Take one event of `vecferry.serving.Figures`; unknown ones are passed over."""
         if name == _LATENCY:
             self._latency.labels(**labels).observe(amount)
+        elif name == _QUERY_LATENCY:
+            self._query_latency.labels(**labels).observe(amount)
         elif name in self._counters:
             counter = self._counters[name]
             (counter.labels(**labels) if labels else counter).inc(amount)

@@ -25,7 +25,7 @@ from vecferry.ports.abilities import (
     Version,
 )
 from vecferry.ports.checks import check_fits
-from vecferry.ports.embedder import AsksDifferently, Embedder, for_queries
+from vecferry.ports.embedder import AsksDifferently, Embedder, Question, for_queries
 from vecferry.ports.progress import OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.ports.sink import Capabilities, Sink, WriteMode, WriteReceipt
 from vecferry.ports.source import Cursor, Fields, Partition, Source
@@ -67,6 +67,7 @@ __all__ = [
     "Prepass",
     "Progress",
     "Publishable",
+    "Question",
     "Rejection",
     "Rewindable",
     "RollsTo",

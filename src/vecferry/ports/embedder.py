@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,21 @@ class Embedder(Protocol):
     async def aembed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """As `embed`, for event loops."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A whole question: its text, and the vector that an application has made of it.
+
+    A collection of vectors is asked by the vector, one that embeds by itself by the text.
+
+    Attributes:
+        space: of the vector, if it is known.
+    """
+
+    text: str | None = None
+    vector: Any = None
+    space: EmbeddingSpace | None = None
 
 
 @runtime_checkable

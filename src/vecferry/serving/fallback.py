@@ -15,7 +15,7 @@ from vecferry.core.registry import find
 from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import ConfigurationError, FatalStoreError, PlanError, RetryableError, VecferryError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
-from vecferry.ports import Embedder
+from vecferry.ports import Embedder, Question
 from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.sides import Query, Side, cause_of
 
@@ -200,7 +200,9 @@ class FallbackCollection:
         """The ``k`` nearest records of the first side that can answer.
 
         Args:
-            query: a text, a vector, or a `VectorRecord` whose vector is used.
+            query: a text, a vector, a `VectorRecord` whose vector is used, or a `Question` with both:
+                a side with an embedder embeds the text, one of vectors gets the vector, one that embeds
+                by itself the text.
             space: the space of a vector; by default that of the first side's embedder, else that
                 recorded with the first side that can be opened.
 
@@ -274,8 +276,10 @@ class Search:
         self.figures, self.least = owner.figures, min(owner.min_hits, k)
         self.order = owner.order()
         self.args = (k, None if where is None else check_where(where), field, options)
-        text = query if isinstance(query, str) else None
-        self.query = Query(text, None if text is not None else query, space, self.order[0].embedder)
+        asked = query if isinstance(query, Question) else None
+        if asked is None:
+            asked = Question(text=query) if isinstance(query, str) else Question(vector=query)
+        self.query = Query(asked.text, asked.vector, asked.space or space, self.order[0].embedder)
         self.attempts: list[Attempt] = []
         self.errors: list[VecferryError] = []
         self.best: tuple[Side, list[VectorRecord], float, int] | None = None

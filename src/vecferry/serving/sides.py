@@ -25,7 +25,7 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.model import EmbeddingSpace, VectorRecord, Where
-from vecferry.ports import Embedder, for_queries
+from vecferry.ports import Embedder, Searchable, for_queries
 from vecferry.serving.figures import Figures
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
@@ -239,11 +239,11 @@ class Side:
             SpaceMismatchError: if there is no such vector.
             SchemaMismatchError: if there is no such field.
         """
-        if query.text is not None and self.embedder is None:
+        by_vector = query.vector is not None and isinstance(collection.store, Searchable)
+        if query.text is not None and self.embedder is None and not by_vector:
             return query.text  # the store embeds by itself, or says that it cannot
         stored = self.space(field)
-        if query.text is not None:
-            assert self.embedder is not None
+        if query.text is not None and self.embedder is not None:
             self._same(stored, self.embedder.space, "its embedder gives")
             return query.embedded(self.embedder)
         if query.space is None:

@@ -16,7 +16,8 @@ def as_langchain_vector_store(collection: Any, embedder: Any = None, **options: 
         collection: a `Collection`, a `FallbackCollection`, or any object with ``search``.
         embedder: a vecferry `Embedder` or a LangChain ``Embeddings``; not needed where the collection
             embeds by itself.
-        options: ``field=`` for the vector field, ``writer=`` for a `DualWriter` that takes the writes.
+        options: ``embed=``, as ``embedder`` or as text; ``field=`` for the vector field; ``writer=`` for
+            a `DualWriter` that takes the writes.
 
     Raises:
         MissingDependencyError: without langchain-core.

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vecferry.contrib.bridges.common import Backend
+from vecferry.contrib.bridges.common import Backend, one_embedder, refuse_unknown
 from vecferry.errors import MissingDependencyError, UnsupportedError
 from vecferry.model import Metric, RecordBatch, VectorRecord
 from vecferry.model.vectors import DenseColumn
-from vecferry.ports import for_queries
+from vecferry.ports import Question, for_queries
 
 try:
     from langchain_core.documents import Document
@@ -47,9 +47,17 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
     """
 
     def __init__(
-        self, collection: Any, embedder: Any = None, *, field: str = "", writer: Any = None
+        self,
+        collection: Any,
+        embedder: Any = None,
+        *,
+        embed: Any = None,
+        field: str = "",
+        writer: Any = None,
     ) -> None:
         self._backend = Backend(collection, field, writer)
+        embedder = one_embedder(embedder, embed)
+        self._backend.check_model(embedder)
         ready = embedder is None or hasattr(embedder, "embed_query")
         self._embeddings: Embeddings | None = embedder if ready else VecferryEmbeddings(embedder)
 
@@ -62,44 +70,47 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
     def similarity_search(
         self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        return [document for document, _ in self.similarity_search_with_score(query, k, filter)]
+        return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Scores as vecferry's: higher is better under every metric."""
-        return _scored(self._backend.search(self._asked(query), k, filter))
+        return _scored(self._backend.search(self._asked(query), k, filter, kwargs))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        hits = self._backend.search(np.asarray(embedding, np.float32), k, filter)
+        asked = Question(vector=np.asarray(embedding, np.float32))
+        hits = self._backend.search(asked, k, filter, kwargs)
         return [document for document, _ in _scored(hits)]
 
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        return [document for document, _ in await self.asimilarity_search_with_score(query, k, filter)]
+        found = await self.asimilarity_search_with_score(query, k, filter, **kwargs)
+        return [document for document, _ in found]
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        asked: Any = query
+        vector = None
         if self._embeddings is not None:
-            asked = np.asarray(await self._embeddings.aembed_query(query), np.float32)
-        return _scored(await self._backend.asearch(asked, k, filter))
+            vector = np.asarray(await self._embeddings.aembed_query(query), np.float32)
+        return _scored(await self._backend.asearch(Question(query, vector), k, filter, kwargs))
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        hits = await self._backend.asearch(np.asarray(embedding, np.float32), k, filter)
+        asked = Question(vector=np.asarray(embedding, np.float32))
+        hits = await self._backend.asearch(asked, k, filter, kwargs)
         return [document for document, _ in _scored(hits)]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        asked = self._asked(query)
-        if isinstance(asked, str):
+        asked = self._asked(query).vector
+        if asked is None:
             raise UnsupportedError("a diverse search needs vectors; pass an embedder to the bridge")
         return self.max_marginal_relevance_search_by_vector(asked, k, fetch_k, lambda_mult, **kwargs)
 
@@ -113,7 +124,7 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
         **kwargs: Any,
     ) -> list[Document]:
         query = np.asarray(embedding, np.float32)
-        hits = self._backend.search(query, fetch_k, filter)
+        hits = self._backend.search(Question(vector=query), fetch_k, filter, kwargs)
         vectors = [hit.vectors.get(self._backend.field, hit.vector) for hit in hits]
         if any(vector is None for vector in vectors):
             raise UnsupportedError(
@@ -142,6 +153,7 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
+        refuse_unknown(kwargs, "add_texts")
         rows = list(texts)
         if self._embeddings is None:
             raise UnsupportedError("texts must be embedded to be added; pass an embedder to the bridge")
@@ -157,6 +169,7 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
         return names
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+        refuse_unknown(kwargs, "delete")
         if ids is None:
             raise UnsupportedError("say which ids to delete")
         known = [record.id for record in self._backend.fetch(ids)]
@@ -182,11 +195,11 @@ class VecferryVectorStore(VectorStore):  # type: ignore[misc]
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         return await asyncio.to_thread(self.get_by_ids, ids)
 
-    def _asked(self, query: str) -> Any:
-        """The vector where there is an embedder; else the text, for a collection that embeds by itself."""
+    def _asked(self, query: str) -> Question:
+        """The text, with its vector where there is an embedder."""
         if self._embeddings is None:
-            return query
-        return np.asarray(self._embeddings.embed_query(query), np.float32)
+            return Question(query)
+        return Question(query, np.asarray(self._embeddings.embed_query(query), np.float32))
 
 
 def _scored(hits: Sequence[VectorRecord]) -> list[tuple[Document, float]]:
