@@ -328,3 +328,75 @@ def test_the_catalog_is_json_that_people_can_read(s3):
     data = json.loads(s3.get("kb/metadata.json"))
     assert data["format"] == "vecferry-snapshots"
     assert data["versions"][0]["note"] == "für Menschen"
+
+
+def test_empty_objects_that_stand_for_folders_are_no_files(folder, s3):
+    for marker in (f"{FOLDER}/", f"{FOLDER}/sub/", f"{FOLDER}_$folder$", f"{FOLDER}/sub_$folder$"):
+        s3.put(marker, b"")
+    with vf.connect(folder) as source:
+        assert source.count() == 200
+    with vf.connect(folder + "/") as source:
+        assert source.count() == 200
+
+
+def test_a_public_bucket_is_read_without_a_signature(folder, s3, monkeypatch):
+    s3.client.put_bucket_acl(Bucket=s3.bucket, ACL="public-read")
+    for key in s3.keys():
+        s3.client.put_object_acl(Bucket=s3.bucket, Key=key, ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConfigurationError, match=r"no credentials.*anonymous=1"):
+        vf.connect(folder).describe()
+    joined = "&" if "?" in folder else "?"
+    with vf.connect(f"{folder}{joined}anonymous=1") as source:
+        assert source.count() == 200
+        assert "Authorization" not in last_headers(source)
+
+
+def last_headers(source):
+    """What a request of this source would be signed with."""
+    client = source.store._objects.client
+    sent = []
+    client.meta.events.register("before-send.s3", lambda request, **_: sent.append(dict(request.headers)))
+    source.store._objects.head("index.pkl")
+    return sent[-1]
+
+
+def test_a_reader_who_pays_says_so_in_every_request(folder):
+    joined = "&" if "?" in folder else "?"
+    with vf.connect(f"{folder}{joined}requester_pays=1") as source:
+        assert source.count() == 200
+        assert last_headers(source)["x-amz-request-payer"] in (b"requester", "requester")
+    with vf.connect(folder) as source:
+        source.describe()
+        assert "x-amz-request-payer" not in last_headers(source)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("SSOTokenLoadError(profile_name='work', error_msg='gone')", "aws sso login"),
+        ("UnauthorizedSSOTokenError()", "aws sso login"),
+        ("SSLError(endpoint_url='https://x', error='CERTIFICATE_VERIFY_FAILED')", "AWS_CA_BUNDLE"),
+    ],
+)
+def test_what_no_waiting_mends_is_said_at_once(folder, monkeypatch, error, said):
+    from botocore import exceptions
+
+    raised = eval(error, vars(exceptions))
+    source = vf.connect(folder)
+
+    def fail(**_):
+        raise raised
+
+    monkeypatch.setattr(source.store._objects.client, "get_object", fail)
+    with pytest.raises(ConfigurationError, match=said):
+        source.describe()
+
+
+def test_a_bundle_of_authorities_that_is_not_there_is_named(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    source = vf.connect(folder.replace("http://", "https://"))
+    with pytest.raises(ConfigurationError, match="AWS_CA_BUNDLE"):
+        source.describe()

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vecferry.core.locks import Liveness
 from vecferry.errors import ConfigurationError, RetryableError
 from vecferry.model import RecordId, decode_id, encode_id
-from vecferry.serving.sign import Sign
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS notes (
@@ -60,12 +60,12 @@ class Journal:
             self._db.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(f"no journal can be kept in {self.path}: {error}") from error
-        self._sign = Sign(Path(f"{self.path}.writers") if shared else None)
+        self._alive = Liveness(Path(f"{self.path}.writers") if shared else None)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
-            self._sign.close()
+            self._alive.close()
 
     # -- writes ---------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Journal:
         self._set("seq", seq)
         keys = _keys(ids)
         self._db.executemany("UPDATE notes SET disturbed = 1 WHERE id = ?", [(key,) for key in keys])
-        rows = [(key, seq, self._sign.name) for key in keys]
+        rows = [(key, seq, self._alive.name) for key in keys]
         self._db.executemany("INSERT INTO notes (id, seq, owner) VALUES (?, ?, ?)", rows)
         return seq
 
@@ -181,7 +181,7 @@ class Journal:
         """Owners of notes that died: nobody comes back to strike these off."""
         with self._lock:
             owners = self._db.execute("SELECT DISTINCT owner FROM notes WHERE NOT missed").fetchall()
-            dead = [owner for owner in owners if not self._sign.alive(*owner)]
+            dead = [owner for owner in owners if not self._alive.alive(*owner)]
             self._db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", dead)
 
     def _get(self, key: str) -> float | str:

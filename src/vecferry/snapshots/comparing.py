@@ -1,22 +1,17 @@
-"""What changed between two versions."""
+"""What changed between two versions: the verification of one against the other, bit for bit."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from vecferry.connecting import Collection
-from vecferry.model import RecordBatch, RecordId, SparseVector, decode_id, encode_id, to_json
+from vecferry.model import RecordBatch, RecordId, encode_id
 from vecferry.snapshots.workspace import Workspace
-
-_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+from vecferry.verifying import EXACT
+from vecferry.verifying import compare as verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,55 +52,32 @@ class SnapshotDiff:
 def compare(
     before: Collection, after: Collection, limit: int, temp_dir: Path | None = None
 ) -> SnapshotDiff:
-    """The difference of two collections by id, in bounded memory (a temporary SQLite file)."""
-    with ExitStack() as stack:
-        workspace = stack.enter_context(Workspace(parent=temp_dir))
-        file = sqlite3.connect(workspace.folder / "diff.sqlite", isolation_level=None)
-        with closing(file):
-            file.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-            for name, collection in (("old", before), ("new", after)):
-                # An id that stands twice counts once, with the record read last.
-                file.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY, digest BLOB) WITHOUT ROWID")
-                file.execute("BEGIN")
-                file.executemany(f"INSERT OR REPLACE INTO {name} VALUES (?, ?)", _rows(collection))  # noqa: S608
-                file.execute("COMMIT")
-            return _counted(file, limit)
+    """The difference of two collections by id, in bounded memory. An id that stands twice counts once."""
+    schema = before.describe()
+    for more in after.describe().fields:
+        if more.name not in {f.name for f in schema.fields}:
+            schema = schema.with_field(more)
 
+    def expected() -> Iterator[RecordBatch]:
+        return iter(before.scan())
 
-def _counted(file: sqlite3.Connection, limit: int) -> SnapshotDiff:
-    only = "FROM {} AS a LEFT JOIN {} AS b USING (id) WHERE b.id IS NULL"
-    both = "FROM old AS a JOIN new AS b USING (id) WHERE a.digest {} b.digest"
-    parts = (only.format("new", "old"), only.format("old", "new"), both.format("<>"), both.format("="))
-    counts = [int(file.execute(f"SELECT COUNT(*) {part}").fetchone()[0]) for part in parts]
-    ids: list[list[RecordId]] = [
-        [decode_id(row[0]) for row in file.execute(f"SELECT a.id {part} LIMIT ?", (limit,))]
-        for part in parts[:3]
-    ]
-    added, removed, changed, unchanged = counts
-    return SnapshotDiff(added, removed, changed, unchanged, *ids)
-
-
-def _rows(collection: Collection) -> Iterator[tuple[str, bytes]]:
-    for batch in collection.scan():
-        for row, id_ in enumerate(batch.id_list):
-            yield encode_id(id_), _digest(batch, row)
-
-
-def _digest(batch: RecordBatch, row: int) -> bytes:
-    digest = blake2b(digest_size=16)
-    try:
-        digest.update(
-            orjson.dumps([batch.text_list[row], *to_json(batch.metadata_list[row])], option=_OPTIONS)
+    with Workspace(parent=temp_dir) as workspace:
+        proof = verify(
+            expected,
+            schema,
+            after.store,
+            tolerance={f.name: EXACT for f in schema.fields},
+            sample_queries=0,
+            limit=limit,
+            folder=workspace.folder,
         )
-    except TypeError:  # lone surrogates
-        digest.update(
-            repr((batch.text_list[row], batch.metadata_list[row])).encode("utf-8", "backslashreplace")
-        )
-    for name, column in sorted(batch.columns(), key=lambda item: item[0]):
-        value = column[row]
-        if value is not None:
-            digest.update(name.encode() + b"\0")
-            arrays = (value.indices, value.values) if isinstance(value, SparseVector) else (value,)
-            for array in arrays:
-                digest.update(array.tobytes())
-    return digest.digest()
+    same = proof.expected_ids - proof.missing_count - proof.different_count
+    return SnapshotDiff(
+        proof.extra_count,
+        proof.missing_count,
+        proof.different_count,
+        same,
+        proof.extra_ids,
+        proof.missing_ids,
+        proof.different_ids,
+    )

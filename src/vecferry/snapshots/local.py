@@ -10,8 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from filelock import FileLock
-
+from vecferry.core.durable import replace_durably, write_durably
+from vecferry.core.locks import locked
 from vecferry.errors import CorruptDataError, FatalStoreError, NotFoundError
 from vecferry.snapshots.objects import Advance, Conflict, ObjectInfo, safe_path
 
@@ -38,17 +38,12 @@ class LocalObjects:
 
     def write(self, key: str, data: bytes, *, replaces: str | None) -> None:
         path = safe_path(self.root, key)
-        with self._guarded(), FileLock(self.root / _LOCK):
+        with self._guarded(), locked(self.root / _LOCK):
             have = sha256(path.read_bytes()).hexdigest() if path.exists() else None
             if have != replaces:
                 raise Conflict(f"{key} was changed meanwhile")
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._draft(path)
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _settle(draft, path)
+            write_durably(path, data)
 
     def list(self, under: str = "") -> Iterator[ObjectInfo]:
         for path in sorted(self.root.rglob("*")):
@@ -74,7 +69,7 @@ class LocalObjects:
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             draft.unlink()
             raise CorruptDataError(f"{source.name} changed while it was saved; save again")
-        _settle(draft, path)
+        replace_durably(draft, path)
         return digest
 
     def download(self, objects: Sequence[tuple[ObjectInfo, Path]], advance: Advance) -> None:
@@ -152,13 +147,3 @@ def _copy(source: Path, target: Path, advance: Advance) -> str:
             target.unlink(missing_ok=True)
         raise
     return digest.hexdigest()
-
-
-def _settle(draft: Path, path: Path) -> None:
-    draft.replace(path)
-    if os.name == "posix":
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

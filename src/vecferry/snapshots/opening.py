@@ -15,7 +15,7 @@ from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import Snapshot
 from vecferry.snapshots.objects import Advance, NoBucketError, ObjectInfo, Objects, safe_path
-from vecferry.snapshots.s3 import S3Objects
+from vecferry.snapshots.s3 import S3Objects, is_yes, refuse_login
 from vecferry.snapshots.transfer import sha256_of
 from vecferry.snapshots.workspace import Workspace, check_space
 
@@ -174,7 +174,7 @@ class S3FolderStore(OpenedFiles):
 
     Args:
         version: of a prefix with versions; default the latest.
-        endpoint_url, region, profile: see `S3Objects`.
+        endpoint_url, region, profile, anonymous, requester_pays: see `S3Objects`.
         temp_dir: where the files are put while they are read.
         layout: handed to the store that reads the files.
     """
@@ -188,10 +188,20 @@ class S3FolderStore(OpenedFiles):
         endpoint_url: str | None = None,
         region: str | None = None,
         profile: str | None = None,
+        anonymous: bool | str | None = None,
+        requester_pays: bool | str | None = None,
         temp_dir: str | Path | None = None,
         layout: str | None = None,
     ) -> None:
-        self._objects = S3Objects(bucket, prefix, endpoint_url=endpoint_url, region=region, profile=profile)
+        self._objects = S3Objects(
+            bucket,
+            prefix,
+            endpoint_url=endpoint_url,
+            region=region,
+            profile=profile,
+            anonymous=is_yes(anonymous),
+            requester_pays=is_yes(requester_pays),
+        )
         url = self._objects.url + (f"?version={version}" if version != "latest" else "")
         super().__init__(url, Path(temp_dir) if temp_dir else None)
         self._version, self._layout = version, layout
@@ -203,10 +213,7 @@ class S3FolderStore(OpenedFiles):
     def from_url(cls, url: StoreURL, **options: Any) -> S3FolderStore:
         if not url.host:
             raise ConfigurationError("write s3://BUCKET/PREFIX, such as s3://my-bucket/vectorstore")
-        if url.user or url.password:
-            raise ConfigurationError(
-                "s3:// takes no login; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            )
+        refuse_login(url)
         return cls(url.host, url.path, **options)
 
     def _name(self) -> str:
@@ -215,7 +222,7 @@ class S3FolderStore(OpenedFiles):
         self._snapshot = self._version_of_prefix()
         if self._snapshot is not None:
             return self.url + "".join(file.sha256 for file in self._snapshot.files)
-        self._found = [i for i in self._objects.list() if not i.key.endswith("/")] or self._single()
+        self._found = list(self._objects.list()) or self._single()
         if not self._found:
             raise NotFoundError(f"{self._objects.url} holds nothing; check the bucket and the prefix")
         self._refuse_versions()

@@ -7,12 +7,13 @@ every request covers the SHA-256 of its body (Signature Version 4), which every 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vecferry.core.redaction import redact
 from vecferry.core.retry import RetryPolicy
 from vecferry.errors import (
     ConfigurationError,
@@ -23,7 +24,7 @@ from vecferry.errors import (
     UnsupportedError,
     VecferryError,
 )
-from vecferry.ports import ShouldStop, never_stop
+from vecferry.ports import ShouldStop, StoreURL, never_stop
 from vecferry.snapshots.objects import Advance, Conflict, NoBucketError, ObjectInfo
 
 T = TypeVar("T")
@@ -31,6 +32,10 @@ WORKERS = 8
 _PROBE = ".vecferry-probe"
 _NOT_IMPLEMENTED = 501
 _DELETE = 1000
+
+_MARKERS = ("/", "_$folder$")
+"""Ends of the names under which consoles and Hadoop keep empty objects that stand for folders."""
+_UNTRUSTED = ("TLS CA certificate bundle", "CERTIFICATE_VERIFY_FAILED", "No such file or directory")
 
 _CREDENTIALS = frozenset({
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken",
@@ -52,6 +57,8 @@ class S3Objects:
         endpoint_url: of another server than AWS; default ``AWS_ENDPOINT_URL``.
         region, profile: default as in the AWS command line tools. Keys are never arguments: they come
             from the environment, a profile or a role.
+        anonymous: send no signature, for a public bucket.
+        requester_pays: the requests are billed to whoever makes them, as some buckets demand.
         retry: around every request.
         should_stop: asked while waiting for a retry.
     """
@@ -64,6 +71,8 @@ class S3Objects:
         endpoint_url: str | None = None,
         region: str | None = None,
         profile: str | None = None,
+        anonymous: bool = False,
+        requester_pays: bool = False,
         retry: RetryPolicy | None = None,
         should_stop: ShouldStop = never_stop,
     ) -> None:
@@ -71,6 +80,7 @@ class S3Objects:
         self.url = f"s3://{bucket}" + (f"/{self.prefix}" if self.prefix else "")
         self._options = {"endpoint_url": endpoint_url, "region_name": region}
         self._profile = profile
+        self._access = (anonymous, requester_pays)
         self._retry = retry or RetryPolicy()
         self._should_stop = should_stop
         self._client: Any = None
@@ -84,7 +94,7 @@ class S3Objects:
         """boto3's client, made at the first use."""
         with self._lock:
             if self._client is None:
-                self._client = _client(self._profile, self._options)
+                self._client = _client(self._profile, self._options, *self._access)
             return self._client
 
     def key(self, name: str) -> str:
@@ -146,6 +156,8 @@ class S3Objects:
             answer = self.call("list_objects_v2", **arguments)
             for item in answer.get("Contents", ()):
                 name = item["Key"][len(self.prefix) + 1 :] if self.prefix else item["Key"]
+                if not item["Size"] and item["Key"].endswith(_MARKERS):
+                    continue
                 yield ObjectInfo(name, item["Size"], item["ETag"], item["LastModified"])
             if not answer.get("IsTruncated"):
                 return
@@ -201,15 +213,45 @@ class S3Objects:
         download_files(self, objects, advance)
 
 
-def _client(profile: str | None, options: dict[str, str | None]) -> Any:
+def s3_options(url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an ``s3://`` URL and of the call, for `S3Objects`.
+
+    Raises:
+        ConfigurationError: for one that is not known, or a login in the URL.
+    """
+    refuse_login(url)
+    unknown = set(url.options) - set(given)
+    if unknown:
+        raise ConfigurationError(f"s3: has no option {sorted(unknown)[0]!r}; there are {', '.join(given)}")
+    found = {name: url.options.get(name) if value is None else value for name, value in given.items()}
+    return {n: is_yes(v) if n in ("anonymous", "requester_pays") else v for n, v in found.items()}
+
+
+def refuse_login(url: StoreURL) -> None:
+    """No keys in URLs."""
+    if url.user or url.password:
+        raise ConfigurationError(
+            "s3:// takes no login; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+
+
+def is_yes(value: bool | str | None) -> bool:
+    """A switch, as it comes from a URL."""
+    return value if isinstance(value, bool) else str(value or "").lower() in ("1", "true", "yes")
+
+
+def _client(profile: str | None, options: dict[str, str | None], anonymous: bool, pays: bool) -> Any:
     try:
         import boto3
+        from botocore import UNSIGNED
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError:
         raise MissingDependencyError("s3://", "s3") from None
+    unsigned = {"signature_version": UNSIGNED} if anonymous else {}
     config = Config(
+        **unsigned,
         retries={"total_max_attempts": 1},
         max_pool_connections=2 * WORKERS,
         connect_timeout=10,
@@ -226,9 +268,19 @@ def _client(profile: str | None, options: dict[str, str | None]) -> Any:
         core.register_component("data_loader", _loader())
         session = boto3.Session(botocore_session=core)
         region = options["region_name"] or session.region_name or "us-east-1"
-        return session.client("s3", region_name=region, endpoint_url=options["endpoint_url"], config=config)
+        client = session.client(
+            "s3", region_name=region, endpoint_url=options["endpoint_url"], config=config
+        )
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"s3: {error}") from None
+    if pays:
+        client.meta.events.register("before-parameter-build.s3", _say_who_pays)
+    return client
+
+
+def _say_who_pays(params: dict[str, Any], model: Any, **_: Any) -> None:
+    if "RequestPayer" in model.input_shape.members:
+        params.setdefault("RequestPayer", "requester")
 
 
 @cache
@@ -247,11 +299,19 @@ def _translated(error: Exception, bucket: str) -> VecferryError:
         return _answered(error, bucket)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return ConfigurationError(
-            "s3: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            "s3: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or read "
+            "a public bucket with ?anonymous=1"
         )
-    if isinstance(
-        error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.UnauthorizedSSOTokenError
-    ):
+    sso = (boto.SSOError, boto.SSOTokenLoadError, boto.UnauthorizedSSOTokenError, boto.TokenRetrievalError)
+    if isinstance(error, sso):
+        return ConfigurationError("s3: the AWS SSO session is over or was never begun; run: aws sso login")
+    words = _UNTRUSTED if isinstance(error, boto.SSLError) else _UNTRUSTED[:1]
+    if any(word in str(error) for word in words):
+        return ConfigurationError(
+            "s3: the server's certificate is not trusted; set AWS_CA_BUNDLE to the file of its authority "
+            f"({redact(str(error))})"
+        )
+    if isinstance(error, boto.CredentialRetrievalError):
         return ConfigurationError(
             "s3: the credentials could not be loaded; log in again or check the profile"
         )
@@ -278,7 +338,8 @@ def _answered(error: Any, bucket: str) -> VecferryError:
         return ConfigurationError(f"s3: the credentials are refused ({code}); check them and the clock")
     if code in ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403"):
         return FatalStoreError(
-            f"s3://{bucket}: access denied; check the credentials and the bucket's policy"
+            f"s3://{bucket}: access denied; check the credentials and the bucket's policy (a bucket whose "
+            "reader pays needs ?requester_pays=1, a public one ?anonymous=1)"
         )
     if code in ("PermanentRedirect", "301", "IllegalLocationConstraintException"):
         region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")

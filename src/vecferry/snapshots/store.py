@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vecferry.api.migration import migrate
 from vecferry.connecting import Collection, connect
+from vecferry.core.durable import check_swappable, swap_in
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, TargetExistsError
+from vecferry.pipeline.publish import new_tag
 from vecferry.ports import OnProgress, ShouldStop, StoreURL, WriteMode, ignore_progress, never_stop
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Catalog, Snapshot, SnapshotFile
 from vecferry.snapshots.comparing import SnapshotDiff, compare
-from vecferry.snapshots.journal import Journal
-from vecferry.snapshots.objects import Conflict, safe_path
+from vecferry.snapshots.local import LocalObjects
+from vecferry.snapshots.objects import Conflict, Objects, safe_path
 from vecferry.snapshots.opening import SnapshotSource, fetch, file_url, unknown_version
-from vecferry.snapshots.places import objects_at
-from vecferry.snapshots.placing import place_whole
-from vecferry.snapshots.saving import ByteCounter, entry_of, visible_files
+from vecferry.snapshots.s3 import S3Objects, s3_options
+from vecferry.snapshots.saving import ByteCounter, Journal, entry_of, visible_files
 from vecferry.snapshots.workspace import Workspace
+from vecferry.stores.kit.staging import StagingRoom
 
 ABANDONED = timedelta(days=1)
 """A version without an entry is taken for an interrupted save once its newest file is older than this."""
@@ -50,7 +53,7 @@ class SnapshotStore:
 
     Args:
         url: ``"s3://bucket/prefix"`` (also ``?endpoint_url=…&region=…&profile=…``) or ``"file:PATH"``.
-        endpoint_url, region, profile: see `S3Objects`.
+        endpoint_url, region, profile, anonymous, requester_pays: see `S3Objects`.
         temp_dir: where versions are put while they are read or built.
         should_stop: asked between requests.
     """
@@ -62,11 +65,14 @@ class SnapshotStore:
         endpoint_url: str | None = None,
         region: str | None = None,
         profile: str | None = None,
+        anonymous: bool | str | None = None,
+        requester_pays: bool | str | None = None,
         temp_dir: str | Path | None = None,
         should_stop: ShouldStop = never_stop,
     ) -> None:
-        given = {"endpoint_url": endpoint_url, "region": region, "profile": profile}
-        self._objects = objects_at(StoreURL.parse(url), given, should_stop)
+        given: dict[str, Any] = {"endpoint_url": endpoint_url, "region": region, "profile": profile}
+        given |= {"anonymous": anonymous, "requester_pays": requester_pays}
+        self._objects = _objects_at(StoreURL.parse(url), given, should_stop)
         self.url = self._objects.url
         self._temp_dir = Path(temp_dir) if temp_dir else None
 
@@ -238,7 +244,7 @@ class SnapshotStore:
         workspace = Workspace(snapshot.version, room)
         try:
             with workspace:
-                place_whole(fetch(self._objects, snapshot, workspace.folder, advance), target)
+                swap_in(fetch(self._objects, snapshot, workspace.folder, advance), target)
         finally:
             with suppress(OSError):  # another download to the same place may be under way
                 workspace.home.rmdir()
@@ -260,7 +266,8 @@ class SnapshotStore:
             target: a URL, or what ``connect`` returned. Where it is a path of the version's own format
                 (``"faiss:./kb"`` for a saved FAISS folder) and no options are given, the very files are
                 put there in one step instead.
-            mode: ``"create"``, ``"replace"`` or ``"upsert"``, as in ``vecferry.migrate``.
+            mode: ``"create"``, ``"replace"`` or ``"upsert"``, as in ``vecferry.migrate``. What is replaced
+                is kept as a version, to which ``vecferry rollback`` goes back.
             options: passed to ``vecferry.migrate``.
 
         Returns:
@@ -269,10 +276,24 @@ class SnapshotStore:
         snapshot = self.get(version)
         path = _plain_path(target, snapshot)
         if path is not None and not options and mode in ("create", "replace"):
+            place = Path(path).absolute()
+            if mode == "replace" and place.exists() and not place.is_symlink():
+                return self._publish(snapshot, place, on_progress)
             return self.download(path, snapshot.version, replace=mode == "replace", on_progress=on_progress)
-        migrate = import_module("vecferry.api.migration").migrate
         with self.open(snapshot.version) as source:
             return migrate(source, target, mode=mode, on_progress=on_progress, **options)
+
+    def _publish(self, snapshot: Snapshot, target: Path, on_progress: OnProgress) -> Snapshot:
+        """Put the files in the place of a collection, which is kept as every replace keeps it."""
+        check_swappable(target)
+        room, tag = StagingRoom(target), new_tag()
+        try:
+            self.download(room.begin(tag), snapshot.version, on_progress=on_progress)
+        except BaseException:
+            room.discard(tag)
+            raise
+        room.publish(tag, count=snapshot.count)
+        return snapshot
 
     def diff(self, old: str, new: str, *, limit: int = 10_000) -> SnapshotDiff:
         """Which ids were added, removed and changed from version ``old`` to ``new``.
@@ -360,6 +381,22 @@ class SnapshotStore:
 
 _EXPORT = "snapshot.parquet"
 _OWN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+
+
+def _objects_at(url: StoreURL, given: Mapping[str, Any], should_stop: ShouldStop) -> Objects:
+    """Where a store's URL leads: a bucket or a folder.
+
+    Raises:
+        ConfigurationError: for anything else, or an option that is not known.
+    """
+    if url.scheme == "file":
+        path = f"/{url.path}" if url.netloc else url.path
+        if not path:
+            raise ConfigurationError("write file:PATH, such as file:./snapshots")
+        return LocalObjects(Path(path).expanduser().absolute())
+    if url.scheme != "s3" or not url.host:
+        raise ConfigurationError("snapshots lie in s3://BUCKET/PREFIX or file:PATH")
+    return S3Objects(url.host, url.path, **s3_options(url, given), should_stop=should_stop)
 
 
 def _plain_path(target: Any, snapshot: Snapshot) -> str | None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
-from vecferry.errors import FatalStoreError
+from vecferry.core.locks import Lock
+from vecferry.errors import FatalStoreError, JobLockedError
 
 _MARGIN = 1.02
 
@@ -35,13 +34,11 @@ class Workspace:
                 f"cannot make {self.home}: {error.strerror}; set TMPDIR (temp_dir=) to another folder"
             ) from error
         self._name = name or uuid4().hex
-        self._lock = FileLock(self.home / f"{self._name}.lock")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            self._lock: Lock | None = Lock(self.home / f"{self._name}.lock")
+        except JobLockedError:
             self._name = uuid4().hex
-            self._lock = FileLock(self.home / f"{self._name}.lock")
-            self._lock.acquire(timeout=0)
+            self._lock = Lock(self.home / f"{self._name}.lock")
         self._sweep()
         self.folder = self.home / self._name
         self.folder.mkdir(exist_ok=True)
@@ -59,19 +56,20 @@ class Workspace:
 
     def close(self) -> None:
         """Remove the folder and everything in it. Twice is as once."""
-        if self._lock.is_locked:
+        lock, self._lock = self._lock, None
+        if lock is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+            lock.path.unlink(missing_ok=True)
+            lock.release()
 
     def _sweep(self) -> None:
         """Remove what killed processes left: the folders whose lock nobody holds."""
         for path in self.home.iterdir():
             if not path.is_dir() or path.name == self._name:
                 continue
-            with suppress(Timeout, OSError), FileLock(self.home / f"{path.name}.lock", timeout=0):
+            with suppress(JobLockedError, OSError), Lock(self.home / f"{path.name}.lock") as lock:
                 shutil.rmtree(path, ignore_errors=True)
-                (self.home / f"{path.name}.lock").unlink(missing_ok=True)
+                lock.path.unlink(missing_ok=True)
 
 
 def _own_name() -> str:
