@@ -25,6 +25,10 @@ def sync(
     by: Annotated[str, typer.Option(help="digest, column:NAME, or journal (Postgres).")] = "digest",
     where: Annotated[str | None, typer.Option(help="Only these records.")] = None,
     embed: Annotated[str | None, typer.Option(help="Embed changed texts with PROVIDER:MODEL.")] = None,
+    long_text: Annotated[
+        str | None, typer.Option("--long-text", help="As the migration had it, such as split.")
+    ] = None,
+    chunk_size: Annotated[int | None, typer.Option("--chunk-size", help="As the migration had it.")] = None,
     keep_deleted: Annotated[bool, typer.Option("--keep-deleted", help="Delete nothing.")] = False,
     max_deletes: Annotated[float, typer.Option(help="Refuse to delete a greater share.")] = 0.5,
     overlap: Annotated[float, typer.Option(help="Read the column again this far back.")] = 0.0,
@@ -42,6 +46,8 @@ def sync(
 ) -> None:
     """Bring TARGET up to SOURCE: what was added, changed and deleted since the last run."""
     options: dict[str, Any] = {
+        "long_text": long_text,
+        "chunk_size": chunk_size,
         "by": by,
         "state": state,
         "deletes": not keep_deleted,
