@@ -565,3 +565,25 @@ def test_the_former_names_of_strategies_still_work() -> None:
     rows = records(5)
     with pytest.warns(DeprecationWarning, match="hash"):
         assert check(rows, Bag(rows), strategy="spool").strategy == "hash"
+
+
+def test_of_equal_records_any_may_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More records of one score than are remembered, and the store names others than the proof does."""
+    schema = CollectionSchema(fields=(VectorField(name="words", kind="sparse", metric="ip"),))
+    rows = [VectorRecord(id=i, sparse_vectors={"words": {1: 1.2}}) for i in range(60)]
+
+    class Scaled(Bag):
+        def search(self, vector: Any, k: int = 10, **_: Any) -> list[VectorRecord]:
+            return [r.model_copy(update={"score": 1e-3}) for r in self.rows[30 : 30 + k]]
+
+    proof = check(rows, Scaled(rows, schema), schema=schema, sample_queries=3)
+    assert proof.ok and proof.search[0].overlap == 1.0
+
+
+@pytest.mark.parametrize("index", [{"qdrant.params": {"modifier": "idf"}}, {"modifier": "idf"}])
+def test_terms_that_a_server_weighs_itself_are_not_asked(index: dict[str, Any]) -> None:
+    field = VectorField(name="words", kind="sparse", metric="ip", index=index)
+    schema = CollectionSchema(fields=(field,))
+    rows = [VectorRecord(id=i, sparse_vectors={"words": {i % 3: 1.0 + i}}) for i in range(40)]
+    proof = check(rows, Blind(rows, schema), schema=schema, sample_queries=3)
+    assert proof.ok and not proof.search and "weighs its terms" in str(proof)

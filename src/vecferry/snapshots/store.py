@@ -15,7 +15,7 @@ from vecferry.api.migration import migrate
 from vecferry.connecting import Collection, connect
 from vecferry.core.durable import check_swappable, swap_in
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, TargetExistsError
-from vecferry.pipeline.publish import new_tag
+from vecferry.pipeline.publish import new_tag, publishable
 from vecferry.ports import OnProgress, ShouldStop, StoreURL, WriteMode, ignore_progress, never_stop
 from vecferry.snapshots import catalog
 from vecferry.snapshots.catalog import MANIFEST, Catalog, Snapshot, SnapshotFile
@@ -26,7 +26,6 @@ from vecferry.snapshots.opening import SnapshotSource, fetch, file_url, unknown_
 from vecferry.snapshots.s3 import S3Objects, s3_options
 from vecferry.snapshots.saving import ByteCounter, Journal, entry_of, visible_files
 from vecferry.snapshots.workspace import Workspace
-from vecferry.stores.kit.staging import StagingRoom
 
 ABANDONED = timedelta(days=1)
 """A version without an entry is taken for an interrupted save once its newest file is older than this."""
@@ -286,13 +285,15 @@ class SnapshotStore:
     def _publish(self, snapshot: Snapshot, target: Path, on_progress: OnProgress) -> Snapshot:
         """Put the files in the place of a collection, which is kept as every replace keeps it."""
         check_swappable(target)
-        room, tag = StagingRoom(target), new_tag()
-        try:
-            self.download(room.begin(tag), snapshot.version, on_progress=on_progress)
-        except BaseException:
-            room.discard(tag)
-            raise
-        room.publish(tag, count=snapshot.count)
+        with connect(file_url(snapshot.format, target)) as goal:
+            store, tag = publishable(goal), new_tag()
+            shadow: Any = store.shadow(tag)
+            try:
+                self.download(shadow.path, snapshot.version, on_progress=on_progress)
+            except BaseException:
+                store.discard(tag)
+                raise
+            store.publish(tag)
         return snapshot
 
     def diff(self, old: str, new: str, *, limit: int = 10_000) -> SnapshotDiff:

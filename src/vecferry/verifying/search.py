@@ -20,6 +20,7 @@ from vecferry.model import (
     Metric,
     MultiColumn,
     RecordBatch,
+    RecordId,
     SparseColumn,
     SparseVector,
     VectorField,
@@ -28,7 +29,7 @@ from vecferry.model import (
 )
 from vecferry.model.metrics import score, scores_many
 from vecferry.model.vectors import Array
-from vecferry.ports import BatchSearchable, ExactSearchable, Fields, Searchable
+from vecferry.ports import BatchSearchable, ExactSearchable, Fetchable, Fields, Searchable
 from vecferry.verifying.result import SearchProof
 
 _SPARE = 16  # kept beyond k, so that rows rounded apart and ties are still known
@@ -164,7 +165,7 @@ class SearchCheck:
                 exact = float(np.mean(self._shares(f, self._target, exact=True)))
                 if exact >= max(least, 0.9):
                     return f"{told} by the target's approximate index, {exact:.0%} without it"
-            elif reference is not None:
+            if reference is not None:
                 other = float(np.mean(self._shares(f, reference)))
                 if other <= proof.overlap + 0.1:
                     return f"{told}, and {other:.0%} where the records come from"
@@ -183,11 +184,12 @@ class SearchCheck:
             every = store.search_many(vectors, self._k, field=f.name, fields=Fields.IDS)
         else:
             every = [store.search(vector, self._k, field=f.name) for vector in vectors]
-        return [self._share(query, hits) for query, hits in zip(queries, every, strict=True)]
+        return [self._share(f, store, q, hits) for q, hits in zip(queries, every, strict=True)]
 
-    def _share(self, query: _Query, hits: list[VectorRecord]) -> float:
+    def _share(self, f: VectorField, store: Any, query: _Query, hits: list[VectorRecord]) -> float:
         wanted = query.best[: self._k]
         known = {key: point for point, key in query.best}
+        known |= self._scored(f, store, query, [hit.id for hit in hits if encode_id(hit.id) not in known])
         keys = [encode_id(hit.id) for hit in hits]
         # A record that is not among the best is no nearer than the last of them, whatever the target says.
         most = query.best[-1][0] if self._sees_all and len(query.best) == self._k + _SPARE else np.inf
@@ -197,6 +199,19 @@ class SearchCheck:
         good = [key in keys or point <= last + slack for point, key in wanted]
         return sum(good) / len(good)
 
+    def _scored(
+        self, f: VectorField, store: Any, query: _Query, ids: Sequence[RecordId]
+    ) -> dict[str, float]:
+        """The exact scores of hits that are not among the best known: of equal ones any may be found."""
+        if not ids or not self._sees_all or not isinstance(store, Fetchable):
+            return {}
+        found = store.fetch(ids, fields=Fields(vectors=(f.name,), text=False, metadata=False))
+        column = found.column(f.name)
+        if column is None or not column.present.all():
+            return {}
+        [line] = _points(f, [query.vector], column)
+        return dict(zip(found.ids.encoded(), line.tolist(), strict=True))
+
 
 def _named(f: VectorField) -> str:
     return f.name or "the vector field"
@@ -204,7 +219,9 @@ def _named(f: VectorField) -> str:
 
 def _is_rescored(f: VectorField) -> bool:
     """Whether the server multiplies the values of a sparse field by what it counts itself (IDF)."""
-    return f.kind is Kind.SPARSE and any("modifier" in key and value for key, value in f.index.items())
+    vendor = [value for value in f.index.values() if isinstance(value, Mapping)]
+    found = [settings.get("modifier") for settings in (f.index, *vendor)]
+    return f.kind is Kind.SPARSE and any(value not in (None, "none") for value in found)
 
 
 def _copy(vector: Any) -> Any:
