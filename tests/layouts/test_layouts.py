@@ -189,3 +189,18 @@ def test_what_stands_under_the_node_key_by_hand_survives(name, odd):
     layout, metadata = find_layout(name), {"_llamaindex": odd, "_payload": 1}
     columns = layout.decode(layout.encode(["n"], ["a text"], [metadata]))
     assert (columns.ids, columns.texts, columns.metadata) == (["n"], ["a text"], [metadata])
+
+
+@pytest.mark.parametrize("name", ["llamaindex", "both"])
+def test_copies_that_differ_are_counted(name: str) -> None:
+    from vecferry.layouts import differing_copies
+
+    layout = find_layout(name)
+    metadata = [{"lang": "en", "_llamaindex": {"ref_doc_id": "d1"}}, {"lang": "de"}, {"lang": "fr"}, {}]
+    payloads = layout.encode(["a", "b", "c", "d"], ["one", "two", "three", "four"], metadata)
+    assert differing_copies(layout, payloads) == ()
+    payloads[1]["lang"] = "xx"
+    payloads[0]["ref_doc_id"] = "d9"
+    (loss,) = differing_copies(layout, payloads)
+    assert loss.count == 2 and loss.where == "source" and "_node_content" in loss.detail
+    assert differing_copies(find_layout("langchain"), payloads) == ()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vecferry.errors import ConfigurationError
 from vecferry.layouts.envelope import Payload
-from vecferry.model import ENVELOPE, RecordId
+from vecferry.model import ENVELOPE, Loss, RecordId
 from vecferry.model.foreign import TEXT_NAMES
 
 NAMES = ("plain", "langchain", "llamaindex", "both")
@@ -113,6 +113,50 @@ def recognise_layout(payloads: Sequence[Mapping[str, Any]]) -> Layout:
         if payloads and layout.recognise(payloads) == 1.0:
             return layout
     return find_layout("plain", text_key=guess_text_key(payloads))
+
+
+def differing_copies(layout: Layout, payloads: Sequence[Mapping[str, Any]]) -> tuple[Loss, ...]:
+    """Of payloads in which a framework keeps a value twice, those whose two copies differ, as a loss.
+
+    LlamaIndex keeps metadata and the document's id at the top of the payload, for filters, and in
+    ``_node_content``, which it reads, and so do we.
+    """
+    if not layout.name.startswith(("llamaindex", "both")):
+        return ()
+    found = [
+        key
+        for payload, metadata, text in zip(payloads, *_decoded(layout, payloads), strict=True)
+        if (key := _differing(payload, metadata, text)) is not None
+    ]
+    if not found:
+        return ()
+    detail = "payloads say one thing at the top and another in _node_content, which is taken"
+    return (Loss(kind="metadata", detail=detail, count=len(found), example=found[0], where="source"),)
+
+
+def _decoded(layout: Layout, payloads: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    columns = layout.decode([{**payload, ENVELOPE: None} for payload in payloads])
+    return columns.metadata, columns.texts
+
+
+def _differing(payload: Mapping[str, Any], metadata: Mapping[str, Any], text: str | None) -> str | None:
+    """The first key whose copies differ."""
+    if not isinstance(payload.get("_node_content"), str):
+        return None
+    for key, value in metadata.items():
+        if key in payload and not key.startswith("_") and payload[key] != value:
+            return key
+    for key in ("page_content", "text"):
+        copy = payload.get(key)
+        if key not in metadata and isinstance(copy, str) and text and copy != text:
+            return key
+    node = metadata.get("_llamaindex")
+    document = node.get("ref_doc_id") if isinstance(node, Mapping) else None
+    for key in ("ref_doc_id", "doc_id", "document_id"):
+        copy = payload.get(key)
+        if isinstance(copy, str) and copy not in ("None", document) and key not in metadata:
+            return key
+    return None
 
 
 def guess_text_key(payloads: Sequence[Mapping[str, Any]]) -> str:
