@@ -77,5 +77,8 @@ soak: $(VENV)/.test  ## ten minutes of writes and searches through a whole move
 bench: $(VENV)/.test  ## every benchmark, as ratios to the raw limit or a peer
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+bench-real: $(VENV)/.test  ## whole commands on real records against a floor by hand: make bench-real [RECORDS="x.jsonl x.npy"]
+	$(BIN)/python benchmarks/bench_real.py $(RECORDS)
+
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .venv-servers demo-out dist htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache
