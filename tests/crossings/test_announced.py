@@ -36,7 +36,8 @@ def test_every_changed_form_is_announced(kind: str, postgres: Any, tmp_path: Pat
     found = {(loss.kind, loss.detail.split(" values")[0]): loss.count for loss in plan.losses}
     found = {kind: n for (what, kind), n in found.items() if what == "metadata"}
     names = ("datetime", "non-finite float", "big int", "non-text-keyed object", "bytes", "tuple")
-    assert found == {"unusual float": 2, **dict.fromkeys(names, 1)}
+    unusual = {} if kind == "qdrant" else {"unusual float": 2}  # Qdrant keeps -0.0 and 1e16 as numbers
+    assert found == {**unusual, **dict.fromkeys(names, 1)}
     assert any(loss.kind == "id" and "tuple" in loss.detail and loss.count == 1 for loss in plan.losses)
     plan.run().check()
     with vf.connect(url) as target:

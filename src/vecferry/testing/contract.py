@@ -325,12 +325,14 @@ class StoreContract:
 
     def test_every_filter_means_what_the_reference_says(self, store: Any) -> None:
         """Hypothesis draws filters of every operator; `vecferry.model.matches` is the reference."""
-        hypothesis = pytest.importorskip("hypothesis")
+        pytest.importorskip("hypothesis")
+        from hypothesis import given, settings
+
         records = filter_records(unit=not self.exact)
         self.load(store, records)
 
-        @hypothesis.settings(max_examples=self.examples, deadline=None, database=None)
-        @hypothesis.given(filters())
+        @settings(max_examples=self.examples, deadline=None, database=None)
+        @given(filters())
         def hold(where: dict[str, Any]) -> None:
             wanted = {encode_id(r.id) for r in records if matches(where, r.metadata)}
             try:
@@ -422,8 +424,10 @@ class StoreContract:
 
     def test_any_sequence_of_writes_ends_as_a_dict_would(self, tmp_path: Path) -> None:
         """A stateful property: upsert, delete, reopen, in any order, against a dict."""
-        hypothesis = pytest.importorskip("hypothesis")
-        st = hypothesis.strategies
+        pytest.importorskip("hypothesis")
+        from hypothesis import given, settings
+        from hypothesis import strategies as st
+
         names, taken = st.integers(0, 6), [0]
         step = st.one_of(
             st.tuples(st.just("upsert"), st.lists(names, min_size=1, max_size=4, unique=True)),
@@ -431,8 +435,8 @@ class StoreContract:
             st.tuples(st.just("reopen"), st.just([])),
         )
 
-        @hypothesis.settings(max_examples=max(3, self.examples // 4), deadline=None, database=None)
-        @hypothesis.given(st.lists(step, max_size=6))
+        @settings(max_examples=max(3, self.examples // 4), deadline=None, database=None)
+        @given(st.lists(step, max_size=6))
         def hold(steps: list[tuple[str, list[int]]]) -> None:
             taken[0] += 1
             store = self.load(self.open(tmp_path, f"seq{taken[0]}"), sample_records(3, unit=not self.exact))

@@ -223,6 +223,26 @@ def drifting_in(metadata: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield from drifting(dict(metadata))
 
 
+def beyond_64_bits(metadata: Mapping[str, Any]) -> Iterator[int]:
+    """The integers that no number of a payload holds, with a quick look first: they lie there as texts."""
+    try:
+        orjson.dumps(metadata)
+    except TypeError:
+        yield from _beyond_64_bits(metadata)
+
+
+def _beyond_64_bits(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        if value not in UINT64 and value not in _INT64:
+            yield value
+    elif isinstance(value, Mapping):
+        for child in value.values():
+            yield from _beyond_64_bits(child)
+    elif isinstance(value, list | tuple):
+        for child in value:
+            yield from _beyond_64_bits(child)
+
+
 class _Numbers:
     """The numbers of a payload, by the JSON pointers of the record's metadata."""
 

@@ -273,7 +273,7 @@ class QdrantStore:
         )
 
     def foresee(self, batch: RecordBatch) -> Iterable[Loss]:
-        """What would be kept in another form of the records of a batch: ids, and floats."""
+        """What would be kept in another form of the records of a batch: ids, great integers, and floats."""
         form = self._form_for(batch)
         foreign = [id_ for id_ in batch.id_list if pts.point_id(id_, text_ids=form.text_ids)[1]]
         for kind in dict.fromkeys(map(id_type, foreign)):
@@ -283,6 +283,15 @@ class QdrantStore:
                 detail=f"{kind} ids get another form in the target",
                 count=len(of_kind),
                 example=repr(of_kind[0]),
+                reversible=True,
+            )
+        big = [number for meta in batch.metadata or () for number in pts.beyond_64_bits(meta)]
+        if big:
+            yield Loss(
+                kind="metadata",
+                detail="big int values are kept in another form",
+                count=len(big),
+                example=repr(big[0]),
                 reversible=True,
             )
         if not form.drifts or form.nodes:
