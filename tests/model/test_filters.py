@@ -161,9 +161,13 @@ TYPES: dict[str, Sequence[str]] = {
         ("n in ['x', 1]", ""),
         ("n in []", "no value of 'n' is in an empty list"),
         ("u == 'x'", "'u' holds uuid"),
-        ("u == '00000000-0000-0000-0000-000000000001'", ""),
-        ("d >= '2026-01-31'", ""),
-        ("d >= 'tomorrow'", "'d' holds date or null"),
+        ("u == '00000000-0000-0000-0000-000000000001'", "'u' holds uuid"),
+        ("u == uuid('00000000-0000-0000-0000-000000000001')", ""),
+        ("d >= date('2026-01-31')", ""),
+        (
+            "d >= '2026-01-31'",
+            "'d' holds date or null, which never compares with '2026-01-31' (str); write date(",
+        ),
         ("s == uuid('00000000-0000-0000-0000-000000000001')", ""),
         ("l == 1 or o.deep.down == 1", ""),
         ("s == 1", "'s' holds str, which never compares with 1 (int)"),
@@ -181,15 +185,12 @@ def test_unknown_keys_may_match_where_not_all_are_known() -> None:
 @pytest.mark.parametrize(
     ("where", "record"),
     [
-        ({"u": "00000000-0000-0000-0000-000000000001"}, {"u": UUID(int=1)}),
-        ({"d": {"$gt": "2026-01-30"}}, {"d": date(2026, 1, 31)}),
-        ({"at": {"$lt": "2026-01-31T12:00:00+00:00"}}, {"at": datetime(2026, 1, 31, tzinfo=UTC)}),
         ({"at": {"$gte": date(2026, 1, 31)}}, {"at": datetime(2026, 1, 31, tzinfo=UTC)}),
         ({"s": {"$in": [date(2026, 1, 31)]}}, {"s": "2026-01-31"}),
         ({"s": UUID(int=1)}, {"s": str(UUID(int=1))}),
     ],
 )
-def test_texts_become_what_they_are_compared_with(where: dict[str, Any], record: dict[str, Any]) -> None:
+def test_operands_become_what_they_are_compared_with(where: dict[str, Any], record: dict[str, Any]) -> None:
     assert not matches(where, record)
     assert matches(fit_where(where, TYPES), record)
     assert matches(fit_where({"$not": where}, TYPES), record) is False

@@ -109,7 +109,7 @@ def _vector_type(f: VectorField) -> pa.DataType:
 
 def _ids_to_arrow(ids: IdColumn, kind: str) -> pa.Array:
     if kind == "int":
-        return _plain(np.asarray(ids, dtype=np.int64))
+        return arrow_numbers(np.asarray(ids, dtype=np.int64))
     if kind == "str":
         return _utf8([cast(str, i).encode() for i in ids])
     if kind == "uuid":
@@ -133,7 +133,7 @@ def _utf8(values: Sequence[bytes | None]) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
-def _plain(values: Array) -> pa.Array:
+def arrow_numbers(values: Array) -> pa.Array:
     """An array of numbers or truth values, not copied.
 
     `pyarrow.array` would first ask pandas whether it knows the array, and import it for that.
@@ -179,11 +179,15 @@ def _documents(batch: RecordBatch) -> tuple[pa.Array, pa.Array]:
 
 
 def _column(column: Column, arrow: pa.DataType) -> pa.Array:
-    absent = None if column.mask is None else _plain(~column.mask)
+    absent = None if column.mask is None else arrow_numbers(~column.mask)
     if isinstance(column, SparseColumn):
         offsets = _offsets(column.indptr)
-        indices = pa.ListArray.from_arrays(offsets, _plain(column.indices.astype(np.uint32, copy=False)))
-        values = pa.ListArray.from_arrays(offsets, _plain(column.values.astype(np.float32, copy=False)))
+        indices = pa.ListArray.from_arrays(
+            offsets, arrow_numbers(column.indices.astype(np.uint32, copy=False))
+        )
+        values = pa.ListArray.from_arrays(
+            offsets, arrow_numbers(column.values.astype(np.float32, copy=False))
+        )
         return pa.StructArray.from_arrays([indices, values], fields=list(arrow), mask=absent)
     if isinstance(column, MultiColumn):
         return pa.ListArray.from_arrays(
@@ -196,7 +200,7 @@ def _dense(values: Array, arrow: pa.DataType, absent: pa.Array | None = None) ->
     if pa.types.is_fixed_size_list(arrow) and arrow.list_size != values.shape[1]:
         raise ValueError(f"vectors of {values.shape[1]} components where {arrow.list_size} are due")
     wanted = arrow.value_type.to_pandas_dtype()
-    flat = _plain(np.ascontiguousarray(values, dtype=wanted).reshape(-1))
+    flat = arrow_numbers(np.ascontiguousarray(values, dtype=wanted).reshape(-1))
     if pa.types.is_fixed_size_list(arrow):
         return pa.FixedSizeListArray.from_arrays(flat, type=arrow, mask=absent)
     offsets = _offsets(np.arange(len(values) + 1) * values.shape[1])
@@ -206,7 +210,7 @@ def _dense(values: Array, arrow: pa.DataType, absent: pa.Array | None = None) ->
 def _offsets(offsets: Array) -> pa.Array:
     if len(offsets) and offsets[-1] >= 2**31:
         raise ValueError("a batch this large does not fit one Arrow list; write smaller batches")
-    return _plain(offsets.astype(np.int32))
+    return arrow_numbers(offsets.astype(np.int32))
 
 
 # -- from Arrow -------------------------------------------------------------------------------
@@ -464,6 +468,7 @@ def _multi_from_arrow(column: pa.Array, place: VectorPlace) -> MultiColumn:
 __all__ = [
     "Layout",
     "VectorPlace",
+    "arrow_numbers",
     "arrow_schema",
     "batch_from_arrow",
     "batch_to_arrow",

@@ -324,7 +324,10 @@ class _WhyByTypes(WhyNothing):
         if not options or any(_comparable(option, found) is not _MISSING for option in options):
             return ""
         kinds = " or ".join(sorted(found))
-        return f"{key!r} holds {kinds}, which never compares with {options[0]!r} ({type_name(options[0])})"
+        literal = next((kind for kind in sorted(found) if kind in _READ), None)
+        hint = f"; write {literal}('…') in an expression" if literal and isinstance(options[0], str) else ""
+        operand = f"{options[0]!r} ({type_name(options[0])})"
+        return f"{key!r} holds {kinds}, which never compares with {operand}{hint}"
 
 
 def why_nothing_matches(where: Where, types: Types, *, complete: bool = False) -> str:
@@ -365,10 +368,10 @@ class _Fitted(FilterVisitor[Node]):
 
 
 def fit_where(where: Where, types: Types) -> Where:
-    """The filter with operands in the type of the values they are compared with, where that is possible.
+    """The filter with operands in the type of the values they are compared with, where that is sure.
 
-    UUIDs, dates, times and decimals may be given as text, as a command line has them, and are compared
-    with values that are texts by their text.
+    UUIDs, dates and times are compared with values that are texts by their text, a date with datetimes as
+    its midnight in UTC.
     """
     return where_of(_Fitted(types).visit(tree_of(where)))
 
@@ -404,12 +407,6 @@ def _comparable(operand: Any, types: Collection[str]) -> Any:
     group = _GROUPS.get(name, name)
     if any(kind in _ANYTHING or _GROUPS.get(kind, kind) == group for kind in types):
         return operand
-    if isinstance(operand, str):
-        for kind in types:
-            try:
-                return _READ[kind](operand)
-            except (KeyError, ValueError, InvalidOperation):
-                continue
     if "datetime" in types and type(operand) is date:
         return datetime(operand.year, operand.month, operand.day, tzinfo=UTC)
     if "str" in types and isinstance(operand, UUID | date | time):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from vecferry.model.arrow import Layout
+    from vecferry.model.arrow import Layout, arrow_numbers
 else:
     try:
         import pyarrow as pa
@@ -252,7 +252,7 @@ class ParquetStore(FileStore):
             if len(inside):
                 local = rows[inside] - first
                 with reading_foreign(self.url, where=f"row group {group}"):
-                    picked = batch_from_arrow(batch.take(pa.array(local)), layout)
+                    picked = batch_from_arrow(batch.take(arrow_numbers(np.asarray(local))), layout)
                 yield inside, picked if layout.id else picked.replace(ids=start + first + local)
             first += batch.num_rows
 
