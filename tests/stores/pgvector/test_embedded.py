@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import pytest
 
 import vecferry as vf
 from vecferry.errors import ConfigurationError, CorruptDataError, FatalStoreError
+from vecferry.ports import WriteMode
 from vecferry.stores.pgvector import embedded
 
 CHILD = """
@@ -97,3 +99,42 @@ def test_places_that_cannot_be_opened_are_named(shared_folder: Path) -> None:
     with pytest.raises(CorruptDataError, match="cannot be opened"):
         vf.connect(f"pgvector:{broken}#items").describe()
     assert [p.name for p in (broken / "postgres").iterdir()] == ["PG_VERSION"]
+
+
+def test_a_folder_of_a_stranger_runs_nothing(shared_folder: Path) -> None:
+    """Its settings, what is noted with a role or a database, and its event triggers name programs."""
+    folder, canaries = shared_folder / "kb", shared_folder / "canaries"
+    canaries.mkdir(mode=0o777)
+    canaries.chmod(0o777)
+    with vf.connect(f"pgvector:{folder}#items") as collection:
+        collection.write([{"id": 1, "vector": [1.0, 2.0]}])
+    with psycopg.connect(embedded.server_uri(folder), autocommit=True) as stranger:
+        stranger.execute(
+            "create function bite() returns event_trigger language plpgsql as $$ begin"
+            f" copy (select 1) to program 'touch {canaries}/trigger'; end $$"
+        )
+        stranger.execute("create event trigger at_login on login execute function bite()")
+        stranger.execute("create event trigger at_ddl on ddl_command_end execute function bite()")
+        stranger.execute("alter database postgres set event_triggers = on")
+        stranger.execute("alter role postgres set session_preload_libraries = 'nowhere_to_be_found'")
+    with psycopg.connect(
+        embedded.server_uri(folder), autocommit=True, options="-c session_preload_libraries="
+    ) as bitten:
+        bitten.execute("select 1")
+    assert [path.name for path in canaries.iterdir()] == ["trigger"], "the trap is one"
+    (canaries / "trigger").unlink()
+    embedded.stop(folder)
+    assert ended(folder)
+    data = folder / "postgres"
+    with (data / "postgresql.auto.conf").open("a") as settings:
+        settings.write(
+            f"archive_mode = on\narchive_command = 'touch {canaries}/archive'\narchive_timeout = 1\n"
+            "shared_preload_libraries = 'nowhere_to_be_found'\nevent_triggers = on\n"
+            f"restore_command = 'touch {canaries}/restore'\n"
+        )
+    with vf.connect(f"pgvector:{folder}#items") as collection:
+        assert [r.id for r in collection.records()] == [1]
+        collection.write([{"id": 2, "vector": [1.0, 2.0]}])
+        collection.store.shadow("next").prepare(collection.describe(), WriteMode.REPLACE)
+    embedded.stop(folder)
+    assert list(canaries.iterdir()) == []

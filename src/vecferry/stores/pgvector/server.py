@@ -28,7 +28,7 @@ from vecferry.errors import (
     VecferryError,
 )
 from vecferry.ports import StoreURL
-from vecferry.stores.pgvector.embedded import server_uri
+from vecferry.stores.pgvector.embedded import server_uri, session_options
 
 EXTENSION_HINT = (
     "the extension is missing: run CREATE EXTENSION vector as a superuser "
@@ -257,6 +257,8 @@ class Server:
         parameters = dict(self._parameters)
         if self._folder is not None:
             parameters["conninfo"] = server_uri(self._folder)
+            given = parameters.get("options", "")
+            parameters["options"] = f"{given} {session_options(self._folder)}".strip()
         parameters.setdefault("application_name", "vecferry")
         # Rows are read and written as UTF-8 bytes, whatever encoding the database has.
         return psycopg.connect(**parameters, client_encoding="UTF8")
