@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -60,7 +60,7 @@ from vecferry.stores.pgvector.table import (
     rows_of_others,
 )
 from vecferry.stores.pgvector.tracking import Journal
-from vecferry.stores.pgvector.writing import TableWriter
+from vecferry.stores.pgvector.writing import RowEncoder, TableWriter
 
 _JSON = frozenset({"str", "int", "float", "bool", "null", "list", "object"})
 _CAPABILITIES = Capabilities(
@@ -464,6 +464,11 @@ class PgVectorStore:
             connection.commit()
         if reason:
             raise PlanError(f"{self.url}: the filter matches nothing: {reason}; correct where=")
+
+    def foresee(self, batch: RecordBatch) -> Iterable[Loss]:
+        """What an existing table of the application will hold in another form."""
+        table = self._existing()
+        return [] if table is None else RowEncoder(table).changed(batch)
 
     def kept(self, schema: CollectionSchema) -> Kept:
         """What an upsert does not touch: columns of the application that the records do not bring."""

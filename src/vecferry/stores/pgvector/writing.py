@@ -11,7 +11,7 @@ place: rows, columns, keys and references that the records do not speak of stay 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from vecferry.model import (
     DenseColumn,
     JsonColumn,
     Kind,
+    Loss,
     MultiColumn,
     RecordBatch,
     dump_json,
@@ -641,6 +642,29 @@ class RowEncoder:
                     "correct it",
                     ids=wrong,
                 )
+
+    def changed(self, batch: RecordBatch) -> Iterator[Loss]:
+        """What the columns of the application hold in another form than the records bring it."""
+        if not self._typed or batch.metadata is None:
+            return
+        rows = list(batch.metadata)
+        for key, column in self._typed.items():
+            values = [row[key] for row in rows if key in row]
+            if column.name in self.table.ours or column.is_json or column.category == "A":
+                continue
+            odd = [v for v in values if v is not None and loosely(v, column) and not exactly(v, column)]
+            if odd and column.native and not column.is_text:
+                yield Loss(
+                    kind="metadata",
+                    detail=f"values of {key!r} come back as column {column.name!r} {column.sql_type} "
+                    "holds them",
+                    count=len(odd),
+                    example=repr(odd[0])[:40],
+                )
+            nulls = 0 if self.table.json else sum(value is None for value in values)
+            if nulls:
+                detail = f"nulls under {key!r} become the NULL of a column, which is read as no value"
+                yield Loss(kind="metadata", detail=detail, count=nulls)
 
     def rejected(self, batch: RecordBatch, reason: str) -> RejectedRecord:
         """The refusal with the ids at fault, found by looking at each record."""
