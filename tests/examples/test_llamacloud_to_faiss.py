@@ -25,7 +25,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     english = [document for document in documents if document["metadata"]["lang"] == "en"]
     with LlamaCloud() as server:
         pipeline = server.pipeline(server.project("Default"), "handbook")
-        pipeline.info["transform_config"] = {"mode": "auto", "chunk_size": 48, "chunk_overlap": 8}
+        pipeline.info["transform_config"] = {"mode": "auto", "chunk_size": 24, "chunk_overlap": 8}
         # Documents of two pages each: what belongs together stands together.
         pages = [
             {**first, "text": f"{first['text']} {second['text']} {third['text']} {fourth['text']}"}
