@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from vecferry.model.arrow import Layout, arrow_numbers
+    from vecferry.model.arrow import Layout
 else:
     try:
         import pyarrow as pa
@@ -44,6 +44,7 @@ else:
         raise MissingDependencyError("parquet:", "parquet") from error
 
 from vecferry.model.arrow import (
+    arrow_numbers,
     arrow_schema,
     batch_from_arrow,
     batch_to_arrow,
