@@ -21,24 +21,32 @@ class Side:
     run: Callable[[], int]
     before: Callable[[], object] = lambda: None
 
-    def rate(self) -> float:
+    def rate(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Units a second, of one run."""
         self.before()
         gc.collect()
-        start = time.perf_counter()
+        start = clock()
         units = self.run()
-        return units / (time.perf_counter() - start)
+        return units / (clock() - start)
 
 
-def compare(title: str, limit: Side, ours: Side, *, goal: float, rounds: int = 6) -> float:
+def compare(
+    title: str,
+    limit: Side,
+    ours: Side,
+    *,
+    goal: float,
+    rounds: int = 6,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Print and return ours ÷ limit in units a second: the median of ``rounds`` pairs of runs."""
     pairs = []
     for round_ in range(rounds):
         if round_ % 2:
-            mine = ours.rate()
-            pairs.append((limit.rate(), mine))
+            mine = ours.rate(clock)
+            pairs.append((limit.rate(clock), mine))
         else:
-            pairs.append((limit.rate(), ours.rate()))
+            pairs.append((limit.rate(clock), ours.rate(clock)))
     low, high = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratios = sorted(high / low for low, high in pairs)
     ratio = statistics.median(ratios)
