@@ -12,15 +12,14 @@ between two others, leaves a note behind.
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vecferry.core.locks import Liveness
-from vecferry.errors import ConfigurationError, RetryableError
+from vecferry.core.state import StateFile
+from vecferry.errors import RetryableError
 from vecferry.model import RecordId, decode_id, encode_id
 
 _SCHEMA = """
@@ -45,27 +44,15 @@ class Journal:
     """
 
     def __init__(self, path: Path | str) -> None:
+        self._file = StateFile(path, _SCHEMA, what="the journal", failed=RetryableError)
+        self._file.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
         shared = str(path) != ":memory:"
-        self.path = str(Path(path).expanduser()) if shared else ":memory:"
-        self._lock = threading.RLock()
-        try:
-            if shared:
-                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.path, timeout=30.0, isolation_level=None, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("CREATE TEMP TABLE gone (owner TEXT PRIMARY KEY)")
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(f"no journal can be kept in {self.path}: {error}") from error
+        self.path = str(self._file.path)
         self._alive = Liveness(Path(f"{self.path}.writers") if shared else None)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
-            self._alive.close()
+        self._file.close()
+        self._alive.close()
 
     # -- writes ---------------------------------------------------------------------------------
 
@@ -79,7 +66,7 @@ class Journal:
         """
         end = time.monotonic() + patience
         while True:
-            with self._transaction():
+            with self._file.transaction():
                 if float(self._get("gate")) <= time.time():
                     return self._note(ids), str(self._get("role"))
             if time.monotonic() > end:
@@ -92,104 +79,88 @@ class Journal:
         What was missed or left by the dead is taken over, and the caller's own notes numbered ``seq``.
         """
         self._look_for_dead()
-        with self._transaction():
+        with self._file.transaction():
             query = f"DELETE FROM notes WHERE id = ? AND (seq = ? OR {_LEFT})"  # noqa: S608 - no input
-            self._db.executemany(query, [(key, seq) for key in _keys(ids)])
+            self._file.executemany(query, [(key, seq) for key in _keys(ids)])
             return self._note(ids), str(self._get("role"))
 
     def done(self, ids: Sequence[RecordId], seq: int) -> list[RecordId]:
         """Strike ids off; returns those that another write touched meanwhile, still to be settled."""
         query = "DELETE FROM notes WHERE id = ? AND seq = ? AND NOT disturbed"
-        with self._transaction():
+        with self._file.transaction():
             keys = _keys(ids).items()
-            return [id_ for key, id_ in keys if not self._db.execute(query, (key, seq)).rowcount]
+            return [id_ for key, id_ in keys if not self._file.execute(query, (key, seq)).rowcount]
 
     def missed(self, ids: Sequence[RecordId], seq: int) -> None:
         """The write has ended without reaching both sides: whoever copies may take its notes over."""
-        with self._transaction():
+        with self._file.transaction():
             query = "UPDATE notes SET missed = 1 WHERE id = ? AND seq = ?"
-            self._db.executemany(query, [(key, seq) for key in _keys(ids)])
+            self._file.executemany(query, [(key, seq) for key in _keys(ids)])
 
     def left(self, limit: int = 1000, *, upto: int | None = None) -> list[RecordId]:
         """Ids that were missed or that the dead have left, oldest first; only numbers up to ``upto``."""
         self._look_for_dead()
         query = f"SELECT id FROM notes WHERE {_LEFT} AND seq <= ? GROUP BY id ORDER BY min(seq) LIMIT ?"  # noqa: S608
-        with self._lock:
-            rows = self._db.execute(query, (2**62 if upto is None else upto, limit))
-            return [decode_id(text) for (text,) in rows]
+        rows = self._file.rows(query, (2**62 if upto is None else upto, limit))
+        return [decode_id(str(text)) for (text,) in rows]
 
     @property
     def seq(self) -> int:
         """The number of the last write noted."""
-        with self._lock:
-            return int(self._get("seq"))
+        return int(self._get("seq"))
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._db.execute("SELECT count(DISTINCT id) FROM notes").fetchone()[0])
+        return int(self._file.value("SELECT count(DISTINCT id) FROM notes") or 0)
 
     # -- roles ----------------------------------------------------------------------------------
 
     @property
     def role(self) -> str:
         """``"old"`` or ``"new"``: the side whose word counts."""
-        with self._lock:
-            return str(self._get("role"))
+        return str(self._get("role"))
 
     def shut(self, seconds: float) -> None:
         """Hold new writes back, for ``seconds`` at most: if this process dies the gate opens by itself."""
-        with self._transaction():
+        with self._file.transaction():
             self._set("gate", time.time() + seconds)
 
     def reopen(self) -> None:
         """Let writes go on."""
-        with self._transaction():
+        with self._file.transaction():
             self._set("gate", 0.0)
 
     def lead(self, role: str) -> bool:
         """Let ``role`` lead if nothing is pending; false, and nothing changed, if something is."""
-        with self._transaction():
-            if self._db.execute("SELECT 1 FROM notes LIMIT 1").fetchone():
+        with self._file.transaction():
+            if self._file.execute("SELECT 1 FROM notes LIMIT 1").fetchone():
                 return False
             self._set("role", role)
             return True
 
     # -- helpers --------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One write transaction, durable when it ends."""
-        try:
-            with self._lock, self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-        except sqlite3.OperationalError as error:
-            raise RetryableError(f"the journal {self.path} cannot be written: {error}") from error
-        except sqlite3.ProgrammingError as error:
-            raise ConfigurationError(f"the journal {self.path} was closed; open it again") from error
-
     def _note(self, ids: Sequence[RecordId]) -> int:
         seq = int(self._get("seq")) + 1
         self._set("seq", seq)
         keys = _keys(ids)
-        self._db.executemany("UPDATE notes SET disturbed = 1 WHERE id = ?", [(key,) for key in keys])
+        self._file.executemany("UPDATE notes SET disturbed = 1 WHERE id = ?", [(key,) for key in keys])
         rows = [(key, seq, self._alive.name) for key in keys]
-        self._db.executemany("INSERT INTO notes (id, seq, owner) VALUES (?, ?, ?)", rows)
+        self._file.executemany("INSERT INTO notes (id, seq, owner) VALUES (?, ?, ?)", rows)
         return seq
 
     def _look_for_dead(self) -> None:
         """Owners of notes that died: nobody comes back to strike these off."""
-        with self._lock:
-            owners = self._db.execute("SELECT DISTINCT owner FROM notes WHERE NOT missed").fetchall()
-            dead = [owner for owner in owners if not self._alive.alive(*owner)]
-            self._db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", dead)
+        owners = self._file.rows("SELECT DISTINCT owner FROM notes WHERE NOT missed")
+        dead = [owner for owner in owners if not self._alive.alive(str(owner[0]))]
+        if dead:
+            self._file.executemany("INSERT OR IGNORE INTO gone VALUES (?)", dead)
 
     def _get(self, key: str) -> float | str:
-        value: float | str = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0]
-        return value
+        value: Any = self._file.value("SELECT value FROM state WHERE key = ?", (key,))
+        return value  # type: ignore[no-any-return]
 
     def _set(self, key: str, value: float | str) -> None:
-        self._db.execute("UPDATE state SET value = ? WHERE key = ?", (value, key))
+        self._file.execute("UPDATE state SET value = ? WHERE key = ?", (value, key))
 
 
 def _keys(ids: Sequence[RecordId]) -> dict[str, RecordId]:
