@@ -11,7 +11,7 @@ from typing import Any
 
 from vecferry.api.migration import holds_text, migrate, shared_fields, verify
 from vecferry.connecting import Collection, borrowed, connect
-from vecferry.core.durable import write_durably
+from vecferry.core.durable import rename_over, write_durably
 from vecferry.core.home import home
 from vecferry.errors import (
     ConfigurationError,
@@ -354,7 +354,7 @@ def _rewrite(path: Path, left: Sequence[Rejection]) -> None:
         fresh.add(rejection)
     fresh.sync()
     fresh.close()
-    draft.replace(path)
+    rename_over(draft, path)
 
 
 # -- repair -----------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def _remember(
         known[others[0]] = known.pop("").model_copy(update={"name": others[0]})
     name = next(f for f, c in table.vectors.items() if c == column)
     old = known.get(name)
-    if old and old.space and old.space.fingerprint != space.fingerprint:
+    if old and old.space and not old.space.same_as(space):
         raise SpaceMismatchError(
             f"column {column!r} holds vectors of {old.space}, not of {space}; fill another column"
         )

@@ -72,16 +72,5 @@ __all__ = [
     "resolve",
 ]
 
-_MOVED = {
-    "ModelBench": "model_bench",
-    "ModelScore": "model_bench",
-    "Question": "model_bench",
-    "bench_models": "model_bench",
-    "plot_costs": "model_bench",
-    "sample_texts": "model_bench",
-}
-
-
-__getattr__ = moved(
-    __name__, {name: f"vecferry.contrib.{module}:{name}" for name, module in _MOVED.items()}
-)
+_BENCH = ("ModelBench", "ModelScore", "Question", "bench_models", "plot_costs", "sample_texts")
+__getattr__ = moved(__name__, {name: f"vecferry.contrib.model_bench:{name}" for name in _BENCH})

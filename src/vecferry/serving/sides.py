@@ -252,7 +252,7 @@ class Side:
         return query.vector
 
     def _same(self, stored: EmbeddingSpace | None, other: EmbeddingSpace | None, what: str) -> None:
-        if stored and other and stored.fingerprint != other.fingerprint:
+        if stored and other and not stored.same_as(other):
             raise SpaceMismatchError(
                 f"{self.name} holds vectors of {stored}, {what} {other}; give this side an embedder of its "
                 "own space (embedders=…) and search by text"

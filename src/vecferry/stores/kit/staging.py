@@ -34,11 +34,14 @@ from uuid import uuid4
 from vecferry.core.durable import (
     as_store_error,
     exchange,
-    fsync_file,
     fsync_folder,
     fsync_tree,
+    link_or_copy,
+    move_aside,
+    rename_over,
     write_durably,
 )
+from vecferry.core.locks import locked
 from vecferry.errors import ConfigurationError, NotFoundError
 from vecferry.ports import Version
 
@@ -207,7 +210,7 @@ class StagingRoom:
             self._put_in_place(place, self.path(previous) if previous else None)
         # After an exchange the old version lies where the new one was built.
         if previous and place.exists() and _inode(place) != inode:
-            self._move(place, self.path(previous))
+            move_aside(place, self.path(previous))
         if previous is None and place.exists() and _inode(place) != inode:
             self._trash(tag)
         if not self.path(tag).exists():
@@ -223,19 +226,14 @@ class StagingRoom:
             pass
         elif place.is_dir() or self.target.is_dir():
             assert keep is not None
-            self._move(self.target, keep)
+            move_aside(self.target, keep)
             place.rename(self.target)
         else:
             if keep is not None and not keep.exists():
                 keep.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(self.target, keep)
-            place.replace(self.target)
+                link_or_copy(self.target, keep)
+            rename_over(place, self.target)
         fsync_folder(self.target.parent)
-
-    def _move(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-        fsync_folder(target.parent)
 
     def _trash(self, tag: str) -> None:
         place = self.path(tag).parent
@@ -251,7 +249,7 @@ class StagingRoom:
         """The ledger under the lock, after completing a swap that was cut short."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / "lock"):
+            with locked(self.folder / "lock"):
                 ledger = self._load()
                 if ledger.swap is not None:
                     self._carry_out(ledger)
@@ -276,27 +274,6 @@ class StagingRoom:
 
     def _save(self, ledger: _Ledger) -> None:
         write_durably(self.folder / "room.json", json.dumps(ledger.__dict__, indent=1).encode())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An advisory lock that the kernel releases when the process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one writer at a time is the caller's duty there
-        yield
-        return
-    with path.open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-        fsync_file(target)
 
 
 def _inode(path: Path) -> int | None:
