@@ -11,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.test_records import documents, ids, typed
-from vecferry.model import DenseColumn, JsonColumn, MultiColumn, RecordBatch, SparseColumn, SparseVector
+from vecferry.model import (
+    DenseColumn,
+    DType,
+    JsonColumn,
+    Kind,
+    Metric,
+    MultiColumn,
+    RecordBatch,
+    SparseColumn,
+    SparseVector,
+    VectorField,
+)
 from vecferry.model.canonical import canonical_rows, canonical_value, hash_rows, parse_canonical
-from vecferry.model.equality import EXACT, Tolerance, compare_vectors
+from vecferry.model.equality import EXACT, Tolerance, compare_vectors, tolerance_of
 
 any_text = st.none() | st.text(max_size=6)
 rows = st.lists(st.tuples(ids, any_text, documents), min_size=1, max_size=5)
@@ -93,3 +104,58 @@ def test_odd_numbers_are_found_in_ragged_rows(bad: float) -> None:
     )
     batch = RecordBatch(ids=range(4), vectors={"m": multi}, sparse_vectors={"s": sparse})
     assert batch.non_finite() == [0, 3]
+
+
+# -- the tolerance, held at its edges from both sides --------------------------------------------
+
+
+def field(dtype: str = "float32", dim: int | None = 4, kind: str = "dense") -> VectorField:
+    return VectorField(dim=dim, dtype=DType(dtype), kind=Kind(kind), metric=Metric.L2)
+
+
+def faults(a: Any, b: Any, rule: Tolerance) -> dict[int, tuple[str, float | None]]:
+    return compare_vectors(DenseColumn(np.atleast_2d(a)), DenseColumn(np.atleast_2d(b)), 1, rule).faults
+
+
+def test_a_float16_may_be_one_rounding_away_and_no_more() -> None:
+    rule = tolerance_of(field(), field("float16"))
+    assert (rule.relative, rule.absolute) == (2.0**-11, 2.0**-25)
+    x = np.array([1.0, -3.0, 0.1, 100.0], np.float32)
+    for share, fine in ((0.99, True), (1.05, False), (100, False)):
+        moved = (x.astype(np.float64) * (1 + share * 2.0**-11)).astype(np.float32)
+        assert (not faults(x, moved, rule)) is fine, share
+    rounded = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+    assert not faults(rounded, rounded.astype(np.float16), rule)
+
+
+def test_directions_may_differ_by_the_error_of_a_sum() -> None:
+    rule = tolerance_of(field(dim=4), field(dim=4), normalizes=True)
+    assert rule.relative == (4 + 8) * 2.0**-24 and rule.direction and not rule.lengths
+    x = np.array([0.5, 0.5, 0.5, 0.5], np.float64)
+    for share, fine in ((0.5, True), (4, False), (100, False)):
+        y = x.copy()
+        y[0] *= 1 + share * rule.relative
+        assert (not faults(x, y, rule)) is fine, share
+
+
+def test_lengths_count_where_they_are_kept() -> None:
+    long, short = [3.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    kept = tolerance_of(field(), field(), normalizes=True, keeps_norms=True)
+    gone = tolerance_of(field(), field(), normalizes=True)
+    assert faults(np.float32(long), np.float32(short), kept)
+    assert not faults(np.float32(long), np.float32(short), gone)
+    assert faults(np.float32(long), np.float32(short), tolerance_of(field(), field()))
+
+
+@pytest.mark.parametrize(("moved", "fine"), [(0.5, True), (0.51, False), (1.0, False)])
+def test_an_integer_may_be_half_a_step_away(moved: float, fine: bool) -> None:
+    rule = tolerance_of(field(), field("int8"))
+    x = np.array([10.0, -3.0, 0.0, 7.0], np.float32)
+    assert (not faults(x, x + np.float32(moved), rule)) is fine
+
+
+def test_the_same_type_is_held_to_its_bits() -> None:
+    assert tolerance_of(field(), field()) is EXACT
+    x = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    assert faults(x, np.nextafter(x, np.float32(9)), EXACT)
+    assert tolerance_of(field("int8"), field("int8")) is EXACT
