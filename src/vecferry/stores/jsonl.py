@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from vecferry.core.wall import reading_foreign
-from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, SchemaMismatchError
+from vecferry.errors import CorruptDataError, NotFoundError, SchemaMismatchError
 from vecferry.model import (
     ENVELOPE,
     CollectionSchema,
@@ -49,6 +49,7 @@ from vecferry.stores.kit.checks import filtered, kind_of
 from vecferry.stores.kit.documents import DocumentLines, document_lines
 from vecferry.stores.kit.files import FileStore, Pending
 from vecferry.stores.kit.lines import align, line_number, lines, open_lines
+from vecferry.stores.kit.options import one_of
 from vecferry.stores.kit.vector_text import cut_vectors
 
 _BATCH_BYTES = 64 << 20
@@ -81,8 +82,7 @@ class JsonlStore(FileStore):
         on_bad_line: str = "stop",
     ) -> None:
         super().__init__(path)
-        if on_bad_line not in ("stop", "skip"):
-            raise ConfigurationError(f"on_bad_line is 'stop' or 'skip', not {on_bad_line!r}")
+        one_of("jsonl", "on_bad_line", on_bad_line, ("stop", "skip"))
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._skip_bad = on_bad_line == "skip"
         self._counted: tuple[Any, int] | None = None

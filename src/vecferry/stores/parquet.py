@@ -17,7 +17,6 @@ import numpy as np
 
 from vecferry.core.wall import reading_foreign
 from vecferry.errors import (
-    ConfigurationError,
     CorruptDataError,
     MissingDependencyError,
     SchemaMismatchError,
@@ -28,6 +27,7 @@ from vecferry.model.vectors import Array
 from vecferry.ports import Cursor, Fields, Partition, StoreURL
 from vecferry.stores.kit.checks import filtered, kind_of
 from vecferry.stores.kit.files import FileStore, Pending
+from vecferry.stores.kit.options import one_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,10 +89,7 @@ class ParquetStore(FileStore):
         compression: str = "zstd",
     ) -> None:
         super().__init__(path)
-        if compression not in _COMPRESSIONS:
-            raise ConfigurationError(
-                f"compression is one of {', '.join(_COMPRESSIONS)}, not {compression!r}"
-            )
+        one_of("parquet", "compression", compression, _COMPRESSIONS)
         self._names = {"id": id, "text": text, "vector": vector, "metadata": metadata}
         self._compression = compression
         self._looked: tuple[Any, _Look] | None = None

@@ -4,7 +4,7 @@ Knows no index format: vectors are the business of the store that reads and writ
 """
 
 from vecferry.layouts.folders.entries import Entry, LineFile, Numbering, Sidecar, encode_lines
-from vecferry.layouts.folders.found import CARD, INDEX_NAME, NAMES, Found, find
+from vecferry.layouts.folders.found import INDEX_NAME, MANIFEST, NAMES, Found, find
 from vecferry.layouts.folders.jsonwalk import JsonWalk
 from vecferry.layouts.folders.langchain import write_langchain
 from vecferry.layouts.folders.llamaindex import DOCSTORE, VECTORS, others_in, read_simple
@@ -13,10 +13,10 @@ from vecferry.layouts.folders.own import JSONL, PARQUET, write_parquet
 from vecferry.layouts.folders.scripts import write_raw
 
 __all__ = [
-    "CARD",
     "DOCSTORE",
     "INDEX_NAME",
     "JSONL",
+    "MANIFEST",
     "NAMES",
     "PARQUET",
     "VECTORS",

@@ -23,7 +23,7 @@ from vecferry.layouts.folders.own import JSONL, PARQUET, read_own
 from vecferry.layouts.folders.scripts import SUFFIXES, read_script
 from vecferry.model import Loss
 
-CARD = "vecferry.json"
+MANIFEST = "vecferry.json"
 """Beside every collection that vecferry writes: schema, space, index factory. Other apps pass it over."""
 
 NAMES = (
@@ -81,21 +81,22 @@ class Found:
         return self.index.parent
 
     @property
-    def card(self) -> dict[str, Any]:
-        """What `CARD` holds; empty where there is none."""
+    def manifest(self) -> dict[str, Any]:
+        """What `MANIFEST` holds; empty where there is none."""
         try:
-            content = json.loads((self.folder / CARD).read_bytes())
+            content = json.loads((self.folder / MANIFEST).read_bytes())
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise CorruptDataError(
-                f"{self.folder / CARD} is damaged; restore or remove it (schema and space are then unknown)"
+                f"{self.folder / MANIFEST} is damaged; restore it, or remove it (schema and space are then "
+                "unknown)"
             ) from error
         return content if isinstance(content, dict) else {}
 
     def files(self) -> set[Path]:
         """Every file that belongs to the collection."""
-        own = {self.index, self.folder / CARD} | ({self.sidecar} if self.sidecar else set())
+        own = {self.index, self.folder / MANIFEST} | ({self.sidecar} if self.sidecar else set())
         if self.layout.startswith("llamaindex"):
             own |= {self.folder / name for name in _LLAMA_FILES}
         return {path for path in own if path.exists()}
@@ -190,7 +191,7 @@ def _index_in(folder: Path, index_name: str) -> Path:
 def _around(index: Path) -> Found:
     folder = index.parent
     for name in (JSONL, PARQUET):
-        if (folder / CARD).is_file() and (folder / name).is_file():
+        if (folder / MANIFEST).is_file() and (folder / name).is_file():
             return Found("plain", index, folder / name)
     pickled = index.with_suffix(".pkl")
     if index.suffix == ".faiss" and pickled.is_file() and _is_langchain(pickled):
@@ -249,4 +250,4 @@ def _insist(found: Found, layout: str) -> Found:
     )
 
 
-__all__ = ["CARD", "NAMES", "Found", "find"]
+__all__ = ["MANIFEST", "NAMES", "Found", "find"]

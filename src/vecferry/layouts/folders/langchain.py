@@ -28,9 +28,8 @@ from vecferry.layouts.folders.entries import (
     pair,
 )
 from vecferry.layouts.folders.inert import Documents
-from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
-from vecferry.layouts.folders.pickles import read_pickle
+from vecferry.layouts.folders.pickles import check_size, read_pickle
 from vecferry.model import ENVELOPE, Loss, RecordId, decode_id, encode_id
 from vecferry.model.ids import check_id
 

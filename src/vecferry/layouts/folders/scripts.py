@@ -46,9 +46,8 @@ from vecferry.layouts.folders.entries import (
 )
 from vecferry.layouts.folders.inert import Documents
 from vecferry.layouts.folders.jsonwalk import JsonWalk
-from vecferry.layouts.folders.measure import check_size
 from vecferry.layouts.folders.pickle_write import pickle_piece
-from vecferry.layouts.folders.pickles import read_pickle
+from vecferry.layouts.folders.pickles import check_size, read_pickle
 from vecferry.model import ENVELOPE, Loss, dump_json, encode_id, parse_json
 from vecferry.model.foreign import ID_NAMES, METADATA_NAMES, TEXT_NAMES, join_metadata, pop_part
 from vecferry.model.ids import check_id

@@ -15,9 +15,9 @@ import numpy as np
 
 from vecferry.errors import ConfigurationError
 from vecferry.layouts.folders import (
-    CARD,
     DOCSTORE,
     JSONL,
+    MANIFEST,
     PARQUET,
     VECTORS,
     Entry,
@@ -109,14 +109,14 @@ def build(stage: Stage, folder: Path) -> int:
         write_raw(sidecar, entries)
     else:
         _write_own(stage, kept, folder, entries)
-    (folder / CARD).write_bytes(_card(stage, count))
+    (folder / MANIFEST).write_bytes(_manifest(stage, count))
     return count
 
 
 def namer(id_types: set[str]) -> Callable[[RecordId], str]:
     """How a framework that knows text ids only calls a record: by its text, else by its UUID.
 
-    Where texts and other ids meet, a UUID gets one of its own too, lest it be taken for its text.
+    Where texts and other ids meet, a UUID gets one of its own, too, so that it is not taken for its text.
     """
     mixed = "str" in id_types and len(id_types) > 1
 
@@ -128,7 +128,7 @@ def namer(id_types: set[str]) -> Callable[[RecordId], str]:
     return name_of
 
 
-def _card(stage: Stage, count: int) -> bytes:
+def _manifest(stage: Stage, count: int) -> bytes:
     schema = CollectionSchema.model_validate(stage.plan.schema)
     types = stage.id_types()
     known = {
@@ -136,13 +136,13 @@ def _card(stage: Stage, count: int) -> bytes:
         "id_type": types.pop() if len(types) == 1 else schema.id_type,
         "ids_unique": True,
     }
-    card = {
+    manifest = {
         "vecferry": 1,
         "layout": stage.plan.layout,
         "index": stage.plan.factory,
         "schema": schema.model_copy(update=known).model_dump(mode="json", exclude_defaults=True),
     }
-    return json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+    return json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
 
 
 def _write_own(

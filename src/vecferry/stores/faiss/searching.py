@@ -17,7 +17,7 @@ from vecferry.stores.faiss.vectors import import_faiss
 from vecferry.stores.kit.checks import check_query
 
 _BLOCK = 4096
-_SPARE = 4
+_OVERSAMPLE = 4
 Hits = tuple[Array, Array]
 """Scores, best first, and the positions they belong to."""
 
@@ -93,7 +93,7 @@ def _approximate(
     index = snapshot.index.index
     _tune(index, k, ef_search, nprobe)
     try:
-        _, found = index.search(np.ascontiguousarray(queries), min(k * _SPARE, len(snapshot)))
+        _, found = index.search(np.ascontiguousarray(queries), min(k * _OVERSAMPLE, len(snapshot)))
     except RuntimeError:  # as SQ and PQ under L1: FAISS stores what it cannot search
         return _exact(snapshot, queries, k, None)
     return [
@@ -118,4 +118,4 @@ def _tune(index: Any, k: int, ef_search: int | None, nprobe: int | None) -> None
         lists = int(faiss.extract_index_ivf(index).nlist)
         space.set_index_parameter(index, "nprobe", min(nprobe or max(16, lists // 10), lists))
     with suppress(RuntimeError):
-        space.set_index_parameter(index, "efSearch", ef_search or max(64, 2 * k * _SPARE))
+        space.set_index_parameter(index, "efSearch", ef_search or max(64, 2 * k * _OVERSAMPLE))

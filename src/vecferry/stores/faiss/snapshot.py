@@ -179,9 +179,9 @@ class Snapshot:
     # -- what it is ---------------------------------------------------------------------------
 
     @cached_property
-    def card(self) -> CollectionSchema | None:
+    def manifest(self) -> CollectionSchema | None:
         """What vecferry noted when it wrote the collection, if that still fits the index."""
-        content = self.found.card.get("schema")
+        content = self.found.manifest.get("schema")
         if not isinstance(content, dict):
             return None
         try:
@@ -205,10 +205,10 @@ class Snapshot:
     def field(self) -> VectorField:
         """The one vector field."""
         index = self.index
-        if self.card is not None:
-            known = self.card.fields[0]
+        if self.manifest is not None:
+            known = self.manifest.fields[0]
             changes: dict[str, Any] = {"index": {**known.index, **index.settings}}
-            if not self._are_all(known.dtype, self.card.count):
+            if not self._are_all(known.dtype, self.manifest.count):
                 changes["dtype"] = DType.FLOAT32
             if self._given_metric:
                 changes["metric"] = self._given_metric
@@ -224,8 +224,8 @@ class Snapshot:
         return len(self) == count and np.array_equal(last.astype(dtype.numpy), last)
 
     def schema(self, name: str) -> CollectionSchema:
-        """Everything known, from the card, the index, and the first records."""
-        card = self.card or CollectionSchema()
+        """Everything known, from the manifest, the index, and the first records."""
+        manifest = self.manifest or CollectionSchema()
         first = self.entries(np.arange(min(_SAMPLE, len(self)))) if self.sidecar else None
         loss = self.index.loss
         losses: tuple[Loss, ...] = self.found.foreign_files()
@@ -233,7 +233,7 @@ class Snapshot:
             losses = (Loss(kind="vector", detail=loss, count=len(self), where="source"), *losses)
         if self.sidecar is not None:
             losses += self.sidecar.losses
-        return card.model_copy(
+        return manifest.model_copy(
             update={
                 "name": name,
                 "fields": (self.field,),
@@ -241,7 +241,7 @@ class Snapshot:
                 # Measured by whoever asks, but for the numbers of rows.
                 "ids_unique": self.sidecar is None and self.numbers is None,
                 "has_text": any(entry.text is not None for entry in first or ()),
-                "metadata_types": {**card.metadata_types, **_types_of(first or [])},
+                "metadata_types": {**manifest.metadata_types, **_types_of(first or [])},
                 "layout": self.found.layout,
                 "count": len(self),
                 "losses": losses,
@@ -259,9 +259,11 @@ class Snapshot:
         if first is None:
             return "int"
         types = {id_type(entry.id) for entry in first}
-        if self.card is not None and self.card.id_type in types:
-            return self.card.id_type
-        settled = len(self) <= _SAMPLE or (self.card is None and not self.found.layout.startswith("raw"))
+        if self.manifest is not None and self.manifest.id_type in types:
+            return self.manifest.id_type
+        settled = len(self) <= _SAMPLE or (
+            self.manifest is None and not self.found.layout.startswith("raw")
+        )
         return types.pop() if len(types) == 1 and settled else "mixed"
 
     # -- what is in it ------------------------------------------------------------------------

@@ -42,8 +42,9 @@ from vecferry.stores.faiss.building import build
 from vecferry.stores.faiss.searching import search
 from vecferry.stores.faiss.snapshot import Snapshot, blocks
 from vecferry.stores.faiss.stage import Plan, Stage
-from vecferry.stores.faiss.wishing import Wish, look_at
+from vecferry.stores.faiss.target import TargetOptions, look_at
 from vecferry.stores.kit.checks import field_named
+from vecferry.stores.kit.options import flag, one_of
 from vecferry.stores.kit.staging import StagingRoom, fsync_tree
 from vecferry.stores.kit.stamps import stamp_of_files
 
@@ -83,17 +84,17 @@ class FaissStore:
         self.url = f"faiss:{path}"
         self.target = Path(path).expanduser()
         self._options = {"layout": layout, "index": index, "sidecar": sidecar, "metric": metric}
-        _one_of("layout", layout, NAMES)
+        one_of("faiss", "layout", layout, NAMES)
         if "." not in sidecar:
-            _one_of("sidecar", sidecar, ("jsonl", "parquet", "a file beside the index"))
+            one_of("faiss", "sidecar", sidecar, ("jsonl", "parquet", "a file beside the index"))
         written = sidecar if sidecar in ("jsonl", "parquet") else "jsonl"
         self._reading: dict[str, Any] = {
             "sidecar": None if written == sidecar else sidecar,
             "id": id,
-            "live": _yes("live", live),
+            "live": flag("faiss", "live", live),
         }
-        self._wish = Wish(layout, index, written, index_name)
-        self._metric = Metric(name) if (name := _one_of("metric", metric, tuple(Metric))) else None
+        self._writing = TargetOptions(layout, index, written, index_name)
+        self._metric = Metric(name) if (name := one_of("faiss", "metric", metric, tuple(Metric))) else None
         self._index_name = index_name
         self._room = StagingRoom(self.target)
         self._tag = tag
@@ -157,7 +158,7 @@ class FaissStore:
     # -- sink ---------------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
-        return self._wish.capabilities()
+        return self._writing.capabilities()
 
     def exists(self) -> bool:
         try:
@@ -178,7 +179,7 @@ class FaissStore:
         # A resumed upsert that was killed before its first record begins anew.
         upserts = mode in (WriteMode.UPSERT, WriteMode.RESUME) and self._tag is None
         old = Snapshot(found) if upserts and found is not None else None
-        self._begin(self._wish.plan(schema, self.url, self.target.name, old), old)
+        self._begin(self._writing.plan(schema, self.url, self.target.name, old), old)
 
     def write(self, batch: RecordBatch) -> WriteReceipt:
         return WriteReceipt(len(batch), self._staged().append(batch))
@@ -265,7 +266,7 @@ class FaissStore:
         if self._tag is None:
             look_at(self.target, self._index_name)
         self._close_stage()
-        self._begin(self._wish.plan(self.describe(), self.url, self.target.name, snapshot), None)
+        self._begin(self._writing.plan(self.describe(), self.url, self.target.name, snapshot), None)
         self._copy(snapshot, lambda position: position not in gone)
         self.finish()
         return len(gone)
@@ -280,7 +281,7 @@ class FaissStore:
         self._snapshot = None
         self._clear_empty_target()
         place = self._room.path(tag)
-        count = find(place).card.get("schema", {}).get("count") if place.exists() else None
+        count = find(place).manifest.get("schema", {}).get("count") if place.exists() else None
         return self._room.publish(tag, count=count)
 
     def discard(self, tag: str) -> None:
@@ -306,7 +307,7 @@ class FaissStore:
         if self._snapshot is not None and not self._snapshot.is_current():
             self._snapshot = None  # not closed: a scan may still read it
         if self._snapshot is None:
-            layout = None if self._tag else self._wish.layout
+            layout = None if self._tag else self._writing.layout
             reading = {} if self._tag else self._reading
             self._snapshot = Snapshot.open(
                 self.path, layout=layout, index_name=self._index_name, metric=self._metric, **reading
@@ -445,15 +446,3 @@ def _plan_in(folder: Path) -> Plan | None:
         return Plan(**json.loads((folder / "stage.json").read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _yes(option: str, value: bool | str) -> bool:
-    if value in (True, False, "1", "0", "true", "false", "yes", "no"):
-        return value in (True, "1", "true", "yes")
-    raise ConfigurationError(f"faiss: {option} is 1 or 0, not {value!r}")
-
-
-def _one_of(option: str, value: str | None, names: Sequence[str]) -> str | None:
-    if value is not None and value not in names:
-        raise ConfigurationError(f"faiss: has no {option} {value!r}; choose one of {', '.join(names)}")
-    return value

@@ -147,14 +147,14 @@ class FileStore(ABC):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(self.path).parts)
         return path.name.endswith(self.suffixes) and not hidden and path.is_file()
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_foreign_files(self) -> None:
         """A folder is swapped whole: no files of others may lie in it, but for ``_SUCCESS`` and such."""
-        strangers = (
+        foreign = (
             str(path.relative_to(self.path))
             for path in (self.path.rglob("*") if self.path.is_dir() else ())
             if path.is_file() and not path.name.startswith(("_", ".")) and not self._is_data(path)
         )
-        if names := ", ".join(islice(strangers, 3)):
+        if names := ", ".join(islice(foreign, 3)):
             raise ConfigurationError(
                 f"{self.url} also holds {names}, which no collection needs and a swap would take away; "
                 "name another folder or move these files"
@@ -194,7 +194,7 @@ class FileStore(ABC):
 
     def _prepare(self, schema: CollectionSchema, mode: WriteMode) -> None:
         check_swappable((self._front or self).path)
-        (self._front or self)._refuse_strangers()
+        (self._front or self)._refuse_foreign_files()
         if mode is WriteMode.RESUME:
             self._resume(schema)
             return

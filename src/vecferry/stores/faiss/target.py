@@ -1,4 +1,4 @@
-"""What is to be written, settled before the first byte: from what the caller wished, and what is there."""
+"""What is to be written, settled before the first byte: by the target's options, and by what is there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BIT_LAYOUTS = ("plain", "raw-pkl", "raw-json", "raw-jsonl")
 
 
 @dataclass(frozen=True)
-class Wish:
+class TargetOptions:
     """The options of a store that concern writing; ``None`` where the caller left them open."""
 
     layout: str | None = None
@@ -85,7 +85,7 @@ class Wish:
             )
         if layout == "llamaindex-simple":
             factory = "Flat"
-        _check_field(schema, Wish(layout, factory).capabilities(), url)
+        _check_field(schema, TargetOptions(layout, factory).capabilities(), url)
         field = schema.fields[0]
         if factory != "Flat":
             make_index(factory, field.dim or 1, Metric.L2)
@@ -138,11 +138,11 @@ def look_at(target: Path, index_name: str) -> Found | None:
         return None
     try:
         found = find(target, index_name=index_name)
-        strangers = sorted(set(target.iterdir()) - found.files())
+        foreign = sorted(set(target.iterdir()) - found.files())
     except NotFoundError:
-        found, strangers = None, sorted(target.iterdir())
-    if found is None or strangers:
-        names = ", ".join(path.name for path in strangers[:3])
+        found, foreign = None, sorted(target.iterdir())
+    if found is None or foreign:
+        names = ", ".join(path.name for path in foreign[:3])
         raise ConfigurationError(
             f"faiss:{target} also holds {names}, which no collection needs and a swap would take away; "
             "name another folder or move these files"
@@ -152,7 +152,7 @@ def look_at(target: Path, index_name: str) -> Found | None:
 
 def _factory_of(old: Snapshot) -> str:
     """The factory string that makes such an index again."""
-    noted = old.found.card.get("index")
+    noted = old.found.manifest.get("index")
     if isinstance(noted, str):
         return noted
     settings = old.index.settings
