@@ -93,6 +93,9 @@ def test_numbers_of_a_line_are_exact_beside_a_vector() -> None:
         row = load_row(line, {}, 0)
         assert row is not None and row.metadata["order_ids"] == [12345678901234567890123]
         assert row.vectors == {"": [0.5, 0.25]}
+    odd = load_row(b'{"keys":[12345678901234567890123],"vector":["]",12345678901234567890123]}', {}, 0)
+    assert odd is not None and odd.metadata == {"keys": [12345678901234567890123]}
+    assert odd.vectors[""][1] == 12345678901234567890123
     nested = load_row(b'{"id":1,"metadata":{"vector":[12345678901234567890123]}}', {}, 0)
     assert nested is not None and nested.metadata == {"vector": [12345678901234567890123]}
 

@@ -40,7 +40,7 @@ _STRICT = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _SORTED = _STRICT | orjson.OPT_SORT_KEYS
 # A number of 18 digits or more (a float has at most 17), or one with a three-digit exponent.
 _SHAPE = bytes.maketrans(b"123456789.E", b"0000000000e")
-_SHAPES = (b"0" * 18, b"0e000", b"0e-000", b"0e+000")
+_DIGITS, _EXPONENTS = b"0" * 18, (b"0e000", b"0e-000", b"0e+000")
 _ARRAY = re.compile(rb"\s*:\s*\[")
 _INEXACT = re.compile(rb"(?:^|[\[:,])\s*-?(?:[0.]*[1-9][\d.]{17}|[\d.]+[eE][-+]?\d{3})")
 
@@ -131,17 +131,21 @@ def dump_json(value: Any, *, sort: bool = False) -> bytes:
 def _is_inexact(raw: bytes) -> bool:
     """Whether a number may be more than a float holds; the shape of the text alone mostly says no."""
     shape = raw.translate(_SHAPE)
-    return any(sign in shape for sign in _SHAPES) and _INEXACT.search(raw) is not None
+    if _DIGITS in shape or (b"0e" in shape and any(sign in shape for sign in _EXPONENTS)):
+        return _INEXACT.search(raw) is not None
+    return False
 
 
 def _without(raw: bytes, key: str) -> bytes:
-    """The text without the array under a key that stands in it only once."""
+    """The text without the numbers of the array under a key that stands in it only once."""
     token = f'"{key}"'.encode()
-    if raw.count(token) != 1:
-        return raw
-    opening = _ARRAY.match(raw, raw.find(token) + len(token))
+    at = raw.find(token)
+    opening = _ARRAY.match(raw, at + len(token)) if at >= 0 else None
     end = raw.find(b"]", opening.end()) if opening else -1
-    return raw if opening is None or end < 0 else raw[: opening.end()] + raw[end:]
+    if opening is None or end < 0 or raw.find(b'"', opening.end(), end) >= 0:
+        return raw
+    rest = raw[end:]
+    return raw if token in rest else raw[: opening.end()] + rest
 
 
 def _float_or_decimal(text: str) -> float | Decimal:
