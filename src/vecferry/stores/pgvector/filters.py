@@ -56,12 +56,8 @@ _PYTHON: dict[str, tuple[type, ...]] = {
 }
 
 
-_READ: dict[str, Callable[[str], Any]] = {
-    "uuid": UUID,
-    "date": date.fromisoformat,
-    "datetime": datetime.fromisoformat,
-    "time": time.fromisoformat,
-}
+_LITERALS = frozenset({"uuid", "date", "datetime", "time", "decimal"})
+"""Types whose values an expression writes as ``uuid('…')``, ``date('…')`` …"""
 
 
 def conditions(table: Table, where: Any, params: dict[str, Any]) -> list[Any]:
@@ -168,20 +164,12 @@ def _in_column(clause: Any, column: PgColumn, name: str, operand: Any) -> Any:
 def _comparable(operand: Any, column: PgColumn) -> Any:
     """The operand in the type of the column's values; ``None`` if it compares with none of them.
 
-    UUIDs, dates and times are also given as text, as they are written on a command line, and compare with
-    columns of text by their text.
+    UUIDs, dates and times compare with columns of text by their text, a date with moments as its midnight.
     """
     kind = column.value_type
     if kind == "str" and isinstance(operand, UUID | date | time):
         return str(operand) if isinstance(operand, UUID) else operand.isoformat()
-    if isinstance(operand, str) and kind in _READ:
-        try:
-            operand = _READ[kind](operand)
-        except ValueError:
-            return None
-        if column.type == "timestamptz" and operand.tzinfo is None:
-            operand = operand.replace(tzinfo=UTC)
-    elif kind == "datetime" and type(operand) is date:
+    if kind == "datetime" and type(operand) is date:
         zone = UTC if column.type == "timestamptz" else None
         operand = datetime(operand.year, operand.month, operand.day, tzinfo=zone)
     kinds = _PYTHON.get(kind, (str,))
@@ -234,7 +222,10 @@ class WhyNoRow(WhyNothing):
             return ""
         if not options or any(_comparable(option, column) is not None for option in options):
             return ""
-        return f"column {column.name!r} is {column.sql_type}, which never compares with {options[0]!r}"
+        kind, first = column.value_type, options[0]
+        hint = f"; write {kind}({first!r}) in an expression" if kind in _LITERALS else ""
+        said = f"column {column.name!r} is {column.sql_type}, which never compares with {first!r}"
+        return said + (hint if isinstance(first, str) else "")
 
     def _in_json(self, key: str, options: Sequence[Any]) -> str:
         document = _as_jsonb(self.table, self.table.json or "")
