@@ -58,6 +58,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[Callable[..., QdrantStore
     vendor.close()
 
 
+def test_the_versions_that_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    vendor = client()
+    found = vendor.info().version
+    vendor.close()
+    with capsys.disabled():
+        print(f"\nQdrant server {found}, qdrant-client {version('qdrant-client')}")
+    assert tuple(map(int, found.split(".")[:2])) >= (1, 16)
+
+
 class TestServer(StoreContract):
     """The contract, under the metric that keeps vectors to the bit."""
 

@@ -165,7 +165,7 @@ class Machine:
             elif code == 0x2E:  # STOP
                 break
             elif code == 0x47 and (floats := _FLOATS.match(data, position - 1)):  # BINFLOATs, a vector
-                stack.extend(value for (value,) in struct.iter_unpack(">xd", floats[0]))
+                stack.extend(_numbers(floats[0]))
                 self._first, position = False, floats.end()
             elif shape >= 0:
                 action = actions[code]
@@ -317,6 +317,14 @@ class Machine:
         if not isinstance(target, Inert):
             raise UnsafePickleError(self._refusal(f"to change a {type(target).__name__}"))
         target.set_state(state, self._keep_document)
+
+
+def _numbers(run: bytes) -> list[float]:
+    """The values of BINFLOAT opcodes one behind the other."""
+    import numpy as np
+
+    values: list[float] = np.frombuffer(run, np.dtype([("code", "u1"), ("value", ">f8")]))["value"].tolist()
+    return values
 
 
 def _text(argument: bytes) -> str:
