@@ -64,9 +64,12 @@ def test_a_point_that_runs_something_is_refused_unrun(
 ) -> None:
     canary = tmp_path / "canary"
     put(folder, pickle.dumps(models.PointStruct.model_construct(id=9, vector=Bomb(canary))), collection)
-    for call in ("describe", "count", "write"):
-        with pytest.raises(UnsafePickleError), vf.connect(f"qdrant:{folder}#kb") as there:
-            getattr(there, call)(*([[{"id": 3, "vectors": {"d": [1, 2, 3]}}]] if call == "write" else []))
+    with vf.connect(f"qdrant:{folder}#{collection}") as there:
+        for read in (there.describe, lambda: list(there.scan()), lambda: there.fetch([9])):
+            with pytest.raises(UnsafePickleError):
+                read()
+    with pytest.raises(UnsafePickleError), vf.connect(f"qdrant:{folder}#kb") as there:
+        there.write([{"id": 3, "vectors": {"d": [1, 2, 3]}}])  # the client loads every collection
     assert not canary.exists()
     assert str(folder.resolve()) not in _OPEN, "nothing stays open"
 

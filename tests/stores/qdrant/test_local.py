@@ -244,3 +244,48 @@ def test_what_was_acknowledged_survives_kill_9(folder: Open, tmp_path: Path) -> 
     assert len(ids) >= acknowledged
     assert len(ids) % 100 == 0, "a batch is there as a whole or not at all"
     assert ids == list(range(len(ids)))
+
+
+def test_the_copy_of_a_first_replace_takes_one_commit_a_page(
+    folder: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vecferry.stores.qdrant import folder as module
+
+    store = fill(folder(), records(600))
+    shadow = store.shadow("new")
+    shadow.prepare(schema(), WriteMode.REPLACE)
+    shadow.finish()
+    commits: list[int] = []
+    original = module._one_commit
+    monkeypatch.setattr(module, "_one_commit", lambda *a: (commits.append(1), original(*a))[1])
+    store.publish("new")
+    assert len(commits) == 3, "pages of 256"
+    store.rollback()
+    assert store.count() == 600
+
+
+def test_reading_a_folder_needs_no_client(folder: Open, tmp_path: Path) -> None:
+    """Which takes a second to import, and loads every point of every collection."""
+    fill(folder(), records(20)).close()
+    code = (
+        "import sys\n"
+        "import vecferry as vf\n"
+        f"with vf.connect('qdrant:{tmp_path / 'db'}#c') as there:\n"
+        "    assert there.describe().count == 20\n"
+        "    assert len(list(there.records(where={'n': {'$gte': 5}}))) == 15\n"
+        "    assert [r.id for r in there.fetch([3, 99, 1])] == [3, 1]\n"
+        "print('qdrant_client' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_server_needs_no_vendors_client_either() -> None:
+    code = (
+        "import sys\n"
+        "import vecferry as vf\n"
+        "store = vf.connect('qdrant://127.0.0.1:1/c?timeout=1').store\n"
+        "print('qdrant_client' in sys.modules, 'grpc' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"

@@ -260,6 +260,8 @@ class Machine:
         at = self._marks.pop()
         items = self._stack[at:]
         del self._stack[at:]
+        if not any(issubclass(kind, Inert) for kind in set(map(type, items))):
+            return items
         return [item.finished() if isinstance(item, Inert) else item for item in items]
 
     def top(self, kind: type) -> Any:

@@ -9,17 +9,21 @@ for that: where the client's inside looks other than expected, it commits point 
 from __future__ import annotations
 
 import atexit
+import base64
 import os
 import pickle
+import re
 import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import orjson
 
@@ -64,6 +68,7 @@ class Folder:
         self._client: QdrantClient | None = None
         self._lock: Any = nullcontext()
         self._opening = threading.Lock()
+        self._stored = None if address.path == MEMORY else _Stored(Path(str(address.path)), where)
         self.nonce: str | None = None
 
     def close(self) -> None:
@@ -73,11 +78,16 @@ class Folder:
             if client is not None:
                 self._lock = nullcontext()
                 _release(_key(self.address))
+        if self._stored is not None:
+            self._stored.close()
 
     # -- collections --------------------------------------------------------------------------
 
     def info(self, name: str) -> Json:
-        """As a server's; what the local mode does not know is invented by it."""
+        """As a server's; of a folder without its client, which would load every point."""
+        if self._stored is not None:
+            with self._undisturbed() as stored:
+                return stored.info(name)
         found = self._run(lambda client: client.get_collection(name))
         return _dumped(found)
 
@@ -123,6 +133,9 @@ class Folder:
     # -- reading ------------------------------------------------------------------------------
 
     def count(self, name: str) -> int:
+        if self._stored is not None:
+            with self._undisturbed() as stored:
+                return len(stored.rows(name))
         return int(self._run(lambda client: client.count(name, exact=True)).count)
 
     def pages(
@@ -134,28 +147,42 @@ class Folder:
         stop: PointId | None = None,
         most: int,
     ) -> Iterator[list[Json]]:
-        """As a server's. The local mode walks through everything at each scroll: ids are asked for once."""
-        everything = max(self.count(name), 1)
-        upper = wanted.get("filter")
-
-        def ids_of(client: QdrantClient) -> list[Any]:
-            from qdrant_client import models
-
-            condition = None if upper is None else models.Filter(**upper)
-            found, _ = client.scroll(
-                name, condition, everything, offset=start, with_payload=False, with_vectors=False
-            )
-            return [point.id for point in found]
-
+        """As a server's. A folder is read from its files, where a filter would save nothing."""
+        if self._stored is None:
+            ids = self._filtered_ids(name, wanted.get("filter"))
+        else:
+            with self._undisturbed() as stored:
+                ids = sorted(stored.rows(name), key=order)
+        first = None if start is None else order(start)
         end = None if stop is None else order(stop)
-        ids = [id_ for id_ in self._run(ids_of) if end is None or order(id_) < end]
+        ids = [
+            id_
+            for id_ in ids
+            if (first is None or order(id_) >= first) and (end is None or order(id_) < end)
+        ]
         for low in range(0, len(ids), most):
             page = self.retrieve(name, ids[low : low + most], wanted)
             if page:
                 yield page
 
+    def _filtered_ids(self, name: str, upper: Any) -> list[Any]:
+        """The local mode walks through everything at each scroll: ids are asked for once."""
+        everything = max(self.count(name), 1)
+
+        def ids_of(client: QdrantClient) -> list[Any]:
+            from qdrant_client import models
+
+            condition = None if upper is None else models.Filter(**upper)
+            found, _ = client.scroll(name, condition, everything, with_payload=False, with_vectors=False)
+            return [point.id for point in found]
+
+        return self._run(ids_of)
+
     def retrieve(self, name: str, ids: Sequence[PointId], wanted: Json) -> list[Json]:
         payload, vectors = wanted.get("with_payload", False), wanted.get("with_vector", False)
+        if self._stored is not None:
+            with self._undisturbed() as stored:
+                return stored.points(name, ids, payload, vectors)
         found = self._run(
             lambda client: client.retrieve(name, ids, with_payload=payload, with_vectors=vectors)
         )
@@ -205,6 +232,26 @@ class Folder:
         return False
 
     # -- the client ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[_Stored]:
+        """The folder's files, while nobody changes them.
+
+        Raises:
+            FatalStoreError: if another process holds the folder.
+        """
+        _need_client()
+        stored = self._stored
+        assert stored is not None
+        with _OPEN_LOCK:
+            shared = _OPEN.get(_key(self.address))
+            if shared is None:
+                stored.check_free()
+        try:
+            with nullcontext() if shared is None else shared.lock:
+                yield stored
+        except Exception as error:
+            raise translate(error, self.where) from error
 
     def _run(
         self, action: Callable[[QdrantClient], T], *, writing: bool = False, create: bool = False
@@ -258,6 +305,142 @@ class Folder:
 
 
 _CREATE = ("vectors", "sparse_vectors")
+
+
+class _Stored:
+    """The files of a folder: ``meta.json``, and for each collection an SQLite file of pickled points."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self._path, self._where = path, where
+        self._files: dict[str, tuple[int, sqlite3.Connection]] = {}
+        self._known: dict[str, tuple[Any, dict[PointId, int]]] = {}
+
+    def close(self) -> None:
+        for _, file in self._files.values():
+            file.close()
+        self._files.clear()
+        self._known.clear()
+
+    def check_free(self) -> None:
+        """Whether no other process has it open: the client holds a lock as long as it has."""
+        if not (self._path / "meta.json").is_file():
+            raise NotFoundError(f"{self._where}: there is no Qdrant folder at {self._path}; check the path")
+        import portalocker
+
+        try:
+            with (self._path / ".lock").open("a") as lock:
+                portalocker.lock(lock, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+                portalocker.unlock(lock)
+        except portalocker.exceptions.LockException as error:
+            raise translate(RuntimeError("already accessed"), self._where) from error
+        except PermissionError:
+            return  # who may only read it has nobody to wait for
+
+    def info(self, name: str) -> Json:
+        """A collection as a server describes it, as far as a folder knows."""
+        config = self._meta()["collections"][self._real(name)]
+        params = {key: config.get(key) for key in _CREATE if config.get(key)}
+        return {
+            "status": "green",
+            "points_count": len(self.rows(name)),
+            "config": {"params": params, "metadata": config.get("metadata")},
+            "payload_schema": {},
+        }
+
+    def rows(self, name: str) -> dict[PointId, int]:
+        """Point → where it lies. Of two rows of one point, which old clients left, the later one counts."""
+        name = self._real(name)
+        file = self._file(name)
+        stamp = file.execute("select max(rowid), count(*) from points").fetchone()
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            keys = file.execute("select id, rowid from points order by rowid").fetchall()
+            known = stamp, {_id_of(key, str(self._path)): row for key, row in keys}
+            self._known[name] = known
+        return known[1]
+
+    def points(self, name: str, ids: Sequence[PointId], payload: Any, vectors: Any) -> list[Json]:
+        """As REST gives them, in the order of ``ids``."""
+        rows, file = self.rows(name), self._file(self._real(name))
+        found = []
+        for id_ in ids:
+            row = rows.get(_normal(id_))
+            stored = row and file.execute("select point from points where rowid = ?", (row,)).fetchone()
+            if stored:
+                fields = _fields_of(stored[0], str(self._path))
+                found.append(
+                    {
+                        "id": _normal(id_),
+                        "payload": _picked(fields.get("payload") or {}, payload),
+                        "vector": _picked_vectors(fields.get("vector"), vectors),
+                    }
+                )
+        return found
+
+    def _meta(self) -> Json:
+        found: Json = orjson.loads((self._path / "meta.json").read_bytes())
+        return found
+
+    def _real(self, name: str) -> str:
+        meta = self._meta()
+        real: str = meta.get("aliases", {}).get(name, name)
+        if real not in meta["collections"]:
+            raise NotFoundError(f"{self._where}: there is no collection {name!r}; check its name")
+        return real
+
+    def _file(self, name: str) -> sqlite3.Connection:
+        path = self._path / "collection" / name / "storage.sqlite"
+        if not path.is_file():  # made at the first point
+            empty = sqlite3.connect(":memory:", check_same_thread=False)
+            empty.execute("create table points (id text primary key, point blob)")
+            return empty
+        number = path.stat().st_ino  # a collection that was made anew is another file
+        known = self._files.get(name)
+        if known is None or known[0] != number:
+            if known is not None:
+                known[1].close()
+            file = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            file.execute("pragma query_only = on")
+            known = self._files[name] = number, file
+            self._known.pop(name, None)
+        return known[1]
+
+
+_PLAIN_UUID = re.compile(rb"\x80\x04\x95.{8}\x8c\x24([0-9a-f-]{36})\x94\.", re.DOTALL)
+
+_PLAIN_INT = re.compile(rb"\x80\x04(?:K(.)|M(..))\.", re.DOTALL)
+
+
+def _id_of(key: str, where: str) -> PointId:
+    data = base64.b64decode(key)
+    if number := _PLAIN_INT.fullmatch(data):
+        return int.from_bytes(number[1] or number[2], "little")
+    if plain := _PLAIN_UUID.fullmatch(data):
+        return plain[1].decode()
+    return _normal(parse_pickle(data, where))
+
+
+def _normal(id_: Any) -> PointId:
+    return id_ if isinstance(id_, int) else str(UUID(str(id_)))
+
+
+def _fields_of(blob: bytes, where: str) -> Json:
+    fields = parse_pickle(blob, where)
+    if not isinstance(fields, dict) or "id" not in fields:
+        raise CorruptDataError("a point of the folder is none; restore the folder from a backup")
+    return fields
+
+
+def _picked(payload: Json, wanted: Any) -> Json | None:
+    if isinstance(wanted, list):
+        return {key: payload[key] for key in wanted if key in payload}
+    return payload if wanted else None
+
+
+def _picked_vectors(vector: Any, wanted: Any) -> Any:
+    if isinstance(wanted, list) and isinstance(vector, dict):
+        return {name: vector[name] for name in wanted if name in vector}
+    return vector if wanted else None
 
 
 def _dumped(model: Any) -> Json:
@@ -314,6 +497,16 @@ def _plain_column(column: Column) -> list[Any]:
     ]
 
 
+def _need_client() -> None:
+    """Whether the client is installed, without the second that importing it takes."""
+    try:
+        found = find_spec("qdrant_client")
+    except ValueError:
+        found = None
+    if found is None:
+        raise MissingDependencyError("qdrant:", "qdrant")
+
+
 def _client_class() -> Any:
     try:
         from qdrant_client import QdrantClient
@@ -357,7 +550,7 @@ def _harmless_pickles(path: str) -> Iterator[None]:
         )
 
     def loads(value: bytes) -> Any:
-        return _stored_point(parse_pickle(value, path))
+        return _stored_point(_fields_of(value, path))
 
     original = persistence.pickle
     persistence.pickle = SimpleNamespace(loads=loads, dumps=pickle.dumps)
@@ -370,8 +563,6 @@ def _harmless_pickles(path: str) -> Iterator[None]:
 def _stored_point(fields: Any) -> Any:
     from qdrant_client import models
 
-    if not isinstance(fields, dict) or "id" not in fields:
-        raise CorruptDataError("a point of the folder is none; restore the folder from a backup")
     vector: Any = fields.get("vector")
     if isinstance(vector, dict):
         vector = {name: _stored_vector(value) for name, value in vector.items()}
