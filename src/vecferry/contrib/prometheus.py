@@ -76,7 +76,7 @@ class PrometheusMetrics:
         )  # fmt: skip
 
     def __call__(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        """Take one event of `vecferry.serving.Figures`; unknown ones are passed over."""
+        """Take one event of `vecferry.serving.Counters`; unknown ones are passed over."""
         if name == _LATENCY:
             self._latency.labels(**labels).observe(amount)
         elif name == _QUERY_LATENCY:

@@ -2,9 +2,9 @@
 
 from vecferry.core.moved import moved
 from vecferry.serving.comparing import Comparison, compare
+from vecferry.serving.counters import Counters
 from vecferry.serving.dual import DualWriter
 from vecferry.serving.fallback import Attempt, FallbackCollection, Hit, Hits
-from vecferry.serving.figures import Figures
 from vecferry.serving.journal import Journal
 from vecferry.serving.syncing import Announcing, SyncReport, sync, untrack
 
@@ -12,9 +12,9 @@ __all__ = [
     "Announcing",
     "Attempt",
     "Comparison",
+    "Counters",
     "DualWriter",
     "FallbackCollection",
-    "Figures",
     "Hit",
     "Hits",
     "Journal",
@@ -25,4 +25,5 @@ __all__ = [
 ]
 
 _BRIDGES = ("as_langchain_vector_store", "as_llama_index_vector_store")
-__getattr__ = moved(__name__, {name: f"vecferry.contrib.bridges:{name}" for name in _BRIDGES})
+_MOVED = {name: f"vecferry.contrib.bridges:{name}" for name in _BRIDGES}
+__getattr__ = moved(__name__, {**_MOVED, "Figures": "vecferry.serving.counters:Counters"})

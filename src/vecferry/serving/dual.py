@@ -15,7 +15,7 @@ from vecferry.connecting import connect
 from vecferry.errors import ConfigurationError, RetryableError, UnsupportedError, VecferryError
 from vecferry.model import RecordBatch, RecordId, VectorRecord, encode_id
 from vecferry.ports import Deletable, Fetchable, Rewindable, Sink, WriteMode
-from vecferry.serving.figures import Figures, Listener
+from vecferry.serving.counters import Counters, Listener
 from vecferry.serving.journal import Journal
 
 _log = logging.getLogger("vecferry.serving")
@@ -58,7 +58,7 @@ class DualWriter:
             raise ConfigurationError(f"adapt= has {sorted(unknown)}; the sides are 'old' and 'new'")
         self.stores = {OLD: _store(old), NEW: _store(new)}
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
-        self.figures = Figures(*listeners)
+        self.figures = Counters(*listeners)
         self._adapt = dict(adapt or {})
         self._retry_missed = retry_missed
         self._locks = {OLD: threading.RLock(), NEW: threading.RLock()}

@@ -16,8 +16,8 @@ from vecferry.core.retry import CircuitBreaker
 from vecferry.errors import ConfigurationError, FatalStoreError, PlanError, RetryableError, VecferryError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorRecord, Where, check_where
 from vecferry.ports import Embedder, Question
-from vecferry.serving.figures import Figures, Listener
-from vecferry.serving.sides import Query, Side, cause_of
+from vecferry.serving.counters import Counters, Listener
+from vecferry.serving.replicas import Query, Replica, cause_of
 
 ENVIRONMENT = "VECFERRY_PRIMARY"
 _log = logging.getLogger("vecferry.serving")
@@ -85,7 +85,7 @@ class FallbackCollection:
             kept in case no other side does better.
         breaker: makes the circuit breaker of each side.
         switch: a callable, or the path of a small text file, that gives the name of the first side.
-        listeners: see `Figures`.
+        listeners: see `Counters`.
 
     >>> from vecferry.stores.memory import MemoryStore
     >>> kb = FallbackCollection(MemoryStore("local"), MemoryStore("cloud"), names=("local", "cloud"))
@@ -113,13 +113,13 @@ class FallbackCollection:
         limits = timeout if isinstance(timeout, Mapping) else dict.fromkeys(names, timeout)
         for unknown in [*embedders, *limits]:
             _check_name(unknown, names)
-        self.figures = Figures(*listeners)
+        self.figures = Counters(*listeners)
         self.min_hits = min_hits
         self._switch = Path(switch) if isinstance(switch, str) else switch
         self._primary: str | None = None
         self._warned: str | None = None
         self._sides = {
-            name: Side(
+            name: Replica(
                 name,
                 what,
                 embedders.get(name, embedder),
@@ -160,7 +160,7 @@ class FallbackCollection:
             _check_name(name, list(self._sides))
         self._primary = name
 
-    def order(self) -> list[Side]:
+    def order(self) -> list[Replica]:
         """The sides in the order in which they are asked now."""
         wanted = self._primary or self._switched() or os.environ.get(ENVIRONMENT)
         if wanted and wanted not in self._sides:
@@ -282,17 +282,17 @@ class Search:
         self.query = Query(asked.text, asked.vector, asked.space or space, self.order[0].embedder)
         self.attempts: list[Attempt] = []
         self.errors: list[VecferryError] = []
-        self.best: tuple[Side, list[VectorRecord], float, int] | None = None
+        self.best: tuple[Replica, list[VectorRecord], float, int] | None = None
         self.done = False
         self.start = time.perf_counter()
 
-    def sides(self) -> Iterator[Side]:
+    def sides(self) -> Iterator[Replica]:
         for side in self.order:
             if self.done:
                 return
             yield side
 
-    def ask(self, side: Side) -> None:
+    def ask(self, side: Replica) -> None:
         began = time.perf_counter()
         try:
             hits = side.search(self.query, *self.args)
@@ -301,7 +301,7 @@ class Search:
         else:
             self._answered(side, hits, time.perf_counter() - began)
 
-    async def aask(self, side: Side) -> None:
+    async def aask(self, side: Replica) -> None:
         began = time.perf_counter()
         try:
             hits = await side.asearch(self.query, *self.args)
@@ -324,7 +324,7 @@ class Search:
         hits = [Hit.model_construct(**{**dict(record), "origin": side.name}) for record in found]
         return Hits(hits, side.name, self.attempts[:before], time.perf_counter() - self.start)
 
-    def _answered(self, side: Side, hits: list[VectorRecord], seconds: float) -> None:
+    def _answered(self, side: Replica, hits: list[VectorRecord], seconds: float) -> None:
         if self.best is None or len(hits) > len(self.best[1]):
             self.best = (side, hits, seconds, len(self.attempts))
         if len(hits) >= self.least:
@@ -332,12 +332,12 @@ class Search:
             return
         self._pass(side, "few_hits", f"{len(hits)} hits where {self.least} are wanted")
 
-    def _failed(self, side: Side, error: VecferryError) -> None:
+    def _failed(self, side: Replica, error: VecferryError) -> None:
         self.errors.append(error)
         self.figures.count("errors", side=side.name, error=type(error).__name__)
         self._pass(side, cause_of(error), str(error))
 
-    def _pass(self, side: Side, cause: str, reason: str) -> None:
+    def _pass(self, side: Replica, cause: str, reason: str) -> None:
         self.attempts.append(Attempt(side.name, cause, reason))
         self.figures.count("fallbacks", side=side.name, cause=cause)
 

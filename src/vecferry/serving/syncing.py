@@ -30,8 +30,8 @@ from vecferry.ports import (
     never_stop,
 )
 from vecferry.serving.applying import Change, Target
+from vecferry.serving.counters import Counters, Listener
 from vecferry.serving.dual import DualWriter
-from vecferry.serving.figures import Figures, Listener
 from vecferry.serving.syncstate import SyncState, content_digests
 
 
@@ -144,7 +144,7 @@ def sync(
         job = _Job(origin, sink, memory, retry, where, transform, batch_size, should_stop, on_progress)
         job.deletes, job.max_deletes, job.overlap, job.forget = deletes, max_deletes, overlap, forget
         report = job.run(by)
-    figures = Figures(*listeners)
+    figures = Counters(*listeners)
     for action in ("added", "changed", "deleted"):
         if getattr(report, action):
             figures.count("synced", getattr(report, action), action=action)

@@ -20,7 +20,7 @@ from vecferry.core.durable import fsync_file
 from vecferry.model import DenseColumn, MultiColumn, SparseColumn
 from vecferry.model.vectors import Array, Column
 
-MOST_BYTES = 32 << 20
+MOST_BYTES = 8 << 20
 """Records held in memory at once, by a run and by a range of the merge."""
 
 _SHARE = 40

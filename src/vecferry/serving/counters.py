@@ -1,6 +1,6 @@
 """Plain counters of what a service does, and events for whoever exports them.
 
-No dependency: `Figures` keeps counters and latency histograms in the process. A listener sees the same
+No dependency: `Counters` keeps counters and latency histograms in the process. A listener sees the same
 events one by one; `vecferry.contrib.prometheus.PrometheusMetrics` is one.
 """
 
@@ -49,7 +49,7 @@ class Histogram:
         return low
 
 
-class Figures:
+class Counters:
     """Counters by name and labels. Thread-safe.
 
     ========================  ==================  ================================================

@@ -26,7 +26,7 @@ from vecferry.errors import (
 )
 from vecferry.model import EmbeddingSpace, VectorRecord, Where
 from vecferry.ports import Embedder, Searchable, for_queries
-from vecferry.serving.figures import Figures
+from vecferry.serving.counters import Counters
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (SpaceMismatchError, "space"),
@@ -85,7 +85,7 @@ _MOST_ASKED = 10_000
 """Hits that a side is asked for at most, so that enough of them pass a filter."""
 
 
-class Side:
+class Replica:
     """A collection, how its queries are embedded, and how patient one is with it.
 
     Args:
@@ -102,7 +102,7 @@ class Side:
         *,
         timeout: float | None,
         breaker: CircuitBreaker,
-        figures: Figures,
+        figures: Counters,
         workers: int = 8,
         reopen_after: float = 15.0,
     ) -> None:
