@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,8 @@ def restore(
     """Copy a version into a collection and verify it; files of the same kind are put as they are."""
     with errors_as_text(as_json=as_json), _open(store, endpoint_url, profile) as versions:
         with bars(quiet=as_json) as on_progress:
-            result = versions.restore(version, target, mode=mode, on_progress=on_progress)
+            chosen: Any = mode  # checked by migrate() itself, with a message of its own
+            result = versions.restore(version, target, mode=chosen, on_progress=on_progress)
         if isinstance(result, Snapshot):
             emit(result if as_json else f"restored {_line(result)}", as_json=as_json)
             return

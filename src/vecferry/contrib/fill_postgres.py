@@ -20,7 +20,7 @@ from psycopg import sql
 
 from vecferry.core.retry import RetryPolicy
 from vecferry.errors import RejectedRecord, SchemaMismatchError, SpaceMismatchError
-from vecferry.model import DenseColumn, EmbeddingSpace, VectorField
+from vecferry.model import DenseColumn, DType, EmbeddingSpace, Metric, VectorField
 from vecferry.model.vectors import Array
 from vecferry.ports import Embedder, OnProgress, Progress, ShouldStop, ignore_progress, never_stop
 from vecferry.stores.pgvector import filters, wire
@@ -327,9 +327,9 @@ def _remember(
     known[name] = VectorField(
         name=name,
         dim=space.dim,
-        dtype="float16" if table.columns[column].type == "halfvec" else "float32",
+        dtype=DType.FLOAT16 if table.columns[column].type == "halfvec" else DType.FLOAT32,
         space=space,
-        metric=old.metric if old else "cosine",
+        metric=old.metric if old else Metric.COSINE,
     )
     collection = metadata.collection.model_copy(update={"fields": tuple(known.values())})
     write_metadata(connection, relation.table, metadata.model_copy(update={"collection": collection}))

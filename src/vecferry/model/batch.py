@@ -12,7 +12,7 @@ from vecferry.errors import RejectedRecord
 from vecferry.model.ids import IdColumn, RecordId
 from vecferry.model.json_column import JsonColumn, Unkeepable
 from vecferry.model.record import VectorRecord
-from vecferry.model.schema import CollectionSchema, Kind, VectorField
+from vecferry.model.schema import CollectionSchema, DType, Kind, Metric, VectorField
 from vecferry.model.vectors import (
     Array,
     Column,
@@ -241,11 +241,13 @@ def schema_of(batch: RecordBatch, name: str = "", **known: Any) -> CollectionSch
     fields = []
     for field_name, column in batch.columns():
         if isinstance(column, SparseColumn):
-            fields.append(VectorField(name=field_name, kind=Kind.SPARSE, metric="ip"))
+            fields.append(VectorField(name=field_name, kind=Kind.SPARSE, metric=Metric.IP))
             continue
         kind = Kind.MULTI if isinstance(column, MultiColumn) else Kind.DENSE
         width = column.values.shape[1] or None
-        fields.append(VectorField(name=field_name, kind=kind, dim=width, dtype=str(column.values.dtype)))
+        fields.append(
+            VectorField(name=field_name, kind=kind, dim=width, dtype=DType(str(column.values.dtype)))
+        )
     return CollectionSchema(name=name, fields=tuple(fields), **known)
 
 

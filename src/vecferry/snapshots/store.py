@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from vecferry.api.migration import migrate
 from vecferry.connecting import Collection, connect
@@ -255,7 +255,7 @@ class SnapshotStore:
         version: str,
         target: Any,
         *,
-        mode: str = "create",
+        mode: Literal["create", "upsert", "replace"] = "create",
         on_progress: OnProgress = ignore_progress,
         **options: Any,
     ) -> Any:

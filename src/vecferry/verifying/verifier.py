@@ -319,6 +319,9 @@ class Verifier:
         for name, tally in state["vectors"].items():
             self._vectors[name] = _Tally(**tally)
 
+    def _totals(self) -> dict[str, Any]:
+        return {f"{kind}_count": count for kind, count in self.counts.items()}
+
     def result(self, strategy: str, **more: Any) -> Verification:
         """The proof as it stands. ``ok`` in ``more`` can only make it worse."""
         expected, found = self.expected.documents, self.found.documents
@@ -329,7 +332,7 @@ class Verifier:
             if rule.exact
         )
         fine = more.pop("ok", True)
-        named = {kind: tuple(firsts) for kind, firsts in self._named.items()}
+        named: dict[str, Any] = {kind: tuple(firsts) for kind, firsts in self._named.items()}
         faults = [
             Difference(id=d.id, place=place, reason=reason, deviation=deviation)
             for d in named.pop("different")
@@ -343,7 +346,7 @@ class Verifier:
             digest_expected=expected.hex,
             digest_target=found.hex,
             **named,
-            **{f"{kind}_count": count for kind, count in self.counts.items()},
+            **self._totals(),
             different=tuple(faults),
             vectors={n: tally.proof(str(self.rules[n].tolerance)) for n, tally in self._vectors.items()},
             buckets=tuple(expected.differing(found)),

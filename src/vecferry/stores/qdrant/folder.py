@@ -119,7 +119,7 @@ class Folder:
         found = self._run(lambda client: client.get_aliases()).aliases
         return {one.alias_name: one.collection_name for one in found}
 
-    def change_aliases(self, actions: list[Json]) -> None:
+    def change_aliases(self, actions: list[Any]) -> None:
         def change(client: QdrantClient) -> None:
             from qdrant_client import models
 
