@@ -39,6 +39,7 @@ from vecferry.ports import (
     check_fits,
 )
 from vecferry.stores.kit.checks import check_columns, check_query, field_named
+from vecferry.stores.kit.versions import before, surplus
 
 
 @dataclass
@@ -205,10 +206,7 @@ class MemoryStore:
 
     def rollback(self) -> Version:
         cabinet = self._cabinet
-        at = cabinet.history.index(cabinet.live) if cabinet.live in cabinet.history else 0
-        if at == 0:
-            raise NotFoundError(f"{self.url} keeps no earlier version to roll back to")
-        cabinet.live = cabinet.history[at - 1]
+        cabinet.live = before(cabinet.history, cabinet.live, self.url)
         return next(version for version in self.versions() if version.live)
 
     def roll_to(self, tag: str) -> Version:
@@ -219,10 +217,7 @@ class MemoryStore:
 
     def prune(self, keep: int = 0) -> list[str]:
         cabinet = self._cabinet
-        history = cabinet.history
-        at = history.index(cabinet.live) if cabinet.live in history else len(history)
-        others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
-        gone = sorted(others[: max(len(others) - keep, 0)], key=history.index)
+        gone = surplus(cabinet.history, cabinet.live, keep)
         for tag in gone:
             cabinet.history.remove(tag)
             del cabinet.shelves[tag]

@@ -44,6 +44,7 @@ from vecferry.core.durable import (
 from vecferry.core.locks import locked
 from vecferry.errors import ConfigurationError, NotFoundError
 from vecferry.ports import Version
+from vecferry.stores.kit.versions import before, surplus
 
 _HOUSEKEEPING = frozenset({"room.json", "lock", "writer"})
 
@@ -128,11 +129,8 @@ class StagingRoom:
             NotFoundError: if none is kept.
         """
         with self._open() as ledger:
-            tags = ledger.tags()
-            at = tags.index(ledger.live) if ledger.live in tags else 0
-            if at == 0:
-                raise NotFoundError(f"{self.target} keeps no earlier version to roll back to")
-            self._swap_in(ledger, tags[at - 1], None, move_to_end=False)
+            tag = before(ledger.tags(), ledger.live, self.target)
+            self._swap_in(ledger, tag, None, move_to_end=False)
         return next(version for version in self.versions() if version.live)
 
     def roll_to(self, tag: str) -> Version:
@@ -153,10 +151,7 @@ class StagingRoom:
         if not self.folder.exists():
             return []
         with self._open() as ledger:
-            tags = ledger.tags()
-            at = tags.index(ledger.live) if ledger.live in tags else len(tags)
-            others = [*tags[at + 1 :], *tags[:at]]  # one that was rolled back goes first
-            gone = sorted(others[: max(len(others) - keep, 0)], key=tags.index)
+            gone = surplus(ledger.tags(), ledger.live, keep)
             ledger.history = [entry for entry in ledger.history if entry["tag"] not in gone]
             self._save(ledger)
             for tag in gone:

@@ -19,6 +19,7 @@ from typing import Any
 
 from vecferry.errors import NotFoundError, PlanError, RetryableError
 from vecferry.ports import Version
+from vecferry.stores.kit.versions import before, surplus
 from vecferry.stores.qdrant.points import Json
 from vecferry.stores.qdrant.schema import Record, read_settings
 
@@ -84,12 +85,10 @@ class Versions:
     def rollback(self) -> Version:
         live = self.behind()
         history = self._history(live)
-        at = history.index(live) if live in history else 0
-        if at == 0:
-            raise NotFoundError(f"{self._where} keeps no earlier version to roll back to")
+        previous = before(history, live, self._where)
         moving = [alias for alias, name in self._engine.aliases().items() if name == live]
-        self._point_to(history[at - 1], moving)
-        return self._version(history[at - 1], live=True)
+        self._point_to(previous, moving)
+        return self._version(previous, live=True)
 
     def prune(self, keep: int = 0) -> list[str]:
         """Delete all but the live version, ``keep`` before it, and those that an alias names.
@@ -98,9 +97,7 @@ class Versions:
         """
         live = self.behind()
         history = self._history(live)
-        at = history.index(live) if live in history else len(history)
-        others = [*history[at + 1 :], *history[:at]]  # one that was rolled back goes first
-        past = sorted(others[: max(len(others) - keep, 0)], key=history.index)
+        past = surplus(history, live, keep)
         failed = [name for name in self._unpublished(live) if self._record(name).state != "loading"]
         named = set(self._engine.aliases().values())
         gone = [name for name in [*past, *failed] if self._is_ours(name) and name not in named]
