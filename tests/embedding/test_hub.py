@@ -12,7 +12,14 @@ import pytest
 
 from servers.hub_faults import COMMIT, HubServer
 from vecferry.embedding import resolve
-from vecferry.embedding.hub import explain, find_model
+from vecferry.embedding.hub import (
+    ORIGIN,
+    explain,
+    find_model,
+    list_models,
+    needed_files,
+    remove_model,
+)
 from vecferry.errors import NotFoundError, RetryableError
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -118,3 +125,31 @@ def test_causes_are_searched_for_the_status() -> None:
     outer.__cause__ = HfHubHTTPError("429")
     assert isinstance(explain(outer, "m"), RetryableError)
     assert "429" in str(explain(outer, "m"))
+
+
+def test_each_module_folder_gets_its_own_weights() -> None:
+    """A transformer as safetensors and the dense layer behind it as a pickle: both are needed."""
+    names = [
+        "modules.json", "config.json", "model.safetensors", "pytorch_model.bin", "README.md",
+        "tokenizer.json",
+        "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin", "onnx/model.onnx",
+        "onnx/config.json", "openvino/openvino_model.bin", "tf_model.h5", "0_Transformer/sub/vocab.txt",
+    ]  # fmt: skip
+    assert set(needed_files(names)) == {
+        "modules.json", "config.json", "model.safetensors", "README.md", "tokenizer.json",
+        "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin",
+        "0_Transformer/sub/vocab.txt",
+    }  # fmt: skip
+
+
+def test_fetched_models_are_listed_and_removed(own_home: Path) -> None:
+    folder = own_home / "models" / "intfloat--e5-small-v2"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    (folder / ORIGIN).write_text('{"name": "intfloat/e5-small-v2", "revision": null}')
+    [(model, size)] = list_models()
+    assert model.name == "intfloat/e5-small-v2" and size > 1000
+    with pytest.raises(NotFoundError, match="there is intfloat/e5-small-v2"):
+        remove_model("another")
+    assert remove_model("intfloat/e5-small-v2").name == "intfloat/e5-small-v2"
+    assert list_models() == [] and not folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from vecferry.embedding import SentenceTransformersEmbedder, TextsRejected, reso
 from vecferry.embedding.hub import find_model
 from vecferry.embedding.workers import cores
 from vecferry.errors import FatalStoreError, NotFoundError
+from vecferry.ports import for_queries
 
 TEXTS = [
     "hello",
@@ -128,3 +130,28 @@ def test_a_broken_model_says_why(minilm_path: str, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(FatalStoreError, match="the model failed with"):
         resolve(f"sentence-transformers:{folder}").embed(["a"])
+
+
+def test_the_prompt_is_the_models_own_matter(minilm_path: str, tmp_path: Path) -> None:
+    """A model that leaves the prompt out of the mean of its tokens, as its pooling says (INSTRUCTOR)."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "model"
+    shutil.copytree(minilm_path, folder)
+    settings = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({**settings, "include_prompt": False}))
+    configuration = folder / "config_sentence_transformers.json"
+    prompts = {"prompts": {"query": "question: ", "document": "text: ", "passage": "never: "}}
+    configuration.write_text(json.dumps({**json.loads(configuration.read_text()), **prompts}))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    provider = SentenceTransformersEmbedder(str(folder), truncate_dim=128)
+    try:
+        texts = ["ships on the sea", "a lighthouse"]
+        expected = theirs.encode_document(texts)[:, :128]
+        assert np.allclose(provider.embed(texts), expected, atol=1e-5)
+        assert provider.space.prompt == "text: " and provider.space.dim == 128
+        asked = for_queries(provider).embed(texts)
+        assert np.allclose(asked, theirs.encode_query(texts)[:, :128], atol=1e-5)
+        assert not np.allclose(asked, theirs.encode([f"question: {t}" for t in texts])[:, :128], atol=1e-3)
+    finally:
+        provider.close()
