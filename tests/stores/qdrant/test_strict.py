@@ -12,7 +12,7 @@ from qdrant_client import models
 
 import vecferry as vf
 from servers.qdrant import QdrantServer, Refusal
-from vecferry.errors import FatalStoreError, PlanError, RetryableError
+from vecferry.errors import CorruptDataError, FatalStoreError, PlanError, RetryableError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.ports import WriteMode
 from vecferry.stores.qdrant import server as module
@@ -123,6 +123,28 @@ def test_points_that_wait_for_the_optimizer_are_not_overlooked(server: QdrantSer
     server.extra("c").config["optimizer_config"] = {"prevent_unoptimized": True}
     with pytest.raises(FatalStoreError, match="25 points and gives 20"):
         filled.describe()
+
+
+def test_what_is_counted_is_what_is_read(server: QdrantServer, filled: Any) -> None:
+    original = server.scroll
+
+    def scroll(name: str, body: dict[str, Any]) -> Any:
+        points, following = original(name, body)
+        return [point for point in points if point.id != 7], following
+
+    server.scroll = scroll  # type: ignore[method-assign]
+    with pytest.raises(CorruptDataError, match="counts 20 points and gave 19"):
+        list(filled.scan())
+    filled.delete([3])
+    with pytest.raises(CorruptDataError, match="counts 19 points and gave 18"):
+        list(filled.scan())
+
+
+def test_points_that_are_deleted_while_they_are_read_are_not_missed(filled: Any) -> None:
+    pages = filled.scan(batch_size=5)
+    next(pages)
+    filled.delete([17, 18])
+    assert sum(map(len, pages)) == 13
 
 
 def test_shard_keys_are_refused_by_name_or_chosen(server: QdrantServer, filled: Any) -> None:

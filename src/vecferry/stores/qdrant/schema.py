@@ -301,6 +301,13 @@ class Facts:
         return self.record is not None and self.record.state == "loading"
 
     @property
+    def counts_exactly(self) -> bool:
+        """Whether a server counts for less than reading everything."""
+        strict = self.info["config"].get("strict_mode_config") or {}
+        local = not self.form.drifts
+        return not local and not (strict.get("enabled") and strict.get("search_allow_exact") is False)
+
+    @property
     def quantized(self) -> bool:
         """Whether a search reads rounded vectors first."""
         each = [f.index.get(PARAMS, {}) for f in self.schema.fields]

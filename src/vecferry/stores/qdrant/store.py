@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from vecferry.errors import ConfigurationError, NotFoundError, SchemaMismatchError
+from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, SchemaMismatchError
 from vecferry.layouts import find_layout
 from vecferry.layouts.llamaindex import RESERVED
 from vecferry.model import (
@@ -223,13 +223,21 @@ class QdrantStore:
         asked = fields if where is None else replace(fields, metadata=True)
         wanted, passes = facts.wanted(asked, where), predicate(where) if where else None
         most = min(batch_size, facts.most)
+        counting = start is None and stop is None and where is None and facts.counts_exactly
+        before, seen = self.count() if counting else 0, 0
         for page in self._engine.pages(self.collection, wanted, start=start, stop=stop, most=most):
             batch = facts.form.batch_of(page, asked)
+            seen += len(batch)
             if passes is not None:
                 keep = [i for i, meta in enumerate(batch.metadata_list) if passes(meta)]
                 batch = batch.take(keep) if len(keep) < len(batch) else batch
                 batch = batch if fields.metadata else batch.replace(metadata=None)
             yield batch.replace(cursor=page[-1]["id"])
+        if seen < before and seen < (now := self.count()):
+            raise CorruptDataError(
+                f"{self.url}: the server counts {min(before, now):,} points and gave {seen:,}; wait until "
+                "the collection is green and read it again, and see whether an id stands in it twice"
+            )
 
     def place(self) -> str | None:
         """The collection behind every name for it: two stores that say the same are one collection."""
