@@ -233,7 +233,7 @@ def test_directions_alone_count_where_a_store_normalises(state: Path) -> None:
     target.prepare(source.describe(), WriteMode.UPSERT)
     put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.8])})
     assert sync(source, target, state=state).unchanged == 1
-    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.8003])})
+    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.80003])})
     state.unlink()
     assert sync(source, target, state=state).changed == 1, "a hundred times the tolerance is a change"
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vecferry.model import RecordBatch, VectorRecord, encode_id, to_json
+from vecferry.model import DenseColumn, RecordBatch, VectorRecord, encode_id, to_json
 from vecferry.model.canonical import hash_rows
 from vecferry.verifying import Digest, canonical_rows
-from vecferry.verifying.digest import buckets_of
+from vecferry.verifying.digest import buckets_of, hash_vectors, keyed
 
 DOCUMENTS: list[dict[str, Any]] = [
     {},
@@ -70,3 +70,28 @@ def test_order_and_interruptions_do_not_matter(order: list[int], at: int) -> Non
     assert not straight.differing(resumed)
     changed = [*records[:at], VectorRecord(id=at, metadata={"n": str(at)}), *records[at + 1 :]]
     assert straight.differing(digest_of(changed)) == buckets_of([at]).tolist()
+
+
+@pytest.mark.parametrize("id_", [7, "a"])
+def test_the_hash_of_a_vector_is_as_described(id_: int | str) -> None:
+    """Written here once more: the key of the id, then the vector; so that two swapped ones are seen."""
+    record = VectorRecord(
+        id=id_,
+        vectors={"": np.float32([1, 2]), "late": np.float32([[1, 2], [3, 4]])},
+        sparse_vectors={"words": {3: 0.5, 9: 2.0}},
+    )
+    batch = RecordBatch.from_records([record])
+    key = blake2b(encode_id(id_).encode(), digest_size=16).digest()
+    bodies = {
+        "": np.array([1, 2], "<f4").tobytes(),
+        "late": (2).to_bytes(4, "little") + np.array([1, 2, 3, 4], "<f4").tobytes(),
+        "words": np.array([3, 9], "<u4").tobytes() + np.array([0.5, 2], "<f4").tobytes(),
+    }
+    for name, body in bodies.items():
+        [found] = hash_vectors(batch.column(name), keyed(batch.ids).keys, "float32")
+        assert found.tobytes() == blake2b(key + body, digest_size=16).digest()
+    half = batch.replace(vectors={"": DenseColumn(np.float16([[1, 2]]))})
+    wide = [hash_vectors(b.column(""), keyed(b.ids).keys, "float32").tolist() for b in (batch, half)]
+    assert wide[0] == wide[1], "the same numbers in a narrower type"
+    none = batch.replace(vectors={"": DenseColumn(np.zeros((1, 2), np.float32), np.array([False]))})
+    assert not hash_vectors(none.column(""), keyed(none.ids).keys, "float32").any()
