@@ -27,6 +27,7 @@ from uuid import UUID
 
 import orjson
 
+from vecferry.core.durable import as_store_error
 from vecferry.errors import CorruptDataError, MissingDependencyError, NotFoundError, UnsupportedError
 from vecferry.layouts.folders.pickles import parse_pickle
 from vecferry.model import Column, DenseColumn, MultiColumn
@@ -300,6 +301,8 @@ class Folder:
             with _harmless_pickles(path):
                 client: QdrantClient = client_class(**place, force_disable_check_same_thread=True)
             return client
+        except PermissionError as error:
+            raise as_store_error(error, Path(path)) from error
         except Exception as error:
             raise translate(error, self.where) from error
 
