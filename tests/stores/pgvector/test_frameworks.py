@@ -216,7 +216,11 @@ def test_what_llamaindex_wrote_is_read(db: Any) -> None:
     back = by_id(collection)
     assert {i: r.text for i, r in back.items()} == {f"n{i}": text for i, text in enumerate(TEXTS)}
     assert back["n2"].metadata["n"] == 2 and back["n2"].metadata["_llamaindex"]["ref_doc_id"] == "doc"
-    assert db.connect("data_notes").describe().layout == "llamaindex"
+    assert db.connect("data_notes").describe().layout == "llamaindex" and not collection.describe().losses
+    edited = "update data_notes set metadata_ = jsonb_set(metadata_::jsonb, '{n}', '99')::json"
+    db.sql(f"{edited} where node_id = 'n3'")
+    (loss,) = db.connect("data_notes").describe().losses
+    assert (loss.count, loss.example) == (1, "n") and by_id(collection)["n3"].metadata["n"] == 3
     collection.write([back["n2"].replace(text="changed")])
     assert collection.count() == 5 and by_id(collection)["n2"].text == "changed"
 

@@ -18,24 +18,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 
 from vecferry.errors import NotFoundError, SchemaMismatchError
 from vecferry.layouts import open_envelope, seal
+from vecferry.layouts.base import differing_copies
 from vecferry.layouts.llamaindex import LlamaIndexLayout
-from vecferry.model import ENVELOPE, CollectionSchema, DType, RecordBatch
+from vecferry.model import ENVELOPE, CollectionSchema, DType, Loss, RecordBatch, parse_json
 from vecferry.stores.pgvector.introspection import (
     DERIVED_TYPES,
     Relation,
     TableMetadata,
+    as_sql,
     find_table,
     write_metadata,
 )
-from vecferry.stores.pgvector.server import TableName
+from vecferry.stores.pgvector.server import Server, TableName
 from vecferry.stores.pgvector.table import Table
 
 COLLECTIONS, EMBEDDINGS = "langchain_pg_collection", "langchain_pg_embedding"
 _NOTED = "vecferry"
+_LOOKED_AT = 1000  # rows in which copies are compared
 
 _PARTS: dict[str, dict[str, Any]] = {
     "langchain": {"id": "id", "text": "document", "json": "cmetadata"},
@@ -235,6 +239,19 @@ def note(connection: psycopg.Connection[Any], place: Place, metadata: TableMetad
 
 def _noted(words: dict[str, Any], metadata: TableMetadata) -> str:
     return json.dumps({**words, _NOTED: metadata.model_dump(mode="json", exclude_none=True)})
+
+
+def find_differing(server: Server, table: Table) -> tuple[Loss, ...]:
+    """Of the first rows of LlamaIndex, those in which its two copies of a value differ."""
+    if table.layout != "llamaindex" or table.json is None:
+        return ()
+    document = sa.cast(table.column(table.json), sa.Text)
+    query = sa.select(document).where(document.is_not(None), *table.own_rows()).limit(_LOOKED_AT)
+    with server.raw() as connection:
+        payloads = [parse_json(text) for (text,) in connection.execute(*as_sql(query))]
+        connection.commit()
+    rows = [payload for payload in payloads if isinstance(payload, dict)]
+    return differing_copies(LlamaIndexLayout(remove_text=True), rows)
 
 
 # -- records ↔ rows -------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ class PgVectorStore:
             if others:
                 detail = f"rows of other collections in {table.shown} stay where they are"
                 losses = [Loss(kind="rows", detail=detail, count=others, reversible=True, where="source")]
+        losses += frameworks.find_differing(self._server, table)
         columns = {"of": self.url, "columns": sorted(table.typed)}
         changes = {
             "count": self.count(),
