@@ -70,6 +70,8 @@ TABLE: list[tuple[Exception, bool, type[Exception]]] = [
     (sqlite3.OperationalError("database or disk is full"), True, FatalStoreError),
     (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), True, RejectedRecord),
     (MemoryError("no more"), True, FatalStoreError),
+    (PermissionError(13, "Permission denied"), True, FatalStoreError),
+    (OSError(28, "No space left on device"), True, FatalStoreError),
 ]
 
 

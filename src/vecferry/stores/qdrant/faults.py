@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 import ssl
@@ -50,6 +51,9 @@ _SIZE = re.compile(
     r"|larger than rate limiter capacity|for upsert limit",
     re.I,
 )
+_OF_FILES = {
+    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENOSPC")
+}
 _RECOVERY = re.compile(r"recovery mode|low on memory|out of memory", re.I)
 _FULL_DISK = re.compile(r"no space left on device|exceeds available disk space", re.I)
 
@@ -97,7 +101,8 @@ def translate(error: Exception, where: str, *, writing: bool = False) -> Vecferr
         return _from_code(error, code().name, where, writing)
     if isinstance(error, ssl.SSLError):
         return _from_tls(error, where)
-    if isinstance(error, OSError | HTTPException):
+    of_a_file = isinstance(error, OSError) and error.errno in _OF_FILES
+    if isinstance(error, OSError | HTTPException) and not of_a_file:
         return _from_transport(error, where)
     return _from_local(error, where, writing)
 
