@@ -32,4 +32,4 @@ class WordEmbedder:
         for word in text.lower().split():
             seed = int.from_bytes(blake2b(f"{self.space.model}/{word}".encode(), digest_size=8).digest())
             total += np.random.default_rng(seed).normal(size=self.space.dim)
-        return total / np.linalg.norm(total)
+        return np.asarray(total / np.linalg.norm(total))

@@ -66,7 +66,7 @@ class Harbour:
         client = QdrantClient(path=url.partition(":")[2].partition("#")[0])
         points, _ = client.scroll("kb", limit=10**6, with_payload=True, with_vectors=True)
         client.close()
-        rows = [(str(p.id), repr(p.payload), np.float32(p.vector).tobytes()) for p in points]
+        rows = [(str(p.id), repr(p.payload), np.array(p.vector, np.float32).tobytes()) for p in points]
         assert len({row[0] for row in rows}) == len(rows)
         return sorted(rows)
 

@@ -78,7 +78,7 @@ class Steps:
             with self.around("commit") if ours else nullcontext(), transaction(state) as connection:
                 yield connection
 
-        StateFile.transaction = watched  # type: ignore[method-assign]
+        StateFile.transaction = watched  # type: ignore[method-assign,assignment]
 
     def _wrapped(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:

@@ -66,9 +66,12 @@ def test_several_threads_may_compare(source: str, tmp_path: Path, monkeypatch: p
         goal.write(list(origin.fetch(list(range(30))[::-1])))
     asked: list[int] = []
     partitions = JsonlStore.partitions
-    monkeypatch.setattr(
-        JsonlStore, "partitions", lambda store, want: asked.append(want) or partitions(store, want)
-    )
+
+    def counted(store: JsonlStore, want: int) -> Any:
+        asked.append(want)
+        return partitions(store, want)
+
+    monkeypatch.setattr(JsonlStore, "partitions", counted)
     for command in ("verify", "repair"):
         result = run(command, source, target, "--workers", "2")
         assert result.exit_code == 0, result.output

@@ -133,7 +133,12 @@ def test_a_reset_begins_anew(waits: list[float]) -> None:
 def test_the_servers_wish_is_honoured(asked: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         slept: list[float] = []
-        patch.setattr("vecferry.core.retry._sleep_unless", lambda s, _: not slept.append(s))
+
+        def sleep(seconds: float, should_stop: object) -> bool:
+            slept.append(seconds)
+            return True
+
+        patch.setattr("vecferry.core.retry._sleep_unless", sleep)
         told: list[RetryDetails] = []
         policy = RetryPolicy(max_seconds=60)
         assert (

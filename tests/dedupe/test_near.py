@@ -102,7 +102,8 @@ def test_planted_copies_of_real_texts_are_found_by_minhash(tmp_path):
 def test_the_ledger_is_a_map_of_first_appearances(monkeypatch):
     monkeypatch.setattr("vecferry.dedupe.exact._SMALLEST_CAP", 64)
     random = np.random.default_rng(1)
-    ledger, known = KeyLedger(memory_keys=300), {}
+    ledger = KeyLedger(memory_keys=300)
+    known: dict[tuple[int, ...], int] = {}
     for _ in range(60):
         keys = random.integers(0, 900, (50, 1)).astype(np.uint64) * np.array([[2**50, 3]], dtype=np.uint64)
         found = ledger.match(keys).tolist()

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -104,7 +105,7 @@ def test_the_twin_decides_the_same(records, rules, size):
     st.sampled_from(["newest", "oldest"]),
 )
 def test_newest_and_oldest_against_a_plain_count(records, by, keep):
-    clusters = {}
+    clusters: dict[Any, list[tuple[int, Any]]] = {}
     for place, item in enumerate(records):
         key = {"id": (type(item.id), item.id), "text": item.text or place}.get(
             by, (item.metadata["source"], item.metadata["page"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def paid(server: FaultServer) -> OpenAIEmbedder:
     )
 
 
-def metered(paid: OpenAIEmbedder, prices: Path, job: str = "job", **limits: float) -> MeteredEmbedder:
+def metered(paid: OpenAIEmbedder, prices: Path, job: str = "job", **limits: Any) -> MeteredEmbedder:
     budget = Budget(prices=prices, **limits)
     return MeteredEmbedder(paid, Ledger(), budget=budget, job=job)
 

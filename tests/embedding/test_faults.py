@@ -165,7 +165,7 @@ def test_a_slow_server_is_asked_for_less_and_not_for_ever_more(server: FaultServ
         with turn:
             time.sleep(len(inputs) / 400)
 
-    server.rule = work  # type: ignore[assignment]
+    server.rule = work
     embedder = OpenAIEmbedder(
         "m", base_url=server.url, api_key="k", space=SPACE, timeout=0.25, concurrency=8, retry=FAST
     )

@@ -41,7 +41,12 @@ def other() -> Iterator[FaultServer]:
 
 
 def model(server: FaultServer, name: str = "m", **options: Any) -> OpenAIEmbedder:
-    settings = {"api_key": "k", "retry": NO_RETRY, "concurrency": 1, "max_inputs": 32} | options
+    settings: dict[str, Any] = {
+        "api_key": "k",
+        "retry": NO_RETRY,
+        "concurrency": 1,
+        "max_inputs": 32,
+    } | options
     return OpenAIEmbedder(name, base_url=server.url, space=EmbeddingSpace(model=name, dim=8), **settings)
 
 

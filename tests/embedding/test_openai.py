@@ -7,6 +7,7 @@ import time
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,8 +214,8 @@ def test_nan_and_zero_vectors_are_refused_alone(
 ) -> None:
     assert embedder.space.dim == 8
 
-    def spoil(answer: dict) -> dict:
-        answer["data"][1]["embedding"] = b64encode(np.full(8, bad, "<f4")).decode()
+    def spoil(answer: dict[str, Any]) -> dict[str, Any]:
+        answer["data"][1]["embedding"] = b64encode(np.full(8, bad, "<f4").tobytes()).decode()
         return answer
 
     server.fail(Fault(edit=spoil))

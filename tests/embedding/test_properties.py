@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -96,9 +97,9 @@ def run(
     try:
         for parcel in work:
             out = stage.apply(parcel)
-            column = out.batch.vectors[""] if len(out.batch) else None
+            column: Any = out.batch.vectors[""] if len(out.batch) else None
             for row, id_ in enumerate(out.batch.id_list):
-                target[int(id_)] = column[row]  # type: ignore[index,arg-type]
+                target[int(str(id_))] = column[row]
     finally:
         cache.close()
         ledger.close()
@@ -124,7 +125,7 @@ def test_one_space_once_and_in_order(
         alternative = Flaky("b", other, computed)
         for _ in range(80):
             # A restart of the process: the hosts are tried afresh, their scripts go on.
-            choices = [EmbedderChain(hosts, retry=QUICK), alternative]
+            choices: list[Embedder] = [EmbedderChain(hosts, retry=QUICK), alternative]
             try:
                 known = run(choices, parcels(texts, size), target, Path(folder), known)
                 break

@@ -97,12 +97,12 @@ def test_ollama_host_in_its_usual_forms(given: str, url: str, monkeypatch: pytes
 def test_llamaindex_objects_embed_as_they_do_themselves() -> None:
     from llama_index.core.base.embeddings.base import BaseEmbedding
 
-    class Mine(BaseEmbedding):
+    class Mine(BaseEmbedding):  # type: ignore[misc]
         def _get_text_embedding(self, text: str) -> list[float]:
-            return vector_of(text, "mine", 4).tolist()
+            return [float(x) for x in vector_of(text, "mine", 4)]
 
         def _get_query_embedding(self, query: str) -> list[float]:
-            return vector_of(f"query: {query}", "mine", 4).tolist()
+            return [float(x) for x in vector_of(f"query: {query}", "mine", 4)]
 
         async def _aget_query_embedding(self, query: str) -> list[float]:
             return self._get_query_embedding(query)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def truth(minilm_path: str) -> np.ndarray:
     """What the library itself says, in this process."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(minilm_path, device="cpu").encode(TEXTS)
+    return np.asarray(SentenceTransformer(minilm_path, device="cpu").encode(TEXTS))
 
 
 def test_vectors_are_those_of_the_library(minilm: SentenceTransformersEmbedder, truth: np.ndarray) -> None:
@@ -79,7 +80,12 @@ def test_tokens_are_counted_by_the_model_itself(minilm: SentenceTransformersEmbe
 def test_two_workers_share_the_cores_and_prompts_count(
     minilm_path: str, minilm: SentenceTransformersEmbedder
 ) -> None:
-    options = {"workers": 2, "batch_size": 4, "prompt": "passage: ", "query_prompt": "query: "}
+    options: dict[str, Any] = {
+        "workers": 2,
+        "batch_size": 4,
+        "prompt": "passage: ",
+        "query_prompt": "query: ",
+    }
     provider = SentenceTransformersEmbedder(minilm_path, **options)
     try:
         assert provider._load().pool._settings.threads == max(1, cores() // 2)

@@ -17,7 +17,7 @@ from vecferry.model import EmbeddingSpace, RecordBatch
 
 
 def space(model: str = "m", dim: int = 4, **more: object) -> EmbeddingSpace:
-    return EmbeddingSpace(model=model, dim=dim, **more)  # type: ignore[arg-type]
+    return EmbeddingSpace(model=model, dim=dim, **more)
 
 
 def provider(seed: int, which: EmbeddingSpace) -> CallableEmbedder:

@@ -15,9 +15,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run_cell(source: str, names: dict[str, Any]) -> Any:
     """Execute a cell and return the value of its last expression, as a notebook does."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        return exec(compile(tree, "<cell>", "exec"), names)
+    tree.body.pop()
     exec(compile(tree, "<cell>", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "<cell>", "eval"), names) if last else None
+    return eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
 
 
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:

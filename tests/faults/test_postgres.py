@@ -53,7 +53,8 @@ def test_a_load_survives(name: str, proxy: Proxy, postgres: Postgres, origin: st
     target = through(proxy, postgres, url)
     plan = vf.plan(origin, target, batch_size=100, state_dir=tmp_path / "job")
     for fault in FAULTS[name]:
-        proxy.fault(**fault, **({} if fault["kind"] == "refuse" else {"direction": "up"}))
+        way = {} if fault["kind"] == "refuse" else {"direction": "up"}
+        proxy.fault(**fault | way)
     plan.run().check()
     assert proxy.struck == sum(fault.get("times", 1) for fault in FAULTS[name])
     with postgres.connect(url) as connection:
@@ -68,7 +69,8 @@ def test_a_read_survives(
     target = f"jsonl:{tmp_path / 'out.jsonl'}"
     plan = vf.plan(through(proxy, postgres, loaded), target, batch_size=100, state_dir=tmp_path / "job")
     for fault in FAULTS[name]:
-        proxy.fault(**fault, **({} if fault["kind"] == "refuse" else {"direction": "down"}))
+        way = {} if fault["kind"] == "refuse" else {"direction": "down"}
+        proxy.fault(**fault | way)
     plan.run().check()
     assert proxy.struck == sum(fault.get("times", 1) for fault in FAULTS[name])
     assert vf.verify(origin, target).ok

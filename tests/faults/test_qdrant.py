@@ -40,7 +40,7 @@ def url_of(server: QdrantServer, port: int | None = None) -> str:
     return server.url("kb", grpc_port=port or server.port, prefer_grpc="true")
 
 
-FAULTS: dict[str, tuple[str, Code, dict[str, Any]]] = {
+FAULTS: dict[str, tuple[str, grpc.StatusCode, dict[str, Any]]] = {
     "unavailable": ("Upsert", Code.UNAVAILABLE, {"times": 3}),
     "a lost answer": ("Upsert", Code.UNAVAILABLE, {"times": 2, "late": True}),
     "deadline exceeded": ("Upsert", Code.DEADLINE_EXCEEDED, {"times": 3}),

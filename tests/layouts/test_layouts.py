@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -14,8 +15,8 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from vecferry.errors import ConfigurationError
 from vecferry.layouts import find_layout, recognise_layout
-from vecferry.layouts.llamaindex import NODE_KEY, build_node, read_node
-from vecferry.model import ENVELOPE
+from vecferry.layouts.llamaindex import NODE_KEY, LlamaIndexLayout, build_node, read_node
+from vecferry.model import ENVELOPE, RecordId
 
 NAMES = ("plain", "langchain", "llamaindex", "both")
 SPECIAL_KEYS = (
@@ -130,7 +131,7 @@ def test_a_node_survives_the_crossing(node):
     layout = find_layout("llamaindex")
     before = node_to_metadata_dict(node)
     columns = layout.decode([before])
-    (after,) = layout.encode(columns.ids, columns.texts, columns.metadata)
+    (after,) = layout.encode(cast(list[RecordId], columns.ids), columns.texts, columns.metadata)
     assert metadata_dict_to_node(after) == metadata_dict_to_node(before)
     assert {k: after[k] for k in ("doc_id", "ref_doc_id", "document_id", "_node_type")} == {
         k: before[k] for k in ("doc_id", "ref_doc_id", "document_id", "_node_type")
@@ -148,7 +149,9 @@ def test_the_relations_of_a_chunk_are_metadata_elsewhere():
     assert relations["ref_doc_id"] == "d1"
     assert relations["start_char_idx"] == 5
     assert relations["relationships"]["3"]["node_id"] == "n2"
-    (payload,) = find_layout("plain").encode(columns.ids, columns.texts, columns.metadata)
+    (payload,) = find_layout("plain").encode(
+        cast(list[RecordId], columns.ids), columns.texts, columns.metadata
+    )
     assert payload[NODE_KEY]["ref_doc_id"] == "d1"
 
 
@@ -168,6 +171,7 @@ def test_ref_doc_id_alone_makes_the_relation():
 
 def test_removed_text_leaves_the_node_whole():
     layout = find_layout("llamaindex")
+    assert isinstance(layout, LlamaIndexLayout)
     layout.remove_text = True
     (payload,) = layout.encode(["n"], ["secret words"], [{}])
     assert "secret words" not in payload["_node_content"]
@@ -196,7 +200,12 @@ def test_copies_that_differ_are_counted(name: str) -> None:
     from vecferry.layouts import differing_copies
 
     layout = find_layout(name)
-    metadata = [{"lang": "en", "_llamaindex": {"ref_doc_id": "d1"}}, {"lang": "de"}, {"lang": "fr"}, {}]
+    metadata: list[dict[str, Any]] = [
+        {"lang": "en", "_llamaindex": {"ref_doc_id": "d1"}},
+        {"lang": "de"},
+        {"lang": "fr"},
+        {},
+    ]
     payloads = layout.encode(["a", "b", "c", "d"], ["one", "two", "three", "four"], metadata)
     assert differing_copies(layout, payloads) == ()
     payloads[1]["lang"] = "xx"

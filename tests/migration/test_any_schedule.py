@@ -104,8 +104,10 @@ RECORDS = [
     vf.VectorRecord(id=n, text=f"text {n % 23}", vectors={"": [1.0, n, n * n]}, metadata={"n": n})
     for n in range(ROWS)
 ]
-EVENTS = ("read retry", "read late", "read fatal", "read death", "write retry", "write late", "write large")
-EVENTS += ("write fatal", "write death", "written retry", "written fatal", "written death", "none")
+EVENTS = (
+    *("read retry", "read late", "read fatal", "read death", "write retry", "write late", "write large"),
+    *("write fatal", "write death", "written retry", "written fatal", "written death", "none"),
+)
 STAGES: dict[str, tuple[dict[str, Any], set[int]]] = {
     "as they are": ({}, set(range(ROWS))),
     "transform": (

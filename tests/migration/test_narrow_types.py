@@ -57,7 +57,11 @@ def test_verify_sees_what_a_narrow_type_made_of_a_value(dtype: str) -> None:
 
 def test_a_transform_must_not_make_nan(tmp_path: Path) -> None:
     def spoil(record: VectorRecord) -> VectorRecord:
-        return record.replace(vectors={"v": np.float32([np.nan, 1, 1])}) if record.id == 1 else record
+        return (
+            record.replace(vectors={"v": np.array([np.nan, 1, 1], np.float32)})
+            if record.id == 1
+            else record
+        )
 
     source = held("float32", [1, 2, 3], [4, 5, 6])
     with pytest.raises(RejectedRecord, match="NaN"):

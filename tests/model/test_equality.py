@@ -80,7 +80,8 @@ def test_a_sparse_pair_is_compared_row_by_row() -> None:
 def test_ragged_columns_share_their_rows() -> None:
     multi = MultiColumn.from_rows([[[1.0, 2.0]], None, [[3.0, 4.0], [5.0, 6.0]]])
     sparse = SparseColumn.from_rows([SparseVector([1], [1.0]), None, SparseVector([2, 3], [2.0, 3.0])])
-    for column in (multi, sparse):
+    columns: tuple[Any, ...] = (multi, sparse)
+    for column in columns:
         assert column.lengths.tolist() == [1, 0, 2]
         again = type(column).concat(
             [column.take(np.array([2, 1])), column.absent(2), column.take(np.array([0]))]
@@ -142,9 +143,9 @@ def test_lengths_count_where_they_are_kept() -> None:
     long, short = [3.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
     kept = tolerance_of(field(), field(), normalizes=True, keeps_norms=True)
     gone = tolerance_of(field(), field(), normalizes=True)
-    assert faults(np.float32(long), np.float32(short), kept)
-    assert not faults(np.float32(long), np.float32(short), gone)
-    assert faults(np.float32(long), np.float32(short), tolerance_of(field(), field()))
+    assert faults(np.array(long, np.float32), np.array(short, np.float32), kept)
+    assert not faults(np.array(long, np.float32), np.array(short, np.float32), gone)
+    assert faults(np.array(long, np.float32), np.array(short, np.float32), tolerance_of(field(), field()))
 
 
 @pytest.mark.parametrize(("moved", "fine"), [(0.5, True), (0.51, False), (1.0, False)])

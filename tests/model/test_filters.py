@@ -81,11 +81,11 @@ def _passes(item: Any, name: str, operand: Any) -> bool:
         return False
     try:
         return {
-            "$eq": lambda: item == operand,
-            "$gt": lambda: item > operand,
-            "$gte": lambda: item >= operand,
-            "$lt": lambda: item < operand,
-            "$lte": lambda: item <= operand,
+            "$eq": lambda: bool(item == operand),
+            "$gt": lambda: bool(item > operand),
+            "$gte": lambda: bool(item >= operand),
+            "$lt": lambda: bool(item < operand),
+            "$lte": lambda: bool(item <= operand),
         }[name]()
     except TypeError:
         return False

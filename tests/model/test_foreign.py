@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 import vecferry as vf
+from known import some
 from model.test_records import all_of, records
 from vecferry.model import CollectionSchema, RecordBatch, VectorRecord, schema_of
 from vecferry.model.foreign import ID_NAMES, METADATA_NAMES, TEXT_NAMES, VECTOR_NAMES
@@ -110,5 +111,5 @@ def test_a_header_joins_a_line_and_changes_nothing_else() -> None:
         row = load_row(joined, {}, 0)
         assert row is not None and row.id == 1
         assert orjson.loads(joined)["_vecferry"]["schema"] == {"name": "x"}
-    column = columns_of([row], CollectionSchema(), lambda _: True)["ids"]
+    column = columns_of([some(row)], CollectionSchema(), lambda _: True)["ids"]
     assert column.ints.dtype == np.int64

@@ -8,7 +8,7 @@ from vecferry.ports import check_fits
 
 
 def one(**about: object) -> CollectionSchema:
-    return CollectionSchema(fields=(VectorField(dim=2, **about),))  # type: ignore[arg-type]
+    return CollectionSchema(fields=(VectorField(dim=2, **about),))
 
 
 def test_a_metric_that_nobody_declared_gives_way() -> None:

@@ -56,7 +56,7 @@ def test_every_row_is_written_once_or_rejected_alone(bad: set[int], most: int, n
     sink = Picky(bad, most, naming)
     rejections = Writer(sink, FAST).write(batch(40))  # type: ignore[arg-type]
     assert sorted(sink.rows) == [i for i in range(40) if i not in bad]
-    assert sorted(i for r in rejections for i in r.batch.id_list) == sorted(bad)  # type: ignore[type-var]
+    assert sorted(i for r in rejections for i in r.batch.id_list) == sorted(bad)
     assert max(sink.sizes, default=0) <= most
 
 
@@ -165,6 +165,6 @@ def test_the_bounds_begin_anew_after_progress() -> None:
             raise RetryableError("busy")
         return write(part)
 
-    sink.write = flaky  # type: ignore[method-assign]
+    sink.write = flaky  # type: ignore[method-assign,assignment]
     writer.write(batch(16))
     assert sorted(sink.rows) == list(range(16))

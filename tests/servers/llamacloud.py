@@ -266,7 +266,7 @@ class Call:
         self.cloud, self.method, self.raw = cloud, method, parts.path
         self.segments = parts.path.strip("/").split("/")
         self.query = {k: v[-1] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
-        self.body = json.loads(body) if body else None
+        self.body: Any = json.loads(body) if body else None
 
     def number(self, name: str, default: int) -> int:
         text = self.query.get(name, str(default))

@@ -130,7 +130,7 @@ class QdrantServer:
         """False: as servers before 1.16."""
         self._max_message, self.port, self.rest_port = max_message, port, rest_port
         self._server: grpc.Server | None = None
-        self._http: ThreadingHTTPServer | None = None
+        self._http: _Http | None = None
         self.start()
 
     def url(self, collection: str, **options: Any) -> str:
@@ -370,11 +370,11 @@ class QdrantServer:
 
     def seen(self, name: str, record: Any) -> dict[str, Any]:
         """A payload as the indexes hold it: an integer index no floats, a datetime index only moments."""
-        payload = drifted(record.payload or {})
+        payload: dict[str, Any] = drifted(record.payload or {})
         for path, index in self.extra(name).indexes.items():
             kind = index if isinstance(index, str) else index["type"]
             *steps, last = path.split(".")
-            holder = payload
+            holder: Any = payload
             for step in steps:
                 holder = holder.get(step) if isinstance(holder, dict) else None
             value = holder.get(last) if isinstance(holder, dict) else None

@@ -166,7 +166,7 @@ class S3Server:
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
     def get(self, key: str) -> bytes:
-        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)

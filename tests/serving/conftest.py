@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +15,9 @@ from vecferry.ports import Changes, WriteMode
 from vecferry.stores.memory import MemoryStore
 from words import DIM, WordEmbedder
 
+__all__ = ["DIM", "WordEmbedder"]
+
+Store = TypeVar("Store")
 QUICK = RetryPolicy(attempts=4, max_seconds=5.0, base=0.001, cap=0.01)
 
 
@@ -30,10 +33,11 @@ def record(number: int, embedder: WordEmbedder, text: str = "", **metadata: Any)
     )
 
 
-def fill(store: Any, embedder: WordEmbedder, numbers: Sequence[int] = range(30)) -> Any:
-    store.prepare(schema(embedder), WriteMode.UPSERT)
-    store.write(RecordBatch.from_records([record(n, embedder) for n in numbers]))
-    store.finish()
+def fill(store: Store, embedder: WordEmbedder, numbers: Sequence[int] = range(30)) -> Store:
+    sink: Any = store
+    sink.prepare(schema(embedder), WriteMode.UPSERT)
+    sink.write(RecordBatch.from_records([record(n, embedder) for n in numbers]))
+    sink.finish()
     return store
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 import vecferry as vf
+from known import some
 from vecferry.errors import RetryableError, UnsupportedError
 from vecferry.model import RecordBatch, VectorRecord
 from vecferry.ports import WriteMode
@@ -78,7 +79,7 @@ def test_langchain_from_texts(words: WordEmbedder) -> None:
     target.prepare(schema(words), WriteMode.UPSERT)
     store = VecferryVectorStore.from_texts(["a b", "c d"], words, ids=["1", "2"], collection=target)
     assert store.similarity_search("c d", k=1)[0].id == "2"
-    assert store.embeddings.embed_query("x") == words.embed(["x"])[0].tolist()
+    assert some(store.embeddings).embed_query("x") == words.embed(["x"])[0].tolist()
 
 
 def test_langchain_over_a_fallback(words: WordEmbedder, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_langchain_over_a_fallback(words: WordEmbedder, tmp_path: Path) -> None:
 # -- LlamaIndex ---------------------------------------------------------------------------------------
 
 
-class IndexEmbedding(core.embeddings.BaseEmbedding):  # type: ignore[misc]
+class IndexEmbedding(core.embeddings.BaseEmbedding):  # type: ignore[misc,name-defined]
     def _get_text_embedding(self, text: str) -> list[float]:
         return WordEmbedder().embed([text])[0].tolist()  # type: ignore[no-any-return]
 

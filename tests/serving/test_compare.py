@@ -146,7 +146,8 @@ def test_prometheus_counts_what_the_plain_figures_count(words: WordEmbedder, tmp
     sync(local, cloud, state=tmp_path / "s", listeners=[metrics])
 
     def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(f"vecferry_{name}", labels)
+        found: float | None = registry.get_sample_value(f"vecferry_{name}", labels)
+        return found
 
     assert value("searches_total", side="primary") == 1
     assert value("searches_total", side="secondary") == 1

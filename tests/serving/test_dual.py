@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from known import some
 from vecferry.errors import (
     ConfigurationError,
     FatalStoreError,
@@ -422,7 +423,9 @@ def test_a_killed_process_loses_no_acknowledged_write(words: WordEmbedder, tmp_p
             assert writer.pending == 0
         old, new = contents(FileStore(tmp_path / "old")), contents(FileStore(tmp_path / "new"))
         assert old == new
-        turns = {int((r.text or "turn -1").split()[1]) for r in new.values() if r.text.startswith("turn")}
+        turns = {
+            int(text.split()[1]) for text in (some(r.text) for r in new.values()) if text.startswith("turn")
+        }
         assert max(turns) >= last
         # The write after the last acknowledged one may have arrived too, in the place of the oldest.
         assert {t for t in range(last - 8, last + 1) if t >= 0} <= turns | {last + 1 - 9}

@@ -231,9 +231,9 @@ def test_directions_alone_count_where_a_store_normalises(state: Path) -> None:
     source = one([3.0, 4.0], "cosine")
     target = Unit()
     target.prepare(source.describe(), WriteMode.UPSERT)
-    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.8])})
+    put(target, {"id": 1, "text": "a", "vector": np.array([0.6, 0.8], np.float32)})
     assert sync(source, target, state=state).unchanged == 1
-    put(target, {"id": 1, "text": "a", "vector": np.float32([0.6, 0.80003])})
+    put(target, {"id": 1, "text": "a", "vector": np.array([0.6, 0.80003], np.float32)})
     state.unlink()
     assert sync(source, target, state=state).changed == 1, "a hundred times the tolerance is a change"
 

@@ -29,11 +29,11 @@ def place(request, tmp_path):
     if request.param == "file":
         root = tmp_path / "versions"
 
-        def keys():
+        def files():
             found = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
             return sorted(k for k in found if not k.startswith("."))
 
-        return SnapshotStore(f"file:{root}"), keys, lambda key: (root / key).read_bytes(), lambda k, b: (
+        return SnapshotStore(f"file:{root}"), files, lambda key: (root / key).read_bytes(), lambda k, b: (
             (root / k).parent.mkdir(parents=True, exist_ok=True), (root / k).write_bytes(b))  # fmt: skip
     s3 = request.getfixturevalue("s3")
 
@@ -234,7 +234,8 @@ def test_restore_puts_the_very_files_or_migrates(place, tmp_path):
 def test_many_writers_lose_nothing(place, writers):
     store, keys, *_ = place
     collection = little()
-    url, failures = store.url, []
+    url = store.url
+    failures: list[BaseException] = []
 
     def save(n):
         try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import vecferry as vf
+from known import some
 from vecferry.model import Kind, Metric, SparseVector
 from vecferry.stores.memory import _CABINETS, MemoryStore
 from vecferry.testing import StoreContract, VendorView
@@ -14,7 +15,7 @@ class TestMemory(StoreContract):
 
     def vendor_view(self, store: MemoryStore) -> dict[str, VendorView]:
         cabinet = _CABINETS[store.name]
-        records = cabinet.shelves[cabinet.live].records
+        records = cabinet.shelves[some(cabinet.live)].records
         return {key: VendorView(r.text, r.vector) for key, r in records.items()}
 
 

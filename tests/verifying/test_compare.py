@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from known import some
 from vecferry.errors import ConfigurationError
 from vecferry.model import (
     CollectionSchema,
@@ -427,10 +428,10 @@ def test_float16_targets_may_round_once(scale: float, seed: int) -> None:
     values = (rng.normal(size=(10, 64)) * scale).astype(np.float32)
     rows = [VectorRecord(id=i, vector=v) for i, v in enumerate(values)]
     schema = cosine(DType.FLOAT16, 64)
-    stored = [VectorRecord(id=r.id, vector=r.vector.astype(np.float16)) for r in rows]
+    stored = [VectorRecord(id=r.id, vector=some(r.vector).astype(np.float16)) for r in rows]
     proof = check(rows, Bag(stored, schema), schema=cosine(dim=64))
     assert proof.ok and proof.vectors[""].max_deviation > 0
-    beyond = stored[3].vector.copy()
+    beyond = some(stored[3].vector).copy()
     beyond[5] = np.nextafter(np.nextafter(beyond[5], np.float16(np.inf)), np.float16(np.inf))
     stored[3] = stored[3].replace(vectors={"": beyond})
     assert check(rows, Bag(stored, schema), schema=cosine(dim=64)).different_ids == [3]
@@ -447,17 +448,17 @@ def test_nan_is_equal_to_nothing_but_its_own_bits() -> None:
 
 
 def test_a_wider_type_keeps_signs_and_nan() -> None:
-    narrow = VectorRecord(id=0, vector=np.float16([-0.0, np.nan, 2, 3]))
-    wide = narrow.replace(vectors={"": narrow.vector.astype(np.float32)})
+    narrow = VectorRecord(id=0, vector=np.array([-0.0, np.nan, 2, 3], np.float16))
+    wide = narrow.replace(vectors={"": some(narrow.vector).astype(np.float32)})
     source, target = cosine(DType.FLOAT16, 4), cosine(dim=4)
     assert check([narrow], Bag([wide], target), schema=source).ok
-    unsigned = wide.replace(vectors={"": np.float32([0.0, np.nan, 2, 3])})
+    unsigned = wide.replace(vectors={"": np.array([0.0, np.nan, 2, 3], np.float32)})
     assert check([narrow], Bag([unsigned], target), schema=source).different_ids == [0]
 
 
 def test_a_lossy_index_is_measured_not_judged() -> None:
     rows = dense()
-    rough = [r.replace(vectors={"": np.round(r.vector)}) for r in rows]
+    rough = [r.replace(vectors={"": np.round(some(r.vector))}) for r in rows]
     lossy = cosine().model_copy(update={"losses": (Loss(kind="vector", detail="PQ"),)})
     proof = check(rows, Bag(rough, lossy), schema=cosine())
     assert proof.ok and proof.vectors[""].max_deviation > 0.1 and "lossy" in str(proof)
@@ -465,7 +466,7 @@ def test_a_lossy_index_is_measured_not_judged() -> None:
 
 def test_another_dimension_is_a_difference() -> None:
     rows = dense(3, 4)
-    short = [r.replace(vectors={"": r.vector[:3]}) for r in rows]
+    short = [r.replace(vectors={"": some(r.vector)[:3]}) for r in rows]
     proof = check(rows, Bag(short, cosine(dim=3)), schema=cosine(dim=4))
     assert proof.different_count == 3 and "entries" in proof.different[0].reason
 

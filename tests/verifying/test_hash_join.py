@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -32,7 +33,7 @@ halves = st.sampled_from([0, 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 
 @settings(max_examples=100, deadline=None)
 @given(keys=st.lists(st.tuples(halves, halves), max_size=60), limit=st.integers(0, 5))
-def test_runs_sort_any_number_of_records(keys: list[tuple[int, int]], limit: int, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_runs_sort_any_number_of_records(keys: list[tuple[int, int]], limit: int, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("runs") / "runs"
     runs = Runs(KEY_FIELDS, path)
     for at in range(0, len(keys), 5):
@@ -59,7 +60,7 @@ def index_of(folder: Path, records: list[VectorRecord], keys: np.ndarray) -> Has
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(["dense", "multi", "sparse"]))
-def test_what_was_put_in_is_found_again(data: st.DataObject, kind: str, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_put_in_is_found_again(data: st.DataObject, kind: str, tmp_path_factory) -> None:
     """Of equal keys the last; keys that agree in one half are two keys; vectors come back as they were."""
     pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
     keys = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
@@ -89,7 +90,7 @@ def test_what_was_put_in_is_found_again(data: st.DataObject, kind: str, tmp_path
             assert index.docs(at).tolist() == [[a + 1, b + 1]]
             assert index.hashes("e", at).tolist() == [[a + 2, b + 2]]
             column = index.vectors("t", at)
-            kept = None if column is None else column[0]
+            kept: Any = None if column is None else column[0]
             put = records[last].vectors.get("t", records[last].sparse_vectors.get("t"))
             assert np.array_equal(kept, put) if isinstance(put, np.ndarray) else kept == put
 

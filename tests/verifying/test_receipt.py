@@ -100,7 +100,7 @@ def test_the_independent_reader_never_disagrees(
             [
                 row.replace(text=(row.text or "") + "x"),
                 row.replace(metadata={**row.metadata, "new": None}),
-                row.replace(vectors={"": np.float32([9, 9, 9])}),
+                row.replace(vectors={"": np.array([9, 9, 9], np.float32)}),
             ]
         )
     )
@@ -156,7 +156,8 @@ def test_every_way_of_verifying_gives_the_same_sums(tmp_path: Path) -> None:
     turned = f"jsonl:{tmp_path / 'c.jsonl'}"
     with vf.connect(turned) as other:
         other.write(sample_records(20)[::-1])
-    proof = vf.verify(turned, target, on_account=(accounts := []).append)
+    accounts: list[Any] = []
+    proof = vf.verify(turned, target, on_account=accounts.append)
     assert proof.strategy == "hash"
     again = Receipt.of(proof, accounts[0], first.source, first.target)
     assert (again.documents, again.vectors) == (first.documents, first.vectors)

@@ -120,6 +120,7 @@ def changed(draw: st.DrawFn) -> list[VectorRecord]:
 
 
 def moved(row: VectorRecord, by: float) -> VectorRecord:
+    assert row.vector is not None
     return row.replace(vectors={"": row.vector + np.float32(by)})
 
 
@@ -365,7 +366,7 @@ def test_migrate_verify_and_repair_by_three_threads(kind: str, postgres: Any, tm
     with patch.object(reading, "BATCH", 10):
         for mode, where in (("create", {"n": {"$lt": 40}}), ("upsert", None)):
             job = tmp_path / mode
-            report = vf.migrate(source, url, mode=mode, where=where, workers=3, state_dir=job)  # type: ignore[arg-type]
+            report = vf.migrate(source, url, mode=mode, where=where, workers=3, state_dir=job)
             report.check()
         assert report.verification.strategy == "fetch"
         with vf.connect(url) as goal:

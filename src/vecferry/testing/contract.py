@@ -429,7 +429,7 @@ class StoreContract:
         from hypothesis import strategies as st
 
         names, taken = st.integers(0, 6), [0]
-        step: Any = st.one_of(
+        step: st.SearchStrategy[tuple[str, list[int]]] = st.one_of(
             st.tuples(st.just("upsert"), st.lists(names, min_size=1, max_size=4, unique=True)),
             st.tuples(st.just("delete"), st.lists(names, min_size=1, max_size=3, unique=True)),
             st.tuples(st.just("reopen"), st.just([])),

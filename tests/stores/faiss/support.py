@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from known import some
 from vecferry.model import CollectionSchema, Metric, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
 from vecferry.stores.faiss import FaissStore
@@ -47,7 +48,7 @@ def write(
 ) -> FaissStore:
     """A collection written directly."""
     store = FaissStore(path, **options)
-    store.prepare(wanted or schema(len(rows[0].vector)), WriteMode.UPSERT)
+    store.prepare(wanted or schema(len(some(rows[0].vector))), WriteMode.UPSERT)
     for start in range(0, len(rows), 100):
         store.write(RecordBatch.from_records(rows[start : start + 100]))
     store.finish()

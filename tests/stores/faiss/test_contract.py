@@ -56,7 +56,7 @@ class TestIvf(TestPlain):
     options: ClassVar[dict[str, Any]] = {"index": "IVF2,Flat"}
 
     @pytest.mark.skip("two lists cannot be trained from one record, and a sequence may leave one")
-    def test_any_sequence_of_writes_ends_as_a_dict_would(self) -> None: ...
+    def test_any_sequence_of_writes_ends_as_a_dict_would(self, tmp_path: Path) -> None: ...
 
     def load(self, store: Any, records: Any, **schema: Any) -> Any:
         if len(records) < 2:
@@ -64,7 +64,7 @@ class TestIvf(TestPlain):
         return super().load(store, records, **schema)
 
     def vendor_view(self, store: FaissStore) -> dict[Any, VendorView]:
-        index = faiss.read_index(str(store.target / "index.faiss"))
+        index: Any = faiss.read_index(str(store.target / "index.faiss"))
         index.make_direct_map()
         lines = (store.target / "records.jsonl").read_text("utf-8").splitlines()
         rows = [index.reconstruct(i) for i in range(index.ntotal)]

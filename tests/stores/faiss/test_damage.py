@@ -116,10 +116,11 @@ def test_several_indexes_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
 def test_an_index_that_does_not_fit_its_sidecar_is_named(name: str, rows: int, folder: Any) -> None:
     path = folder(name)
     index_path = FaissStore(path)._open().found.index
-    index = faiss.IndexFlatL2(384)
-    index.add(random_vectors(rows, 384))
+    flat = faiss.IndexFlatL2(384)
+    flat.add(random_vectors(rows, 384))
+    index: Any = flat
     if name.endswith("map"):
-        index, flat = faiss.IndexIDMap2(faiss.IndexFlatL2(384)), index
+        index = faiss.IndexIDMap2(faiss.IndexFlatL2(384))
         index.add_with_ids(flat.reconstruct_n(0, rows), np.arange(rows))
     faiss.write_index(index, str(index_path))
     with pytest.raises(CorruptDataError, match="200"):
@@ -357,7 +358,7 @@ def test_what_changes_its_form_in_a_layout_is_announced() -> None:
 
 def test_small_numbers_and_bits_come_back_in_their_dtype(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    columns = {
+    columns: dict[str, np.ndarray[Any, Any]] = {
         "float16": rng.standard_normal((5, 16)).astype(np.float16),
         "int8": rng.integers(-128, 128, (5, 16)).astype(np.int8),
         "uint8": rng.integers(0, 256, (5, 16)).astype(np.uint8),

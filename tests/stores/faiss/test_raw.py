@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 import pytest
 
+from known import some
 from stores.faiss.support import by_id, random_vectors
 from vecferry.errors import CorruptDataError
 from vecferry.stores.faiss import FaissStore
@@ -39,7 +40,7 @@ def lay(
 
 
 def found(folder: Path) -> dict[Any, tuple[str | None, dict[str, Any], list[float]]]:
-    return {k: (r.text, r.metadata, r.vector.tolist()) for k, r in by_id(FaissStore(folder)).items()}
+    return {k: (r.text, r.metadata, some(r.vector).tolist()) for k, r in by_id(FaissStore(folder)).items()}
 
 
 def wanted(ids: list[Any]) -> dict[Any, Any]:
@@ -158,7 +159,8 @@ def test_metadata_with_the_keys_of_a_row_survives_being_written(tmp_path: Path) 
     from stores.faiss.support import schema, write
     from vecferry.model import VectorRecord
 
-    tricky = [{"id": 1}, {"text": "x"}, {"metadata": {"a": 1}}, {"page_content": "y", "_id": None}, {}]
+    tricky: list[dict[str, Any]] = [{"id": 1}, {"text": "x"}, {"metadata": {"a": 1}}, {}]
+    tricky.append({"page_content": "y", "_id": None})
     rows = [VectorRecord(id=i, text=None, vector=[1.0, float(i)], metadata=m) for i, m in enumerate(tricky)]
     for layout in ("raw-pkl", "raw-json", "raw-jsonl"):
         write(tmp_path / layout, rows, schema(2), layout=layout)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import vecferry as vf
+from known import some
 from stores.faiss.support import by_id, random_vectors
 from vecferry.errors import CorruptDataError, LossRefusedError, NotFoundError, PlanError
 from vecferry.stores.faiss import FaissStore
@@ -25,7 +26,7 @@ VECTORS = random_vectors(4, 8)
 
 def index(folder: Path, name: str = "kb.faiss", vectors: Any = VECTORS, ids: Any = None) -> Path:
     folder.mkdir(exist_ok=True)
-    made = faiss.IndexFlatIP(vectors.shape[1])
+    made: Any = faiss.IndexFlatIP(vectors.shape[1])
     if ids is not None:
         made = faiss.IndexIDMap2(made)
         made.add_with_ids(vectors, np.array(ids))
@@ -70,7 +71,7 @@ def test_the_live_part_of_a_langchain_folder_with_holes_can_be_had(tmp_path: Pat
     with pytest.raises(CorruptDataError, match=r"id-1.*live=1"):
         FaissStore(tmp_path / "lc").describe()
     live = FaissStore(tmp_path / "lc", live="1")
-    assert {id_: record.vector.tolist() for id_, record in by_id(live).items()} == want
+    assert {id_: some(record.vector).tolist() for id_, record in by_id(live).items()} == want
     assert live.count() == 4 and live.fetch(["id-5"]).id_list == ["id-5"]
     assert "1 × vectors have no record" in losses(live) and "1 × vectors belong to" in losses(live)
     assert live.search(store.index.reconstruct(5), 1)[0].id == "id-5"
@@ -85,9 +86,9 @@ def llamaindex(folder: Path) -> tuple[Any, Any]:
     from llama_index.core.schema import TextNode
     from llama_index.vector_stores.faiss import FaissVectorStore
 
-    class Words(MockEmbedding):
+    class Words(MockEmbedding):  # type: ignore[misc]
         def _get_text_embedding(self, text: str) -> list[float]:
-            return random_vectors(1, 8, sum(text.encode()))[0].tolist()
+            return [float(x) for x in random_vectors(1, 8, sum(text.encode()))[0]]
 
     nodes = [TextNode(id_=f"n{i}", text=f"chunk {i}") for i in range(6)]
     context = StorageContext.from_defaults(vector_store=FaissVectorStore(faiss.IndexFlatL2(8)))
@@ -128,7 +129,7 @@ ROWS = [{"id": key, **row} for key, row in RECORDS.items()]
 
 def seen(store: FaissStore) -> dict[Any, tuple[str | None, dict[str, Any]]]:
     records = by_id(store)
-    assert [r.vector.tolist() for r in records.values()] == VECTORS.tolist()
+    assert [some(r.vector).tolist() for r in records.values()] == VECTORS.tolist()
     return {id_: (r.text, r.metadata) for id_, r in records.items()}
 
 
@@ -169,7 +170,7 @@ def test_mem0_keeps_a_pickle_of_payloads_and_names_with_holes_after_deletions(tm
     assert {id_: (r.text, r.metadata) for id_, r in records.items()} == {
         k: v for k, v in TRUTH.items() if k != "b"
     }
-    assert records["c"].vector.tolist() == VECTORS[2].tolist()
+    assert some(records["c"].vector).tolist() == VECTORS[2].tolist()
 
 
 def test_haystack_keeps_documents_in_sqlite(tmp_path: Path) -> None:
@@ -278,5 +279,5 @@ def test_lists_on_disk_are_found_where_the_index_lies_now(tmp_path: Path, monkey
     data = tmp_path / "moved" / "lists.ivfdata"
     os.utime(data, ns=(1, 1))
     records = by_id(FaissStore(tmp_path / "moved" / "big.index"))
-    assert all(records[i].vector.tolist() == vectors[i].tolist() for i in range(500))
+    assert all(some(records[i].vector).tolist() == vectors[i].tolist() for i in range(500))
     assert data.stat().st_mtime_ns == 1  # nothing was written

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from known import some
 from stores.faiss.support import by_id, records, schema, write
 from vecferry.errors import CorruptDataError, JobLockedError, NotFoundError
 from vecferry.model import DenseColumn, RecordBatch, VectorRecord
@@ -39,7 +40,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_store_promises_every_ability() -> None:
     for ability in (Store, Rewindable, Publishable, Deletable):
         assert isinstance(FaissStore("x"), ability)
-    assert [FaissStore("x").stages(mode) for mode in ("create", "replace", "upsert")] == [True, True, False]
+    modes = (WriteMode.CREATE, WriteMode.REPLACE, WriteMode.UPSERT)
+    assert [FaissStore("x").stages(mode) for mode in modes] == [True, True, False]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -185,7 +187,7 @@ def test_a_scan_goes_on_over_the_state_it_began_with(tmp_path: Path) -> None:
 def test_batches_own_their_arrays(tmp_path: Path) -> None:
     batches = list(write(tmp_path / "kb", records(100)).scan(batch_size=10))
     rows = np.concatenate([batch.vectors[""].values for batch in batches])
-    assert np.array_equal(rows, np.stack([record.vector for record in records(100)]))
+    assert np.array_equal(rows, np.stack([some(record.vector) for record in records(100)]))
     batches[0].vectors[""].values[:] = 0
     assert FaissStore(tmp_path / "kb").fetch(["r0"]).vectors[""].values.any()
 

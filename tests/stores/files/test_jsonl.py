@@ -67,8 +67,8 @@ def test_the_one_float32_that_its_own_digits_do_not_name(tmp_path: Path) -> None
 
 
 def test_every_float16_is_exact(tmp_path: Path) -> None:
-    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    every = every[np.isfinite(every)].reshape(-1, 256)
+    patterns = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = patterns[np.isfinite(patterns)].reshape(-1, 256)
     records = [VectorRecord(id=i, vector=row) for i, row in enumerate(every)]
     store = written(tmp_path / "a.jsonl", records)
     back = np.concatenate([b.vectors[""].values for b in store.scan()])

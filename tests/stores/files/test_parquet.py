@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import vecferry
+from known import some
 from vecferry.errors import ConfigurationError, CorruptDataError, NotFoundError, RejectedRecord
 from vecferry.model import (
     CollectionSchema,
@@ -44,12 +45,12 @@ def test_duckdb_reads_it_as_it_is(tmp_path: Path) -> None:
     records = sample_records(25)
     store = written(tmp_path / "a.parquet", records)
     query = f"select id, text, vector, metadata ->> '$.topic' as topic from '{store.path}' order by id"
-    rows = duckdb.sql(query).fetchall()
-    assert [(r.id, r.text, r.vector.tolist(), r.metadata["topic"]) for r in records] == [
+    rows = some(duckdb.sql(query)).fetchall()
+    assert [(r.id, r.text, some(r.vector).tolist(), r.metadata["topic"]) for r in records] == [
         (id_, text, list(vector), topic) for id_, text, vector, topic in rows
     ]
     described = dict(
-        duckdb.sql(f"select column_name, column_type from (describe '{store.path}')").fetchall()
+        some(duckdb.sql(f"select column_name, column_type from (describe '{store.path}')")).fetchall()
     )
     assert described["id"] == "BIGINT" and described["vector"].startswith("FLOAT[")
 
@@ -176,7 +177,7 @@ def test_a_foreign_file_in_the_usual_shape(tmp_path: Path) -> None:
         ("x", "one", {"title": "a", "page": 1}),
         ("y", None, {"title": "b", "page": None}),
     ]
-    assert records[0].vector.tolist() == np.array([0.1, 0.2], np.float32).tolist()
+    assert some(records[0].vector).tolist() == np.array([0.1, 0.2], np.float32).tolist()
 
 
 def test_a_foreign_file_with_named_columns(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_vectors_of_integers_are_vectors(
     assert [f.dtype for f in store.describe().fields] == [read]
     assert ["int64" in loss.detail for loss in store.describe().losses] == [True] * (kind == "int64")
     records = [r for b in store.scan() for r in b.records()]
-    assert [(r.vector.tolist(), r.metadata) for r in records] == [
+    assert [(some(r.vector).tolist(), r.metadata) for r in records] == [
         ([1, 2], {"tags": [7]}),
         ([3, 4], {"tags": [8, 9]}),
     ]
@@ -249,7 +250,10 @@ def test_a_foreign_file_that_was_changed_is_still_read_by_the_same_url(tmp_path:
         kb.delete(["x"])
         kb.write([VectorRecord(id=7, text="seven", vector=[3.0])])
     records = list(vecferry.connect(url).records())
-    assert [(r.id, r.text, r.vector.tolist()) for r in records] == [("y", "two", [2]), (7, "seven", [3])]
+    assert [(r.id, r.text, some(r.vector).tolist()) for r in records] == [
+        ("y", "two", [2]),
+        (7, "seven", [3]),
+    ]
 
 
 def test_settings_and_tables_that_cannot_be_are_named(tmp_path: Path) -> None:
@@ -268,7 +272,7 @@ def test_rows_without_an_id_are_numbered(tmp_path: Path) -> None:
     store = ParquetStore(tmp_path)
     assert [i for b in store.scan(batch_size=1) for i in b.id_list] == list(range(6))
     assert [i for b in store.scan(fields=Fields.IDS) for i in b.id_list] == list(range(6))
-    assert next(store.fetch([4]).records()).vector.tolist() == [4.0, 1.0]
+    assert some(next(store.fetch([4]).records()).vector).tolist() == [4.0, 1.0]
     assert store.search(np.array([0.0, 1.0]), 1)[0].id == 0
 
 
@@ -276,7 +280,7 @@ def test_what_pandas_writes_is_read(tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": [1, 2], "text": ["a", "b"], "vector": [np.ones(2), np.zeros(2)]})
     frame.to_parquet(tmp_path / "p.parquet")
     store = ParquetStore(tmp_path / "p.parquet")
-    assert [(r.id, r.text, r.vector.tolist()) for b in store.scan() for r in b.records()] == [
+    assert [(r.id, r.text, some(r.vector).tolist()) for b in store.scan() for r in b.records()] == [
         (1, "a", [1, 1]),
         (2, "b", [0, 0]),
     ]

@@ -25,7 +25,7 @@ from vecferry.stores.kit.files import FileStore
 from vecferry.stores.parquet import ParquetStore
 from vecferry.testing import sample_records, sample_schema
 
-KINDS = {
+KINDS: dict[str, Callable[[Path], FileStore]] = {
     "one.parquet": ParquetStore,
     "parts": ParquetStore,
     "one.jsonl": JsonlStore,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vecferry as vf
+from known import some
 from servers.llamacloud import Fault, LlamaCloud, Pipeline
 from servers.postgres import Postgres, postgres
 from vecferry.core.retry import RetryPolicy
@@ -141,7 +142,7 @@ def test_the_vectors_of_a_customer_owned_sink_are_read_there(
         assert url in str(source.describe().losses[0])
     found = {record.id: record for record in vf.connect(url).records()}
     assert {id_: record.text for id_, record in found.items()} == {f"n{i}": f"chunk {i}" for i in range(4)}
-    assert found["n2"].vector.tolist() == [1.0, 0.5, 2.0]
+    assert some(found["n2"].vector).tolist() == [1.0, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_a_filter_that_cannot_match_is_an_error_of_the_plan(db: Any, tmp_path: A
     docs = db.connect("docs")
     docs.write([{"id": 1, "vector": [1.0], "metadata": {"lang": "en", "a": {"b": 1}, "tags": ["x"]}}])
     target = f"jsonl:{tmp_path}/out.jsonl"
-    for table, where in (
+    filters: tuple[tuple[str, dict[str, Any]], ...] = (
         ("t", {"no_such_key": 1}),
         ("t", {"at": 5}),
         ("t", {"at": "2026-05-05"}),
@@ -486,18 +486,20 @@ def test_a_filter_that_cannot_match_is_an_error_of_the_plan(db: Any, tmp_path: A
         ("docs", {"no_such_key": 1}),
         ("docs", {"a.c": 1}),
         ("docs", {"lang": 5}),
-    ):
+    )
+    for table, where in filters:
         with pytest.raises(PlanError, match="filter"):
             vf.plan(url(db, table), target, where=where)
     with pytest.raises(PlanError, match=r"write date\('2026-05-05'\) in an expression"):
         vf.plan(url(db, "t"), target, where={"at": {"$gte": "2026-05-05"}})
     vf.plan(url(db, "t"), target, where="at >= date('2026-05-05')")
-    for table, where in (
+    filters = (
         ("t", {"id": 1}),
         ("t", {"no_such_key": {"$exists": False}}),
         ("t", {"owner": {"$ne": "nobody"}}),
         ("docs", {"lang": "de"}),
         ("docs", {"a.b": 1}),
         ("docs", {"tags": "x"}),
-    ):
+    )
+    for table, where in filters:
         vf.plan(url(db, table), target, where=where)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from known import some
 from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, VectorRecord
 from vecferry.ports import WriteMode
@@ -106,7 +107,7 @@ def test_langchain_opens_what_is_written(db: Any) -> None:
     app.add_texts(["the sun rises"], metadatas=[{"n": 9}], ids=["new"])
     back = by_id(db.connect("kb"))
     assert back["new"].text == "the sun rises" and back["new"].metadata == {"n": 9} and len(back) == 6
-    app._engine.dispose()
+    some(app._engine).dispose()
 
 
 def test_what_langchain_wrote_is_read(db: Any) -> None:
@@ -131,7 +132,7 @@ def test_what_langchain_wrote_is_read(db: Any) -> None:
     assert caught.value.ids == ("i:0",)
     assert by_id(db.connect("one"))["i:0"].text == TEXTS[0]
     for app in (one, two):
-        app._engine.dispose()
+        some(app._engine).dispose()
 
 
 def test_langchain_v2_opens_what_is_written_and_is_read(db: Any) -> None:

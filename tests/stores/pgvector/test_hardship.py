@@ -266,7 +266,8 @@ def test_the_partitions_of_a_read_share_one_snapshot(both: Any) -> None:
 
 def test_partitions_are_read_from_threads(db: Any) -> None:
     fill(db)
-    store, found = db.store(), []
+    store = db.store()
+    found: list[Any] = []
 
     def read(part: Any) -> None:
         found.extend(i for b in store.scan(partition=part, batch_size=100) for i in b.id_list)

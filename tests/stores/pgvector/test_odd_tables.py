@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from known import some
 from vecferry.connecting import Collection
 from vecferry.contrib.fill_postgres import fill_column
 from vecferry.contrib.sqlalchemy_models import PgVectorCollection
@@ -32,10 +34,10 @@ from vecferry.stores.pgvector import PgVectorStore
 class Counting:
     space = EmbeddingSpace(model="counting", dim=2, normalized=False)
 
-    def embed(self, texts: list[str]) -> Any:
+    def embed(self, texts: Sequence[str]) -> Any:
         return np.array([[len(text), 1] for text in texts], np.float32)
 
-    async def aembed(self, texts: list[str]) -> Any:
+    async def aembed(self, texts: Sequence[str]) -> Any:
         return self.embed(texts)
 
 
@@ -200,11 +202,11 @@ class Document(Base):
     __tablename__ = "documents"
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    __mapper_args__: ClassVar[Any] = {"polymorphic_on": "kind", "polymorphic_identity": "note"}
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "note"}  # noqa: RUF012
 
 
 class Mail(Document):
-    __mapper_args__: ClassVar[Any] = {"polymorphic_identity": "mail"}
+    __mapper_args__ = {"polymorphic_identity": "mail"}  # noqa: RUF012
 
 
 class Report(Base):
@@ -245,7 +247,7 @@ def test_subqueries_keep_their_own_tables(db: Any) -> None:
     other = sa.orm.aliased(Report)
     latest = sa.select(sa.func.max(other.id)).where(other.u == Report.u).scalar_subquery()
     by_user = sa.select(User.id).where(User.id == Report.u, User.active).exists()
-    for where in [
+    conditions: list[Any] = [
         Report.u.in_(sa.select(User.id).where(User.active)),
         by_user,
         sa.and_(by_user, Report.id > 10),
@@ -253,7 +255,8 @@ def test_subqueries_keep_their_own_tables(db: Any) -> None:
         Report.id.in_(sa.select(Report.id).where(Report.u == 1)),
         Report.urgent,
         Report.early,
-    ]:
+    ]
+    for where in conditions:
         with sa.orm.Session(engine_of(db)) as session:
             wanted = set(session.scalars(sa.select(Report.id).where(where)))
         assert {r.id for r in reports.records(where=where)} == wanted
@@ -301,7 +304,7 @@ def test_an_engine_in_autocommit_is_read_in_transactions(db: Any) -> None:
     assert len(in_shares(store)) == 50
     assert fill_column(store, "second", Counting()).rows == 50
     store.close()
-    with engine.raw_connection().driver_connection as connection:
+    with some(engine.raw_connection().driver_connection) as connection:
         assert connection.autocommit
 
 

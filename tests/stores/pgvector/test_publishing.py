@@ -34,7 +34,7 @@ def test_readers_see_the_old_or_the_new_and_never_nothing(both: Any) -> None:
     def read() -> None:
         with both.server.connect(both.database) as connection:
             while not stop.is_set():
-                seen.add(connection.execute("select count(*) from items").fetchone()[0])  # type: ignore[index]
+                seen.add(connection.execute("select count(*) from items").fetchone()[0])
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -18,9 +18,9 @@ def items(db: Any) -> Any:
     return db
 
 
-def told(store: Any, cursor: Any, **options: Any) -> tuple[Any, dict[int, str], set[int]]:
-    upserted: dict[int, str] = {}
-    deleted: set[int] = set()
+def told(store: Any, cursor: Any, **options: Any) -> tuple[Any, dict[Any, str], set[Any]]:
+    upserted: dict[Any, str] = {}
+    deleted: set[Any] = set()
     for change in store.changes(cursor, **options):
         cursor = change.cursor
         for record in change.upserted.records() if change.upserted else ():
@@ -33,8 +33,9 @@ def told(store: Any, cursor: Any, **options: Any) -> tuple[Any, dict[int, str], 
 
 
 def test_what_was_added_changed_and_deleted(items: Any) -> None:
-    store = items.store()
-    assert isinstance(store, ChangeTracking)
+    store: Any = items.store()
+    able: bool = isinstance(store, ChangeTracking)
+    assert able
     start = store.track()
     assert store.track() is not None
     assert told(store, start)[1:] == ({}, set())

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
+from known import some
 from vecferry.errors import RejectedRecord, SchemaMismatchError, UnsupportedError
 from vecferry.model import (
     CollectionSchema,
     EmbeddingSpace,
     Metric,
     RecordBatch,
+    RecordId,
     SparseVector,
     VectorField,
     VectorRecord,
@@ -101,7 +103,7 @@ def test_scores_are_those_of_the_metric(open_: Open, metric: str) -> None:
     )[:7]
     hits = store.search(query, 7)
     assert [hit.id for hit in hits] == [id_ for _, id_ in expected]
-    np.testing.assert_allclose([hit.score for hit in hits], [s for s, _ in expected], rtol=1e-4)
+    np.testing.assert_allclose([some(hit.score) for hit in hits], [s for s, _ in expected], rtol=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
@@ -117,15 +119,15 @@ def test_multi_vectors_score_by_the_best_match_of_each_row(open_: Open, metric: 
     )
     hits = store.search(query, 10, field="m")
     if metric == "l2":  # Qdrant sums squared distances here: the order is its own, the sign is ours
-        assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        assert [some(h.score) for h in hits] == sorted((some(h.score) for h in hits), reverse=True)
         return
     assert [hit.id for hit in hits] == [id_ for _, id_ in expected]
-    np.testing.assert_allclose([hit.score for hit in hits], [s for s, _ in expected], rtol=1e-4)
+    np.testing.assert_allclose([some(hit.score) for hit in hits], [s for s, _ in expected], rtol=1e-4)
 
 
 def test_many_queries_are_answered_as_one_by_one(open_: Open) -> None:
     store = fill(open_(), records(60))
-    queries = vectors(40, seed=4)
+    queries: Any = vectors(40, seed=4)
     for where in (None, {"n": {"$lt": 30}}, {"n": {"$nin": ["x", None]}}):
         each = [store.search(query, 5, where=where) for query in queries]
         assert store.search_many(queries, 5, where=where) == each
@@ -144,7 +146,7 @@ def test_sparse_vectors_are_searched(open_: Open) -> None:
     assert hits[0].id == 4
     stored = {r.id: r.sparse_vectors.get("words") for r in rows}
     for hit in hits:
-        assert hit.score == pytest.approx(sparse_score(Metric.IP, query, stored[hit.id]), rel=1e-5)
+        assert hit.score == pytest.approx(sparse_score(Metric.IP, query, some(stored[hit.id])), rel=1e-5)
     with pytest.raises(SchemaMismatchError, match="SparseVector"):
         store.search([1.0], 3, field="words")
 
@@ -157,7 +159,7 @@ def test_component_types_come_back(open_: Open, dtype: str, metric: str) -> None
     rows = [VectorRecord(id=i, vector=numbers[i]) for i in range(20)]
     store = fill(open_(), rows, like)
     assert store.describe().fields[0].dtype == dtype
-    came = np.stack([r.vector for r in read(store)])
+    came = np.stack([some(r.vector) for r in read(store)])
     assert came.dtype == dtype
     np.testing.assert_allclose(came, numbers, rtol=2e-3 if dtype == "float16" else 0)
 
@@ -189,8 +191,8 @@ def test_lengths_that_cosine_takes_are_kept_and_restored(open_: Open) -> None:
     assert store.capabilities().keeps_norms
     for _ in range(2):  # from the client that wrote, and from one that opens it anew
         for came, went in zip(read(store), rows, strict=True):
-            np.testing.assert_allclose(came.vector, went.vector, rtol=1e-6)
-        np.testing.assert_allclose(store.fetch([3]).vectors[""].values[0], rows[3].vector, rtol=1e-6)
+            np.testing.assert_allclose(some(came.vector), some(went.vector), rtol=1e-6)
+        np.testing.assert_allclose(store.fetch([3]).vectors[""].values[0], some(rows[3].vector), rtol=1e-6)
         store.close()
 
 
@@ -219,7 +221,7 @@ def test_unit_vectors_need_no_envelope(folder: Open) -> None:
 
 
 def test_integers_and_uuids_are_themselves(folder: Open) -> None:
-    ids = [0, 2**64 - 1, UUID(int=5)]
+    ids: list[RecordId] = [0, 2**64 - 1, UUID(int=5)]
     store = fill(folder(), [VectorRecord(id=i, vector=np.ones(DIM)) for i in ids])
     path = store._address.path
     store.close()
@@ -229,7 +231,7 @@ def test_integers_and_uuids_are_themselves(folder: Open) -> None:
 
 
 def test_the_order_of_ids_is_qdrants(folder: Open) -> None:
-    ids = [3, 2**64 - 1, 0, UUID(int=0), uuid4(), uuid4(), UUID(int=2**128 - 1)]
+    ids: list[RecordId] = [3, 2**64 - 1, 0, UUID(int=0), uuid4(), uuid4(), UUID(int=2**128 - 1)]
     store = fill(folder(), [VectorRecord(id=i, vector=np.ones(DIM)) for i in ids])
     found = [point_id(r.id, text_ids=False)[0] for r in read(store, batch_size=2)]
     assert found == sorted(found, key=order)
@@ -240,7 +242,7 @@ def test_the_order_of_ids_is_qdrants(folder: Open) -> None:
 
 
 def test_deleting_takes_what_was_meant(open_: Open) -> None:
-    ids = [7, "7", "007", UUID(int=7), str(UUID(int=7)), -7]
+    ids: list[RecordId] = [7, "7", "007", UUID(int=7), str(UUID(int=7)), -7]
     store = fill(open_(), [VectorRecord(id=i, vector=np.ones(DIM)) for i in ids])
     assert store.delete(["7", str(UUID(int=7)), 8]) == 2
     left = {encode_id(r.id) for r in read(store)}
@@ -301,7 +303,7 @@ def test_the_space_is_with_the_collection_itself(folder: Open) -> None:
     path = store._address.path
     store.close()
     client = QdrantClient(path=path)
-    noted = client.get_collection("c").config.metadata["vecferry"]
+    noted = some(client.get_collection("c").config.metadata)["vecferry"]
     client.close()
     assert EmbeddingSpace(**noted["spaces"][""]) == space
     assert folder().describe().fields[0].space == space
@@ -319,5 +321,5 @@ def test_a_collection_of_the_app_learns_the_space_and_keeps_its_own_metadata(fol
     assert store.describe().fields[0].space == space
     store.close()
     client = QdrantClient(path=path)
-    assert client.get_collection("c").config.metadata["owner"] == "team a"
+    assert some(client.get_collection("c").config.metadata)["owner"] == "team a"
     client.close()

@@ -115,7 +115,7 @@ def test_a_filter_picks_what_it_picks_in_python(collection: QdrantStore, where: 
 @pytest.mark.parametrize("layout", ["plain", "langchain", "llamaindex", "both"])
 @pytest.mark.parametrize("key", ["text", "doc_id", "_vecferry"])
 def test_metadata_named_as_the_layouts_own_keys_is_filtered(folder: Open, layout: str, key: str) -> None:
-    rows = [{key: "x"}, {key: 7}, {key: {"deep": 1}}, {"other": 1}]
+    rows: list[dict[str, Any]] = [{key: "x"}, {key: 7}, {key: {"deep": 1}}, {"other": 1}]
     store = fill(
         folder(layout=layout),
         [VectorRecord(id=i, vector=np.ones(DIM), text="t", metadata=m) for i, m in enumerate(rows)],

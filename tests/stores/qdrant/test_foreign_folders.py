@@ -63,7 +63,8 @@ def test_a_point_that_runs_something_is_refused_unrun(
     folder: Path, tmp_path: Path, collection: str
 ) -> None:
     canary = tmp_path / "canary"
-    put(folder, pickle.dumps(models.PointStruct.model_construct(id=9, vector=Bomb(canary))), collection)
+    bomb: Any = Bomb(canary)
+    put(folder, pickle.dumps(models.PointStruct.model_construct(id=9, vector=bomb)), collection)
     with vf.connect(f"qdrant:{folder}#{collection}") as there:
         for read in (there.describe, lambda: list(there.scan()), lambda: there.fetch([9])):
             with pytest.raises(UnsafePickleError):

@@ -30,7 +30,7 @@ QUERIES = vectors(4, dim=DIM, seed=6)
 TEXTS = [f"note {i} – 안녕" for i in range(ROWS)]
 
 
-class Known(Embeddings):
+class Known(Embeddings):  # type: ignore[misc]
     """The i-th text has the i-th vector; no model, no network."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

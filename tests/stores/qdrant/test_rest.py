@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import vecferry as vf
+from known import some
 from servers.qdrant import QdrantServer
 from vecferry.errors import FatalStoreError, NotFoundError, RejectedRecord, RetryableError
 from vecferry.model import CollectionSchema, DenseColumn, RecordBatch, VectorField
@@ -25,7 +27,7 @@ def rest() -> Iterator[QdrantServer]:
         yield running
 
 
-def open_(server: QdrantServer, **options: object) -> QdrantStore:
+def open_(server: QdrantServer, **options: Any) -> QdrantStore:
     return QdrantStore(
         Address(host="127.0.0.1", port=server.rest_port, prefer_grpc=False, timeout=5), "c", **options
     )
@@ -47,9 +49,9 @@ def test_every_field_and_type_crosses(rest: QdrantServer) -> None:
 def test_float32_vectors_cross_bit_for_bit(rest: QdrantServer) -> None:
     like = CollectionSchema(fields=(VectorField(dim=DIM, metric="l2"),))
     store = fill(open_(rest), records(50), like)
-    np.testing.assert_array_equal(np.stack([r.vector for r in read(store)]), vectors(50))
+    np.testing.assert_array_equal(np.stack([some(r.vector) for r in read(store)]), vectors(50))
     assert store.search(vectors(50)[7], 1)[0].id == 7
-    many = store.search_many(vectors(50)[3:6], 1, fields=Fields.IDS)
+    many = store.search_many(list(vectors(50)[3:6]), 1, fields=Fields.IDS)
     assert [hits[0].id for hits in many] == [3, 4, 5]
     assert store.delete([7, 8, 99]) == 2
     assert store.fetch([7, 9]).id_list == [9]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import resource
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from servers.qdrant import QdrantServer, Refusal
 from vecferry.errors import CorruptDataError, FatalStoreError, PlanError, RetryableError
 from vecferry.model import CollectionSchema, EmbeddingSpace, VectorField, VectorRecord
 from vecferry.ports import WriteMode
-from vecferry.stores.qdrant import server as module
 
 from .conftest import fill, read
 
@@ -107,7 +107,7 @@ def test_a_rate_limit_makes_progress(server: QdrantServer, monkeypatch: pytest.M
         there.store.prepare(SCHEMA, WriteMode.CREATE)
         server.minute = 60.0
         strict(server, write_rate_limit=25)
-        monkeypatch.setattr(module.time, "sleep", sleep)
+        monkeypatch.setattr(time, "sleep", sleep)
         from vecferry.model import RecordBatch
 
         there.store.write(RecordBatch.from_records(rows(40)))
@@ -154,7 +154,12 @@ def test_shard_keys_are_refused_by_name_or_chosen(server: QdrantServer, filled: 
         filled.describe()
     seen: list[Any] = []
     original = server.scroll
-    server.scroll = lambda name, body: (seen.append(body.get("shard_key")), original(name, body))[1]  # type: ignore[method-assign]
+
+    def scroll(name: str, body: dict[str, Any]) -> Any:
+        seen.append(body.get("shard_key"))
+        return original(name, body)
+
+    server.scroll = scroll  # type: ignore[method-assign]
     with vf.connect(server.url("c", shard_key="eu")) as chosen:
         assert len(list(chosen.records())) == 20
     assert set(seen) == {"eu"}

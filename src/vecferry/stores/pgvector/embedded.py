@@ -174,7 +174,7 @@ def _forget_stale_instance(pgserver: Any, data: Path) -> None:
 
 
 def _lock(root: Path) -> Any:
-    import fasteners  # type: ignore[import-untyped]
+    import fasteners
 
     return fasteners.InterProcessLock(root / ".vecferry.lock")
 
@@ -184,7 +184,7 @@ def _stop_if_last(root: Path, owner: int) -> None:
     server = _SERVERS.pop(root, None)
     if server is None or os.getpid() != owner:
         return
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     with contextlib.suppress(OSError), _lock(root):
         others = [pid for pid in server.global_process_id_list._get() if pid != owner]

@@ -16,6 +16,7 @@ import psycopg
 import sqlalchemy as sa
 import sqlalchemy.exc
 from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from vecferry.errors import (
     ConfigurationError,
@@ -194,7 +195,7 @@ class Server:
         *,
         folder: str | None = None,
         parameters: dict[str, Any] | None = None,
-        engine: sa.Engine | None = None,
+        engine: sa.Engine | AsyncEngine | None = None,
     ) -> None:
         self.url = url
         self._folder, self._parameters = folder, parameters or {}
@@ -202,7 +203,8 @@ class Server:
         self._engine: sa.Engine | None = None
         if engine is None:
             return
-        engine = getattr(engine, "sync_engine", engine)
+        if isinstance(engine, AsyncEngine):
+            engine = engine.sync_engine
         if engine.dialect.driver == "psycopg" and not engine.dialect.is_async:
             self._given = self._engine = engine
         else:  # psycopg2, asyncpg: the same address by the driver that we need

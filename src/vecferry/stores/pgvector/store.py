@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from vecferry.errors import (
     ConfigurationError,
@@ -84,7 +85,7 @@ class PgVectorStore:
 
     def __init__(
         self,
-        server: Server | sa.Engine,
+        server: Server | sa.Engine | AsyncEngine,
         table: TableName | str | None,
         options: Options | None = None,
         **more: Any,
@@ -106,7 +107,9 @@ class PgVectorStore:
         self._tag = ""
 
     @classmethod
-    def from_url(cls, url: StoreURL, *, engine: sa.Engine | None = None, **options: Any) -> PgVectorStore:
+    def from_url(
+        cls, url: StoreURL, *, engine: sa.Engine | AsyncEngine | None = None, **options: Any
+    ) -> PgVectorStore:
         """``pgvector://user@host:port/db#schema.table`` or ``pgvector:FOLDER#table``."""
         libpq = {name: options.pop(name) for name in LIBPQ_OPTIONS & options.keys()}
         server = Server(str(url), engine=engine) if engine is not None else Server.from_url(url, libpq)
