@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 PYTEST := env HF_HUB_OFFLINE=1 $(abspath $(BIN))/python -m pytest
 EXTRAS := all
 
-.PHONY: help demo test lint format coverage dist bench chaos fuzz soak test-slow test-servers test-ceph test-qdrant clean
+.PHONY: help demo test lint types format coverage dist bench chaos fuzz soak test-slow test-servers test-ceph test-qdrant clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+types: $(VENV)/.test  ## the types of the tests
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 format: $(VENV)/.test  ## write the code as ruff wants it
 	$(BIN)/ruff check --fix .
