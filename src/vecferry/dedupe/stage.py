@@ -118,7 +118,7 @@ class DedupeStage:
             self._token = self._token_of(connection)
         self._sweep()
         if self._decisions_file.exists():
-            self._decisions = Decisions(self._decisions_file)
+            self._decisions = Decisions(self._decisions_file, self._memory_keys)
             query = "SELECT repeats FROM dedupe_parcel WHERE stage = ? AND repeats IS NOT NULL"
             for (repeats,) in connection.execute(query, (self.name,)):
                 self._decisions.count(np.frombuffer(repeats, np.int64))
@@ -162,7 +162,7 @@ class DedupeStage:
         for inflight in inflights:
             first_pass.add(inflight.batch)
         first_pass.resolve()
-        self._decisions = Decisions(self._decisions_file)
+        self._decisions = Decisions(self._decisions_file, self._memory_keys)
 
     # -- the stream ---------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class DedupeStage:
         copy = DedupeStage(self.rules, name=self.name, memory_keys=self._memory_keys)
         copy._folder, copy._token, copy._own_folder = self._folder, self._token, self._own_folder
         if self._decisions is not None:
-            copy._decisions = Decisions(self._decisions_file)
+            copy._decisions = Decisions(self._decisions_file, self._memory_keys)
         elif not self.needs_first_pass:
             copy._load_seeds()
         return copy
