@@ -137,6 +137,10 @@ class QdrantServer:
         query = "&".join(f"{k}={v}" for k, v in {"grpc_port": self.port, **options}.items())
         return f"qdrant://127.0.0.1:{self.rest_port}/{collection}?{query}"
 
+    def named(self, collection: str) -> str:
+        """What the server calls it; on a real one every run has names of its own."""
+        return collection
+
     def __enter__(self) -> QdrantServer:
         return self
 
@@ -363,6 +367,9 @@ class QdrantServer:
             raise Refusal(400, f'Limit exceeded {limit} > {most} for "limit"')
 
     def check_filter(self, name: str, condition: Any) -> None:
+        most, found = self.strict(name).get("filter_max_conditions"), _conditions(condition)
+        if most is not None and found > most:
+            raise Refusal(400, f"Bad request: Filter condition limit reached ({found} > {most}).")
         if self.strict(name).get("unindexed_filtering_retrieve") is False:
             for key in _keys(condition):
                 if key.replace('"', "") not in self.extra(name).indexes:
@@ -413,6 +420,16 @@ def narrowed(record: Any) -> Any:
         return [narrow(one) for one in value] if isinstance(value, list) else value
 
     return record.model_copy(update={"payload": narrow(drifted(record.payload or {}))})
+
+
+def _conditions(condition: Any) -> int:
+    """How many a filter has, those of the filters within it included."""
+    found = 0
+    for name in ("must", "should", "must_not"):
+        inner = condition.get(name) or []
+        for one in inner if isinstance(inner, list) else [inner]:
+            found += _conditions(one) or 1
+    return found
 
 
 def _keys(condition: Any) -> Iterator[str]:

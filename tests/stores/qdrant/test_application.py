@@ -22,6 +22,7 @@ from vecferry.stores.qdrant import QdrantStore
 
 from .conftest import fill, read
 
+REAL_TOO = True
 Open = Callable[..., QdrantStore]
 SCHEMA = CollectionSchema(fields=(VectorField(dim=2, metric="ip"),))
 DOT = models.VectorParams(size=2, distance=models.Distance.DOT)
@@ -91,7 +92,7 @@ def test_langchains_points_are_found_by_their_uuids(server: QdrantServer, tmp_pa
     client = QdrantClient(url=f"http://127.0.0.1:{server.rest_port}", check_compatibility=False)
     params = models.VectorParams(size=8, distance=models.Distance.COSINE)
     server.client.create_collection("lc", params)
-    app = QdrantVectorStore(client=client, collection_name="lc", embedding=model)
+    app = QdrantVectorStore(client=client, collection_name=server.named("lc"), embedding=model)
     app.add_documents([Document(page_content=f"doc {i}", metadata={"v": 1}) for i in range(10)], ids=ids)
     source = tmp_path / "a.jsonl"
     with vf.connect(f"jsonl:{source}") as lines:

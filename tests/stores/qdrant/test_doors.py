@@ -20,6 +20,7 @@ from vecferry.errors import ConfigurationError, FatalStoreError, PlanError
 from vecferry.ports import StoreURL
 from vecferry.stores.qdrant.connection import Address
 
+REAL_TOO = True
 PAIR = [{"id": 1, "vector": [1.0, 2.0], "text": "a"}, {"id": 2, "vector": [2.0, 1.0], "text": "b"}]
 
 
@@ -68,6 +69,7 @@ def test_two_servers_on_one_machine_keep_to_themselves(tmp_path: Path) -> None:
         assert new.calls["Upsert"] == 1 and new.upserts, "points came to the right one"
 
 
+@pytest.mark.wire_only  # two servers
 @pytest.mark.parametrize("copied", [False, True], ids=["another server", "a copy of its storage"])
 def test_a_port_of_another_server_is_not_used(
     server: QdrantServer, other: QdrantServer, copied: bool
@@ -81,6 +83,7 @@ def test_a_port_of_another_server_is_not_used(
     assert other.calls["Upsert"] == 0
 
 
+@pytest.mark.wire_only  # two servers
 def test_grpc_that_was_asked_for_and_leads_elsewhere_is_an_error(
     server: QdrantServer, other: QdrantServer
 ) -> None:
@@ -189,6 +192,7 @@ def encrypted(server: QdrantServer, certificates: Path) -> Iterator[QdrantServer
     yield server
 
 
+@pytest.mark.wire_only  # needs a server with certificates
 def test_a_private_ca_and_a_clients_certificate(encrypted: QdrantServer, certificates: Path) -> None:
     ours = {"cert_file": certificates / "client.pem", "cert_key_file": certificates / "client.key"}
     options = {"ca_file": certificates / "ca.pem", "prefer_grpc": 0, **ours}

@@ -34,6 +34,7 @@ from vecferry.stores.qdrant.points import Form, as_json, as_message
 
 from .conftest import fill, read
 
+REAL_TOO = True
 SCHEMA = CollectionSchema(fields=(VectorField(dim=2, metric="ip"),))
 VALUES = [
     0.42451918914251396,
@@ -114,7 +115,7 @@ def test_depths_that_no_message_holds_cross_both_ways(server: QdrantServer) -> N
         deep = {"d": [deep]} if _ % 2 else {"d": deep}
     with vf.connect(server.url("c")) as there:
         fill(there.store, [VectorRecord(id=1, vector=[1.0, 2.0], metadata={"x": deep})], SCHEMA)
-        assert there.store._engine.grpc("c")
+        assert there.store._engine.grpc(server.named("c"))
         assert read(there.store)[0].metadata["x"] == deep
 
 
