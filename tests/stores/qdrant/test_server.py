@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from known import some
 from vecferry.model import CollectionSchema, RecordBatch, VectorField, matches, parse_where
@@ -59,14 +60,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[Callable[..., QdrantStore
     vendor.close()
 
 
-def test_the_versions_that_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
-    from importlib.metadata import version
-
+def test_the_version_is_one_that_keeps_metadata() -> None:
     vendor = client()
     found = vendor.info().version
     vendor.close()
-    with capsys.disabled():
-        print(f"\nQdrant server {found}, qdrant-client {version('qdrant-client')}")
     assert tuple(map(int, found.split(".")[:2])) >= (1, 16)
 
 
@@ -137,6 +134,20 @@ def test_the_graph_is_put_off_and_built(server: Callable[..., QdrantStore]) -> N
     info = vendor.get_collection(store.collection)
     assert info.config.hnsw_config.m > 0
     assert info.points_count == 3000
+    vendor.close()
+
+
+@pytest.mark.parametrize("sent", [{"batch_points": 10, "parallel": 1}, {}], ids=["one by one", "halved"])
+def test_a_rate_limit_is_waited_for(server: Callable[..., QdrantStore], sent: dict[str, int]) -> None:
+    """28 points a minute: the last of 30 have to wait until two more are allowed."""
+    store, vendor = server(**sent), client()
+    store.prepare(schema(), WriteMode.CREATE)
+    limits = models.StrictModeConfig(enabled=True, write_rate_limit=28)
+    vendor.update_collection(store.collection, strict_mode_config=limits)
+    began = time.monotonic()
+    store.write(RecordBatch.from_records(records(30)))
+    assert time.monotonic() - began > 1, "the limit has struck"
+    assert vendor.count(store.collection).count == 30
     vendor.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import resource
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from vecferry.ports import WriteMode
 
 from .conftest import fill, read
 
+REAL_TOO = True
 SCHEMA = CollectionSchema(fields=(VectorField(dim=2, metric="ip"),))
 
 
@@ -33,7 +33,7 @@ def filled(server: QdrantServer) -> Any:
 
 
 def strict(server: QdrantServer, **limits: Any) -> None:
-    server.extra("c").config["strict_mode_config"] = {"enabled": True, **limits}
+    server.update("c", {"strict_mode_config": {"enabled": True, **limits}})
 
 
 WHERES: list[dict[str, Any]] = [
@@ -77,6 +77,14 @@ def test_filters_without_an_index_are_decided_here(
     assert [hit.id for hit in hits] == picked(where)[::-1][:3]
 
 
+def test_more_conditions_than_are_allowed_are_decided_here(server: QdrantServer, filled: Any) -> None:
+    strict(server, filter_max_conditions=1)
+    where = {"half": {"$gte": 4}, "page": {"$lt": 15}}
+    assert [r.id for r in read(filled, where=where)] == picked(where)
+    assert [r.id for r in filled.search([0.0, 1.0], 1, where=where)] == [14]
+
+
+@pytest.mark.wire_only  # any refusal at all
 def test_any_refusal_of_a_filter_falls_back(server: QdrantServer, filled: Any) -> None:
     """Strict mode bounds how many conditions a filter may have, how large they are, and more."""
 
@@ -94,7 +102,15 @@ def test_counting_where_no_exact_count_is_allowed(server: QdrantServer, filled: 
     assert filled.describe().count == 20
 
 
-def test_a_rate_limit_makes_progress(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.wire_only  # counts what was accepted, in a minute of its own
+@pytest.mark.parametrize(
+    ("sent", "requests"),
+    [({"batch_points": 10, "parallel": 2}, 4), ({"batch_points": 10, "parallel": 1}, 4), ({}, 2)],
+    ids=["side by side", "one by one", "halved"],
+)
+def test_a_rate_limit_makes_progress(
+    server: QdrantServer, monkeypatch: pytest.MonkeyPatch, sent: dict[str, int], requests: int
+) -> None:
     """A refused part waits as long as the server says, and the acknowledged parts are not sent again."""
     waits: list[float] = []
     server.minute = 0.4
@@ -103,7 +119,7 @@ def test_a_rate_limit_makes_progress(server: QdrantServer, monkeypatch: pytest.M
         waits.append(seconds)
         server.minute = 0.0  # a minute has passed
 
-    with vf.connect(server.url("c", batch_points=10, parallel=2)) as there:
+    with vf.connect(server.url("c", **sent)) as there:
         there.store.prepare(SCHEMA, WriteMode.CREATE)
         server.minute = 60.0
         strict(server, write_rate_limit=25)
@@ -114,9 +130,10 @@ def test_a_rate_limit_makes_progress(server: QdrantServer, monkeypatch: pytest.M
         assert there.count() == 40
     assert waits and set(waits) == {1.0}
     accepted = server.extra("c").history.count("upsert")
-    assert accepted == 4, "each part once"
+    assert accepted == requests, "each part once"
 
 
+@pytest.mark.wire_only  # a moment that cannot be held
 def test_points_that_wait_for_the_optimizer_are_not_overlooked(server: QdrantServer, filled: Any) -> None:
     server.extra("c").hidden = 5
     assert filled.describe().count == 20, "segments under work are counted twice for a moment"
@@ -125,6 +142,7 @@ def test_points_that_wait_for_the_optimizer_are_not_overlooked(server: QdrantSer
         filled.describe()
 
 
+@pytest.mark.wire_only  # a server that loses a point
 def test_what_is_counted_is_what_is_read(server: QdrantServer, filled: Any) -> None:
     original = server.scroll
 
@@ -147,6 +165,7 @@ def test_points_that_are_deleted_while_they_are_read_are_not_missed(filled: Any)
     assert sum(map(len, pages)) == 13
 
 
+@pytest.mark.wire_only  # shard keys need a cluster
 def test_shard_keys_are_refused_by_name_or_chosen(server: QdrantServer, filled: Any) -> None:
     server.extra("c").params["sharding_method"] = "custom"
     server.shards = [{"shard_id": i, "shard_key": key} for i, key in enumerate(["eu", "us"])]
@@ -165,6 +184,7 @@ def test_shard_keys_are_refused_by_name_or_chosen(server: QdrantServer, filled: 
     assert set(seen) == {"eu"}
 
 
+@pytest.mark.wire_only  # such a key needs a server with JWT
 def test_a_key_that_may_only_write_points_says_so(server: QdrantServer) -> None:
     params = models.VectorParams(size=2, distance=models.Distance.DOT)
     server.client.create_collection("c", params)
@@ -200,22 +220,13 @@ def test_pages_are_sized_by_what_arrives(server: QdrantServer) -> None:
         small = [VectorRecord(id=i, vector=[1.0, 0.0]) for i in range(600)]
         large = [VectorRecord(id=1000 + i, vector=[1.0, 0.0], text=text) for i in range(40)]
         store = fill(there.store, [*small, *large], SCHEMA)
-        sizes: list[int] = []
-        original = server.scroll
-
-        def scroll(name: str, body: dict[str, Any]) -> Any:
-            page = original(name, body)
-            sizes.append(sum(len(str(r.payload)) for r in page[0]))
-            return page
-
-        server.scroll = scroll  # type: ignore[method-assign]
         seen = [len(batch) for batch in store.scan(batch_size=4096)]
     assert sum(seen) == 640
     assert max(seen) >= 128, "small ones come in large pages"
     assert seen[-1] <= 16, "large ones a few at a time"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
+@pytest.mark.wire_only  # faults on demand
 def test_single_reads_are_retried_and_not_for_ever(server: QdrantServer) -> None:
     import grpc
 

@@ -234,7 +234,7 @@ class Server:
         pieces = list(chunks(rows, points=self._points, max_bytes=self._max_bytes, number_bytes=width))
         if len(pieces) == 1 or self._parallel == 1:
             for piece in pieces:
-                self._send(name, piece)
+                self._send(name, piece, whole=len(pieces) == 1)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="vecferry-qdrant")
@@ -243,8 +243,11 @@ class Server:
         for job in jobs:
             job.result()
 
-    def _send(self, name: str, rows: Rows) -> None:
-        """Send one piece, waiting as long as a rate limit names; what was acknowledged stays so."""
+    def _send(self, name: str, rows: Rows, *, whole: bool = False) -> None:
+        """Send one piece, waiting as long as a rate limit names; what was acknowledged stays so.
+
+        whole: it is all there is to send, so that waiting may be left to the caller.
+        """
         waited = 0.0
         while True:
             try:
@@ -259,7 +262,7 @@ class Server:
                 self._send(name, rows.slice(middle, len(rows)))
                 return
             except RetryableError as error:
-                if self._pool is None or error.retry_after is None:
+                if whole or error.retry_after is None:
                     raise
                 waited += error.retry_after
                 if waited > _MOST_NAMED_WAIT:
