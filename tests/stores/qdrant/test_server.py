@@ -137,10 +137,9 @@ def test_the_graph_is_put_off_and_built(server: Callable[..., QdrantStore]) -> N
     vendor.close()
 
 
-@pytest.mark.parametrize("sent", [{"batch_points": 10, "parallel": 1}, {}], ids=["one by one", "halved"])
-def test_a_rate_limit_is_waited_for(server: Callable[..., QdrantStore], sent: dict[str, int]) -> None:
-    """28 points a minute: the last of 30 have to wait until two more are allowed."""
-    store, vendor = server(**sent), client()
+def test_a_rate_limit_is_waited_for(server: Callable[..., QdrantStore]) -> None:
+    """28 points a minute: the third request of ten has to wait until two more are allowed."""
+    store, vendor = server(batch_points=10, parallel=1), client()
     store.prepare(schema(), WriteMode.CREATE)
     limits = models.StrictModeConfig(enabled=True, write_rate_limit=28)
     vendor.update_collection(store.collection, strict_mode_config=limits)
