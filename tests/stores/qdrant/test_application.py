@@ -332,3 +332,18 @@ def test_a_layout_is_seen_the_same_each_time(server: QdrantServer, wire: Open) -
     server.client.upsert("c", points)
     assert {wire().describe().layout for _ in range(5)} == {"plain"}
     assert {wire().describe().settings["qdrant"]["text_key"] for _ in range(5)} == {"page_content"}
+
+
+def test_points_without_vectors_cross(server: QdrantServer, tmp_path: Any) -> None:
+    server.create("c", {"vectors": {}})
+    server.client.upsert("c", [models.PointStruct(id=i, vector={}, payload={"n": i}) for i in range(5)])
+    vf.migrate(server.url("c"), server.url("d"), state_dir=tmp_path).check()
+    assert [point.payload for point in server.client.scroll("d")[0]] == [{"n": i} for i in range(5)]
+
+
+def test_a_renamed_field_keeps_its_settings(server: QdrantServer, tmp_path: Any) -> None:
+    own = {"size": 2, "distance": "Dot", "on_disk": True, "hnsw_config": {"m": 5}}
+    server.create("c", {"vectors": {"old": own}})
+    server.client.upsert("c", [models.PointStruct(id=1, vector={"old": [1, 2]}, payload={})])
+    vf.migrate(server.url("c"), server.url("d"), fields={"old": "new"}, state_dir=tmp_path).check()
+    assert server.info("d")["config"]["params"]["vectors"] == {"new": own}
