@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
+from qdrant_client import QdrantClient
 
 import vecferry as vf
 from servers.proxy import Proxy
@@ -116,13 +118,22 @@ def test_a_broken_connection(
     assert server.client.count("kb").count == ROWS
 
 
+def drop(name: str) -> None:
+    """Leave the real server as it was found."""
+    key = os.environ.get("QDRANT_API_KEY")
+    client = QdrantClient(url=os.environ["QDRANT_URL"], api_key=key, check_compatibility=False)
+    client.delete_collection(name)
+    client.close()
+
+
 @pytest.mark.qdrant_server
 @pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="needs QDRANT_URL")
 @pytest.mark.parametrize("kind", ["reset", "truncate", "stall", "slow"])
 def test_a_broken_connection_to_a_real_server(kind: Any, origin: str, tmp_path: Path) -> None:
     host, _, port = os.environ["QDRANT_URL"].rpartition("//")[2].partition(":")
     name = f"faults_{uuid4().hex[:8]}"
-    with Proxy(host, int(port or 6333)) as proxy:
+    with Proxy(host, int(port or 6333)) as proxy, ExitStack() as afterwards:
+        afterwards.callback(drop, name)
         url = f"qdrant://127.0.0.1:{proxy.port}/{name}?prefer_grpc=false"
         plan = vf.plan(origin, url, batch_size=50, state_dir=tmp_path / "job")
         proxy.fault(kind, after=20_000, direction="up", seconds=0.2)
