@@ -14,7 +14,7 @@ SRC = ROOT / "src" / "vecferry"
 DESIGN = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- rooms: generated -->\n", "<!-- rooms: end -->\n"
 
-MOVED = {"home", "jobs", "migration", "planning", "publishing", "records", "registry", "retry"}
+MOVED = {"home", "migration", "planning", "publishing", "records", "registry", "retry"}
 """Modules that only say where their names are now."""
 
 GROUND = {"errors", "core", "model", "ports"}

@@ -12,7 +12,6 @@ MOVED = {
     "vecferry.home:home": "vecferry.core.home:home",
     "vecferry.registry:connect": "vecferry.connecting:connect",
     "vecferry.registry:STORES": "vecferry.core.registry:STORES",
-    "vecferry.jobs:resume_job": "vecferry.api.jobs:resume_job",
     "vecferry.migration:migrate": "vecferry.api.migration:migrate",
     "vecferry.planning:Settings": "vecferry.pipeline.settings:Settings",
     "vecferry.publishing:rollback": "vecferry.api.jobs:rollback",

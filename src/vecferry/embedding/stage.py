@@ -225,7 +225,7 @@ class EmbedStage:
         self._counts = {"embedded": 0, "kept": 0, "rejected": 0}
         self._probe: Matrix | None = None
         self.source_space = source_space
-        self._private = None if cache else job_cache_path
+        self._private = job_cache_path if cache is False else None  # an empty cache is falsy, too
         self._identity = threading.Lock()
         self._identified = self._kept = False
         self._meters: list[MeteredEmbedder] = []

@@ -1,5 +1,0 @@
-"""Its place until 0.2: see `vecferry.api.jobs`."""
-
-from vecferry.core.moved import moved
-
-__getattr__ = moved(__name__, "vecferry.api.jobs")
